@@ -1,0 +1,1 @@
+"""ONNX in, ONNX or engine out. Knows nothing of ResNets."""

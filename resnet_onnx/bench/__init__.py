@@ -1,0 +1,1 @@
+"""Measurement: the clock, statistics, result records."""

@@ -1,0 +1,1 @@
+"""Proof that runtimes compute the same function."""

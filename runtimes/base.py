@@ -1,0 +1,177 @@
+"""The interface that every runtime fills: arrays in, arrays out, for any model.
+
+A new runtime subclasses ``Runtime`` and ``Prepared`` and fills the underscore methods; validation, closing twice and
+use after close are settled here. ``docs/adding-a-runtime.md`` walks through it.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.errors import RuntimeClosed
+from runtimes.spec import Feeds, ModelSource, NodePlacement, RuntimeOptions, Scope, TensorSpec, check_feeds
+
+
+class Prepared(ABC):
+    """One set of inputs made ready to run again and again, for measuring.
+
+    With scope ``device`` inputs and outputs stay where the runtime computes and nothing is copied; with
+    ``end-to-end`` every ``enqueue`` copies host arrays in and ``synchronize`` has the results back in host arrays.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self._closed = False
+
+    def enqueue(self) -> None:
+        """Starts one run; may return before it is done."""
+        if self._closed:
+            raise RuntimeClosed("this prepared run was closed; prepare() makes a new one")
+        self._enqueue()
+
+    def synchronize(self) -> None:
+        """Waits until everything that was enqueued is done."""
+        if self._closed:
+            raise RuntimeClosed("this prepared run was closed; prepare() makes a new one")
+        self._synchronize()
+
+    def outputs(self) -> dict[str, NDArray[Any]]:
+        """Copies the outputs of the last finished run to host arrays."""
+        self.synchronize()
+        return self._outputs()
+
+    def close(self) -> None:
+        """Frees the buffers; closing twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @abstractmethod
+    def _enqueue(self) -> None: ...
+
+    @abstractmethod
+    def _synchronize(self) -> None: ...
+
+    @abstractmethod
+    def _outputs(self) -> dict[str, NDArray[Any]]: ...
+
+    def _close(self) -> None:  # noqa: B027  (most adapters have nothing to free)
+        """Frees what garbage collection would not."""
+
+
+class Runtime(ABC):
+    """An opened model on one runtime and device; use it as a context manager.
+
+    Attributes:
+        inputs: Specs of the model's inputs, in the model's order.
+        outputs: Specs of the model's outputs, in the model's order.
+        recorded: Every option that can change numbers or speed, as it was really set; goes into results.
+    """
+
+    name: str = ""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    recorded: Mapping[str, Any]
+
+    def __init__(self, source: ModelSource, *, device: str, options: RuntimeOptions) -> None:
+        self.source = source
+        self.device = device
+        self.options = options
+        self._closed = True  # until _open is through, so that close() after a failed open does nothing
+        self.inputs, self.outputs, self.recorded = self._open()
+        self._closed = False
+
+    @property
+    def version(self) -> str:
+        """Version of the library behind this runtime."""
+        return self._version()
+
+    def placement(self) -> tuple[NodePlacement, ...]:
+        """Returns device and provider per node, or one row for a whole engine."""
+        self._check_open()
+        return self._placement()
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """Runs the model once.
+
+        Args:
+            feeds: Arrays by input name; names, dtypes and shapes must be those of ``inputs``.
+
+        Returns:
+            Arrays by output name, owned by the caller.
+
+        Raises:
+            BadFeeds: A name, dtype or shape differs from ``inputs``.
+            RuntimeClosed: The runtime was closed.
+        """
+        self._check_open()
+        check_feeds(feeds, self.inputs, who=self.name)
+        return self._run({spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs})
+
+    def prepare(self, feeds: Feeds, *, scope: Scope = "device") -> Prepared:
+        """Places `feeds` for repeated runs; see ``Prepared``.
+
+        Raises:
+            BadFeeds: A name, dtype or shape differs from ``inputs``.
+            RuntimeClosed: The runtime was closed.
+        """
+        self._check_open()
+        check_feeds(feeds, self.inputs, who=self.name)
+        return self._prepare({spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs}, scope)
+
+    def close(self) -> None:
+        """Frees the model; closing twice is fine."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeClosed(f"{self.name}: this runtime was closed; open_runtime() makes a new one")
+
+    @abstractmethod
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        """Loads ``self.source`` and returns inputs, outputs and the recorded options."""
+
+    @abstractmethod
+    def _version(self) -> str: ...
+
+    @abstractmethod
+    def _placement(self) -> tuple[NodePlacement, ...]: ...
+
+    @abstractmethod
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+def usable_cores() -> int:
+    """Returns how many CPU cores this process may use (affinity, not the machine's total)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

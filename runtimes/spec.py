@@ -1,0 +1,178 @@
+"""What a runtime is asked for and what it says of itself: plain, picklable values."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.errors import BadFeeds, UsageError
+
+Feeds = Mapping[str, NDArray[Any]]
+"""Input arrays by input name."""
+
+Scope = Literal["device", "end-to-end"]
+"""What a prepared run covers: device memory to device memory, or host array to host array with copies."""
+
+Dimension = int | str
+"""A fixed extent, or the name of a symbolic one (``"batch"``)."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one input or output.
+
+    Attributes:
+        name: The tensor's name in the model.
+        dtype: NumPy dtype; bfloat16 is ml_dtypes' extension type.
+        shape: One entry per axis; a string names a symbolic dimension.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[Dimension, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(str(d) for d in self.shape)}]"
+
+    def concrete(self, **dimensions: int) -> tuple[int, ...]:
+        """Returns the shape with every symbolic dimension replaced (1 where it is not given)."""
+        return tuple(d if isinstance(d, int) else dimensions.get(d, 1) for d in self.shape)
+
+
+def check_feeds(feeds: Feeds, inputs: tuple[TensorSpec, ...], *, who: str) -> None:
+    """Raises ``BadFeeds`` unless names, dtypes and shapes of `feeds` are what `inputs` expect.
+
+    A symbolic dimension accepts any extent ≥ 1, but one name means one extent in all inputs.
+    """
+    expected = {spec.name: spec for spec in inputs}
+    missing = [n for n in expected if n not in feeds]
+    unknown = [n for n in feeds if n not in expected]
+    if missing or unknown:
+        problem = "; ".join(
+            part
+            for part in (
+                f"missing {', '.join(missing)}" if missing else "",
+                f"unknown {', '.join(unknown)}" if unknown else "",
+            )
+            if part
+        )
+        raise BadFeeds(f"{who}: {problem}; the inputs are {', '.join(str(s) for s in inputs)}")
+    extents: dict[str, tuple[int, str]] = {}
+    for name, spec in expected.items():
+        array = np.asarray(feeds[name])
+        if array.dtype != spec.dtype:
+            raise BadFeeds(f"{who}: input '{name}' was given {array.dtype}, expected {spec.dtype}")
+        fits = array.ndim == len(spec.shape) and all(
+            not isinstance(want, int) or got == want for got, want in zip(array.shape, spec.shape, strict=True)
+        )
+        if not fits:
+            raise BadFeeds(
+                f"{who}: input '{name}' was given shape {list(array.shape)}, "
+                f"expected [{', '.join(str(d) for d in spec.shape)}]"
+            )
+        for got, want in zip(array.shape, spec.shape, strict=True):
+            if isinstance(want, int):
+                continue
+            if got < 1:
+                raise BadFeeds(f"{who}: input '{name}' has no elements along '{want}' (shape {list(array.shape)})")
+            before = extents.setdefault(want, (got, name))
+            if before[0] != got:
+                raise BadFeeds(
+                    f"{who}: dimension '{want}' is {before[0]} in input '{before[1]}' and {got} in input '{name}'"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a runtime finds the model; picklable, so that a child process can open the same thing.
+
+    Exactly one of `path` and `factory` is needed; both may be given for a model that exists in both forms
+    (an ONNX file made here and the torch network it came from): each adapter takes the one it can open.
+
+    Attributes:
+        path: A checked ONNX file or an engine.
+        factory: ``"module:function"`` returning what only torch can build, a ``TorchProgram``.
+        arguments: Keyword arguments of the factory; picklable.
+        label: What messages call the model.
+    """
+
+    path: Path | None = None
+    factory: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.factory is None:
+            raise UsageError("a model source needs a path or a factory")
+        if self.factory is not None and ":" not in self.factory:
+            raise UsageError(f"a factory is named 'module:function', not '{self.factory}'")
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self.label or (str(self.path) if self.path else str(self.factory))
+
+    def call_factory(self) -> Any:
+        """Imports and calls the factory."""
+        if self.factory is None:
+            raise UsageError(f"{self.name} has no torch form")
+        module, _, function = self.factory.partition(":")
+        build: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return build(**self.arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchProgram:
+    """What a factory returns for the ``torch`` runtime.
+
+    Attributes:
+        module: A ``torch.nn.Module`` in eval mode; called with the inputs in order, returns a tensor or a tuple.
+        inputs: Specs in call order.
+        outputs: Specs in return order.
+    """
+
+    module: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    """Options that every adapter understands; each is recorded in the result.
+
+    Attributes:
+        threads: Intra-op CPU threads; None means all cores this process may use.
+        spin: Whether idle worker threads may spin (faster alone, slower beside other work).
+        profile: Record per-node times where the runtime can.
+    """
+
+    threads: int | None = None
+    spin: bool = True
+    profile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class NodePlacement:
+    """Where one node (or a whole engine) runs.
+
+    Attributes:
+        node: Node name, or ``"*"`` for all of them.
+        operator: Operator type, or "".
+        provider: The part of the library that executes it (``CPUExecutionProvider``, ``openvino CPU`` …).
+        device: ``cpu``, ``cuda:0`` …
+    """
+
+    node: str
+    operator: str
+    provider: str
+    device: str
