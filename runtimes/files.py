@@ -1,0 +1,697 @@
+"""The bottom of the house: atomic writes, SHA-256, manifests, the cache, and the gate every ONNX file passes.
+
+Artifacts are written only from here: into a temporary file beside the target, fsync, rename, fsync of the folder; so a
+full disk, a kill or a power cut leaves the old file or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtimes.errors import BadModel, FileProblem, ToolkitError
+
+MANIFEST_SUFFIX = ".manifest.json"
+MANIFEST_SCHEMA = 1
+CACHE_VARIABLE = "RESNET_ONNX_CACHE"
+
+MAX_PROTO_BYTES = 2**31 - 1
+"""Protobuf's own limit for one message (protobuf.dev, "Proto Limits"); larger models keep tensors in external data."""
+
+MAX_TENSOR_ELEMENTS = 2**34
+"""No tensor of a network that runs on one machine has more elements (64 GiB in fp32); a larger one is a damaged or
+hostile size that would only end in an allocation failure somewhere deep."""
+
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what is written there replaces `path` in one step.
+
+    Raises:
+        FileProblem: The folder can't be written, the disk is full, a limit was hit. The old file is intact and no
+            temporary file stays.
+    """
+    temporary = _temporary_beside(path)
+    try:
+        with _told_plainly(path):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder is in the way")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it takes the place of `path` in one step.
+
+    A kill at any moment leaves the old folder or the new one; where the system can't exchange two names at once,
+    ``settle_folder`` puts the old one back.
+
+    Raises:
+        FileProblem: As ``atomic_file``.
+    """
+    temporary = _temporary_beside(path)
+    try:
+        with _told_plainly(path):
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "a file is in the way")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            for item in sorted(temporary.rglob("*")):
+                _sync(item)
+            _sync(temporary)
+            _take_place(temporary, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def settle_folder(path: Path) -> None:
+    """Puts back the old folder where a kill between two renames left only its parking name."""
+    parked = _parked(path)
+    if parked.is_dir():
+        if path.exists():
+            shutil.rmtree(parked, ignore_errors=True)
+        else:
+            parked.rename(path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes `data` atomically; raises ``FileProblem`` as ``atomic_file``."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically; raises ``FileProblem`` as ``atomic_file``."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON (no NaN, no Infinity) atomically; raises ``FileProblem`` as ``atomic_file``."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.parent / f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _parked(path: Path) -> Path:
+    return path.parent / f".{path.name}.old"
+
+
+@contextlib.contextmanager
+def _told_plainly(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ToolkitError:
+        raise
+    except OSError as error:
+        raise FileProblem(f"can't write {path}: {error.strerror or error}", fix=_write_fix(error)) from error
+    except Exception as error:
+        # safetensors reports a failed write as its own exception, which is no OSError.
+        if type(error).__name__ == "SafetensorError":
+            raise FileProblem(f"can't write {path}: {error}", fix="check free space and permissions") from error
+        raise
+
+
+def _write_fix(error: OSError) -> str:
+    return {
+        errno.ENOSPC: "free some disk space or write to another disk",
+        errno.EFBIG: "the file-size limit of this process was hit (ulimit -f); raise it or write less",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EPERM: "choose a folder that you may write to",
+        errno.EROFS: "this disk is read-only; choose another folder",
+    }.get(error.errno or 0, "choose another path")
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows can't fsync a folder
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _take_place(new: Path, old: Path) -> None:
+    if not old.exists():
+        os.rename(new, old)
+    elif not _exchange(new, old):
+        parked = _parked(old)
+        shutil.rmtree(parked, ignore_errors=True)
+        os.rename(old, parked)
+        os.rename(new, old)
+        shutil.rmtree(parked, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two names in one step where the system can; returns whether it did."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    at_cwd = -100  # AT_FDCWD of fcntl.h
+    return bool(rename(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
+
+
+# ---- hashes and the cache ------------------------------------------------------------------------------------------
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file as 64 hex digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def cache_root() -> Path:
+    """Returns the cache folder: ``$RESNET_ONNX_CACHE``, or the user's cache folder of this system."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "resnet-onnx"
+
+
+def cache_dir(*parts: str) -> Path:
+    """Makes and returns a folder in the cache, open to its owner alone (mode 0700).
+
+    Raises:
+        FileProblem: The folder can't be made or belongs to somebody else.
+    """
+    folder = cache_root()
+    try:
+        for step in (folder, *(folder.joinpath(*parts[: i + 1]) for i in range(len(parts)))):
+            step.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.name != "nt":
+                found = step.stat()
+                if found.st_uid != os.getuid():
+                    raise FileProblem(
+                        f"the cache folder {step} belongs to another user",
+                        fix=f"name another: --cache-dir or ${CACHE_VARIABLE}",
+                    )
+                if stat.S_IMODE(found.st_mode) != 0o700:
+                    step.chmod(0o700)
+    except OSError as error:
+        raise FileProblem(
+            f"can't use the cache folder {folder}: {error.strerror or error}",
+            fix=f"name another: --cache-dir or ${CACHE_VARIABLE}",
+        ) from error
+    return folder.joinpath(*parts)
+
+
+def store_by_content(kind: str, suffix: str, write: Callable[[Path], None]) -> tuple[Path, str]:
+    """Writes a file into the cache under its own SHA-256.
+
+    Args:
+        kind: Folder in the cache (``"weights"``).
+        suffix: Ending of the file (``".safetensors"``).
+        write: Called with the path to write to.
+
+    Returns:
+        The path and the SHA-256.
+    """
+    folder = cache_dir(kind)
+    draft = folder / f".{os.getpid()}.{secrets.token_hex(4)}.draft"
+    try:
+        with _told_plainly(folder):
+            write(draft)
+            digest = sha256_file(draft)
+            target = folder / f"{digest}{suffix}"
+            _sync(draft)
+            os.replace(draft, target)
+            _sync(folder)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target, digest
+
+
+def find_by_content(kind: str, suffix: str, sha256: str) -> Path | None:
+    """Returns the cached file of that hash, or None where it is absent; a damaged one is removed."""
+    if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
+        return None
+    path = cache_root() / kind / f"{sha256}{suffix}"
+    if not path.is_file():
+        return None
+    if sha256_file(path) != sha256:
+        path.unlink(missing_ok=True)
+        return None
+    return path
+
+
+# ---- manifests -----------------------------------------------------------------------------------------------------
+
+
+def manifest_path(model: Path) -> Path:
+    """Returns where the manifest of a model lies: beside it, with ``.manifest.json`` appended."""
+    return model.with_name(model.name + MANIFEST_SUFFIX)
+
+
+def write_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Writes the manifest of a model file: SHA-256 and size of the file and of its external data.
+
+    Returns:
+        The manifest as written.
+    """
+    manifest = build_manifest(model, extra=extra)
+    write_json(manifest_path(model), manifest)
+    return manifest
+
+
+def build_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the manifest of a model file without writing it."""
+    external = [] if model.suffix != ".onnx" else sorted({t.location for t in _external_tensors(_parse(model))})
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "model": {"file": model.name, "sha256": sha256_file(model), "size_bytes": model.stat().st_size},
+        "external_data": [
+            {
+                "file": name,
+                "sha256": sha256_file(model.parent / name),
+                "size_bytes": (model.parent / name).stat().st_size,
+            }
+            for name in external
+        ],
+        **(extra or {}),
+    }
+
+
+# ---- the gate ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """An ONNX file that passed the gate.
+
+    Attributes:
+        path: Where it lies.
+        sha256: Of the model file alone.
+        size_bytes: Of the model file alone.
+        metadata: ``metadata_props`` as a dictionary.
+        opset: Version of the default operator set.
+        external_data: Names of its external data files, relative to its folder.
+        has_manifest: Whether a manifest lay beside it and agreed.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    metadata: Mapping[str, str]
+    opset: int
+    external_data: tuple[str, ...]
+    has_manifest: bool
+
+
+def check_onnx(path: Path) -> CheckedModel:
+    """Passes an ONNX file through the gate; every library opens only what came through here.
+
+    In this order: it is a file of a possible size; it is no other known format; its manifest, where there is one,
+    agrees with every byte; it parses; its external data stays inside its folder; no tensor claims a size that its
+    data does not have; ONNX's own checker passes it.
+
+    Raises:
+        BadModel: Any of these fails; the message says which.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BadModel(f"can't read the model {path}: {error.strerror}", fix="check the path") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise BadModel(f"{path} is a folder, expected an .onnx file")
+    if not stat.S_ISREG(found.st_mode):
+        raise BadModel(f"{path} is no regular file, expected an .onnx file")
+    stamp = tuple(_stamp(p) for p in (path, manifest_path(path)))
+    return _check_onnx(path.absolute(), stamp)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=32)
+def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
+    size = path.stat().st_size
+    if size == 0:
+        raise BadModel(f"{path} is empty, expected an ONNX model", fix="export or download it again")
+    if size > MAX_PROTO_BYTES:
+        raise BadModel(
+            f"{path} has {size} bytes, but one ONNX file holds less than 2 GiB",
+            fix="save the tensors as external data",
+        )
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(512)
+        digest = sha256_file(path)
+    except OSError as error:
+        raise BadModel(f"can't read the model {path}: {error.strerror}", fix="check its permissions") from error
+    manifest = _read_manifest(path)
+    if manifest is not None:
+        _compare(path, manifest["model"], digest, path)
+    foreign = _foreign_format(head)
+    if foreign:
+        raise BadModel(f"{path} is {foreign}, expected an ONNX model", fix=_FOREIGN_FIX.get(foreign))
+    model = _parse(path)
+    _check_graph(path, model)
+    external = _check_external_data(path, model)
+    if manifest is not None:
+        listed = {str(row["file"]): row for row in manifest.get("external_data", [])}
+        for name in external:
+            if name not in listed:
+                raise BadModel(f"{path} refers to external data '{name}' that its manifest does not list")
+            _compare(path.parent / name, listed[name], sha256_file(path.parent / name), path)
+    _check_sizes(path, model)
+    _run_checker(path, model, bool(external))
+    return CheckedModel(
+        path=path,
+        sha256=digest,
+        size_bytes=size,
+        metadata={p.key: p.value for p in model.metadata_props},
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        external_data=tuple(external),
+        has_manifest=manifest is not None,
+    )
+
+
+def _read_manifest(model: Path) -> dict[str, Any] | None:
+    path = manifest_path(model)
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+            raise ValueError(f"schema {MANIFEST_SCHEMA} expected")
+        str(manifest["model"]["sha256"])
+        [str(row["file"]) + str(row["sha256"]) for row in manifest.get("external_data", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadModel(
+            f"the manifest {path} can't be read ({error})",
+            fix="export the model again, or delete the manifest to go without",
+        ) from error
+    return manifest
+
+
+def _compare(path: Path, row: Mapping[str, Any], digest: str, model: Path) -> None:
+    if digest != row["sha256"]:
+        raise BadModel(
+            f"{path} is damaged or was changed: SHA-256 {digest[:12]}…, its manifest says {str(row['sha256'])[:12]}…",
+            fix=f"export or copy it again; if the change was meant, delete {manifest_path(model).name}",
+        )
+
+
+_MAGIC = (
+    (b"PK\x03\x04", "a zip archive or a torch checkpoint"),
+    (b"\x80\x02", "a Python pickle"),
+    (b"\x80\x03", "a Python pickle"),
+    (b"\x80\x04", "a Python pickle"),
+    (b"\x80\x05", "a Python pickle"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf", "a 7-zip archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x7fELF", "a program or shared library"),
+    (b"ftrt", "a TensorRT engine"),
+    (b"\x1c\x00\x00\x00TFL3", "a TensorFlow Lite model"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<", "an HTML or XML document"),
+    (b"{", "a JSON document"),
+)
+_WEIGHTS_FIX = "give the weights together with their architecture: --model NAME"
+_FOREIGN_FIX = {
+    "a zip archive or a torch checkpoint": _WEIGHTS_FIX,
+    "a Python pickle": _WEIGHTS_FIX,
+    "a Git LFS pointer, not the file itself": "run: git lfs pull",
+}
+
+
+def _foreign_format(head: bytes) -> str | None:
+    for magic, what in _MAGIC:
+        if head.startswith(magic):
+            return what
+    if len(head) > 16 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return "a safetensors file"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = head.decode("ascii")
+        if all(c.isprintable() or c in "\r\n\t" for c in text):
+            return "a text file"
+    return None
+
+
+def _parse(path: Path) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(path), format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise BadModel(
+            f"{path} is no ONNX model, or a truncated one ({error})", fix="export or download it again"
+        ) from error
+
+
+def _check_graph(path: Path, model: Any) -> None:
+    graph = model.graph
+    if model.ir_version <= 0 or not model.HasField("graph"):
+        raise BadModel(f"{path} parses, but holds no ONNX graph", fix="export or download it again")
+    if not model.opset_import:
+        raise BadModel(f"{path} names no operator set")
+    if not graph.node or not graph.output:
+        raise BadModel(
+            f"{path} holds a graph with {len(graph.node)} nodes and {len(graph.output)} outputs, expected some"
+        )
+    initialised = {t.name for t in graph.initializer}
+    if not [i for i in graph.input if i.name not in initialised]:
+        raise BadModel(f"{path} has no inputs: there is nothing to run it on")
+    for value in (*graph.input, *graph.output):
+        if not value.type.HasField("tensor_type"):
+            kind = value.type.WhichOneof("value") or "nothing"
+            raise BadModel(f"{path}: '{value.name}' is a {kind}; only tensors are supported as inputs and outputs")
+        _check_dims(
+            path,
+            value.name,
+            [d.dim_value for d in value.type.tensor_type.shape.dim if d.WhichOneof("value") == "dim_value"],
+        )
+
+
+def _check_dims(path: Path, name: str, dims: list[int]) -> int:
+    count = 1
+    for extent in dims:
+        if extent < 0:
+            raise BadModel(f"{path}: '{name}' has the negative dimension {extent} in {dims}")
+        count *= extent
+    if count > MAX_TENSOR_ELEMENTS:
+        raise BadModel(
+            f"{path}: '{name}' claims {count} elements ({dims}), more than any machine holds; the file is damaged"
+        )
+    return count
+
+
+@dataclass(frozen=True)
+class _External:
+    tensor: str
+    location: str
+    offset: int
+    length: int | None
+    expected: int
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Yields every TensorProto: initialisers and attributes of the graph, its subgraphs and its functions."""
+    graphs = [model.graph]
+    nodes = [n for f in model.functions for n in f.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+            continue
+        for attribute in nodes.pop().attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            sparse_tensors = list(attribute.sparse_tensors)
+            if attribute.HasField("sparse_tensor"):
+                sparse_tensors.append(attribute.sparse_tensor)
+            for sparse in sparse_tensors:
+                yield from (sparse.values, sparse.indices)
+            if attribute.HasField("g"):
+                graphs.append(attribute.g)
+            graphs.extend(attribute.graphs)
+
+
+def _external_tensors(model: Any) -> list[_External]:
+    found = []
+    for tensor in _tensors(model):
+        if not tensor.external_data and tensor.data_location != tensor.EXTERNAL:
+            continue
+        entries = {e.key: e.value for e in tensor.external_data}
+        try:
+            offset = int(entries.get("offset", "0") or 0)
+            length = int(entries["length"]) if entries.get("length") else None
+        except ValueError as error:
+            raise BadModel(f"external data of tensor '{tensor.name}' has no numeric offset or length") from error
+        location = entries.get("location", "")
+        found.append(_External(tensor.name, location, offset, length, _tensor_bytes(tensor)))
+    return found
+
+
+def _check_external_data(path: Path, model: Any) -> list[str]:
+    names: dict[str, int] = {}
+    for tensor in _external_tensors(model):
+        name = tensor.location
+        what = f"{path}: external data '{name}' of tensor '{tensor.tensor}'"
+        if not name:
+            raise BadModel(f"{path}: tensor '{tensor.tensor}' has external data without a location")
+        if name not in names:
+            names[name] = _contained_size(path, name, what)
+        size = names[name]
+        length = tensor.expected if tensor.length is None else tensor.length
+        if tensor.offset < 0 or length < 0 or tensor.offset + length > size:
+            raise BadModel(f"{what} ends at byte {tensor.offset + length}, but the file has {size}; it is truncated")
+        if length != tensor.expected:
+            raise BadModel(f"{what} has {length} bytes, its shape needs {tensor.expected}")
+    return list(names)
+
+
+def _contained_size(path: Path, name: str, what: str) -> int:
+    """Returns the size of an external-data file that provably lies inside the model's folder."""
+    parts = name.split("/")
+    if name.startswith("/") or "\\" in name or ":" in name or "\0" in name or ".." in parts:
+        raise BadModel(f"{what} points outside the model's folder; refused")
+    step = path.parent
+    for part in parts:
+        if part in ("", "."):
+            continue
+        step = step / part
+        try:
+            found = step.lstat()
+        except (OSError, ValueError) as error:
+            raise BadModel(f"{what} is missing: {step} can't be read") from error
+        if stat.S_ISLNK(found.st_mode):
+            raise BadModel(
+                f"{what} goes through the symbolic link {step}; refused", fix="copy the data beside the model"
+            )
+    if not stat.S_ISREG(found.st_mode):
+        raise BadModel(f"{what} is no regular file; refused")
+    if found.st_nlink > 1:
+        raise BadModel(f"{what} is a hard link to a file elsewhere; refused", fix="copy the data beside the model")
+    return found.st_size
+
+
+def _tensor_bytes(tensor: Any) -> int:
+    import onnx
+
+    bits = _BITS.get(tensor.data_type)
+    if bits is None:
+        if tensor.data_type == onnx.TensorProto.STRING:
+            raise BadModel(f"tensor '{tensor.name}' holds strings as raw bytes, which ONNX does not allow")
+        raise BadModel(f"tensor '{tensor.name}' has the unknown data type {tensor.data_type}")
+    count = _check_dims(Path("model"), tensor.name, list(tensor.dims))
+    return (count * bits + 7) // 8
+
+
+# Bits per element by onnx.TensorProto.DataType, from onnx/onnx.in.proto.
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
+    17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
+
+
+def _check_sizes(path: Path, model: Any) -> None:
+    """Every tensor kept in the file has as many elements as its shape says."""
+    for tensor in _tensors(model):
+        count = _check_dims(path, tensor.name, list(tensor.dims))
+        if tensor.external_data or tensor.data_location == tensor.EXTERNAL:
+            continue
+        if tensor.HasField("raw_data"):
+            given, expected = len(tensor.raw_data), _tensor_bytes(tensor)
+        elif tensor.string_data:
+            given, expected = len(tensor.string_data), count
+        else:
+            continue  # typed fields: the checker compares their counts
+        if given != expected:
+            raise BadModel(
+                f"{path}: tensor '{tensor.name}' holds {given} bytes, its shape {list(tensor.dims)} needs {expected}"
+            )
+
+
+def _run_checker(path: Path, model: Any, external: bool) -> None:
+    import onnx
+
+    try:
+        if external:
+            onnx.checker.check_model(str(path))
+        else:
+            onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=False)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadModel(
+            f"{path} is no valid ONNX model: {reason[:300]}", fix="export it again, or report it to its maker"
+        ) from error
+
+
+_SMALL = 1024
+
+
+def _without_weights(model: Any) -> Any:
+    """Returns a copy in which large initialisers are inputs, so that shape inference copies no weights."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.ir_version = model.ir_version
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    graph = copy.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    named = {i.name for i in graph.input}
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) <= _SMALL and tensor.data_location != tensor.EXTERNAL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in named:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return copy

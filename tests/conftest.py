@@ -1,0 +1,26 @@
+"""Fixtures for all tests: shared data, a private cache, small models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps every test out of the user's cache; one cache serves the whole run."""
+    base = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("RESNET_ONNX_CACHE", str(base))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures and trained weights; skips where it is absent."""
+    folder = Path(os.environ.get("RESNET_ONNX_DATA") or ROOT.parent / "shared" / "data").expanduser()
+    if not (folder / "cifar-resnet20.th").is_file():
+        pytest.skip(f"no real data at {folder} (set $RESNET_ONNX_DATA)")
+    return folder
