@@ -9,14 +9,36 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import RuntimeClosed
+from runtimes.errors import RuntimeClosed, RuntimeUnavailable, UsageError
 from runtimes.spec import Feeds, ModelSource, NodePlacement, RuntimeOptions, Scope, TensorSpec, check_feeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether a runtime can run here, found by trying.
+
+    Attributes:
+        name: The runtime's name.
+        available: Whether a model can be opened on it now.
+        version: Of the library, or None where it is not installed.
+        devices: What it can compute on, in words.
+        reason: Why it can't run, or "".
+        fix: The command or step that makes it run, or "".
+    """
+
+    name: str
+    available: bool
+    version: str | None
+    devices: tuple[str, ...] = ()
+    reason: str = ""
+    fix: str = ""
 
 
 class Prepared(ABC):
@@ -82,6 +104,7 @@ class Runtime(ABC):
     """
 
     name: str = ""
+    default_device: str = "cpu"
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -95,10 +118,56 @@ class Runtime(ABC):
         self.inputs, self.outputs, self.recorded = self._open()
         self._closed = False
 
+    @classmethod
+    def probe(cls, device: str | None = None) -> Availability:
+        """Finds out by really trying whether this runtime can run here, on `device` or its default one."""
+        try:
+            asked = cls.resolve_device(device)
+            version, devices = cls._probe(asked)
+        except RuntimeUnavailable as missing:
+            return Availability(
+                name=cls.name,
+                available=False,
+                version=cls._installed_version(),
+                reason=missing.message,
+                fix=missing.fix or "",
+            )
+        return Availability(name=cls.name, available=True, version=version, devices=devices)
+
+    @classmethod
+    def resolve_device(cls, device: str | None) -> str:
+        """Returns the full name of the device asked for (``cuda`` → ``cuda:0``).
+
+        Raises:
+            UsageError: The device is misspelt, or of a kind that this runtime does not have.
+        """
+        if device is None:
+            return cls.default_device
+        kind, _, index = device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+            raise UsageError(f"unknown device '{device}': expected cpu, cuda or cuda:N")
+        if kind not in cls._device_kinds():
+            raise UsageError(f"runtime '{cls.name}' runs on {' or '.join(cls._device_kinds())}, not on '{device}'")
+        return "cpu" if kind == "cpu" else f"cuda:{index or 0}"
+
+    @classmethod
+    def _device_kinds(cls) -> tuple[str, ...]:
+        return (cls.default_device.partition(":")[0],)
+
+    @classmethod
+    @abstractmethod
+    def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
+        """Returns version and devices, or raises ``RuntimeUnavailable`` with the reason and the fix."""
+
+    @classmethod
+    @abstractmethod
+    def _installed_version(cls) -> str | None:
+        """Returns the version of the installed library without loading it, or None."""
+
     @property
     def version(self) -> str:
         """Version of the library behind this runtime."""
-        return self._version()
+        return self._installed_version() or "unknown"
 
     def placement(self) -> tuple[NodePlacement, ...]:
         """Returns device and provider per node, or one row for a whole engine."""
@@ -153,9 +222,6 @@ class Runtime(ABC):
     @abstractmethod
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
         """Loads ``self.source`` and returns inputs, outputs and the recorded options."""
-
-    @abstractmethod
-    def _version(self) -> str: ...
 
     @abstractmethod
     def _placement(self) -> tuple[NodePlacement, ...]: ...
