@@ -1,0 +1,148 @@
+"""Architectures as plain values: what a network is, without building it and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from runtimes.errors import UsageError, UserError
+
+Block = Literal["basic", "bottleneck"]
+"""Two 3×3 convolutions, or 1×1, 3×3, 1×1 with four times the width going out (arXiv:1512.03385, figure 5)."""
+
+Stem = Literal["imagenet", "cifar"]
+"""7×7/2 convolution and 3×3/2 max-pool, or one 3×3 convolution (arXiv:1512.03385, table 1 and section 4.2)."""
+
+Variant = Literal["v1", "v1.5"]
+"""Where a bottleneck halves the picture: in its first 1×1 (the paper), or in its 3×3 (torchvision, timm, MLPerf)."""
+
+Shortcut = Literal["A", "B", "C", "none"]
+"""Zero-padded, projected where shapes change, projected everywhere (arXiv:1512.03385, section 4.1), or a plain net."""
+
+EXPANSION: Mapping[Block, int] = {"basic": 1, "bottleneck": 4}
+"""Channels going out of a block, per channel of its width."""
+
+CONVOLUTIONS: Mapping[Block, int] = {"basic": 2, "bottleneck": 3}
+"""Convolutions on the main path of a block."""
+
+_MOST_BLOCKS = 1000  # a stage of cifar-resnet1202 has 200
+_MOST_CHANNELS = 65_536
+_MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """A residual network, or its plain counterpart.
+
+    Attributes:
+        block: Kind of block.
+        layers: Blocks per stage.
+        widths: Width per stage; as many as `layers`. Stage 2 and later halve the picture.
+        stem: What stands before the first stage.
+        variant: Where a bottleneck halves the picture; without effect on basic blocks.
+        shortcut: The paper's shortcut option, or ``"none"`` for the plain net.
+        num_classes: Outputs.
+        in_channels: Channels of the picture.
+    """
+
+    block: Block
+    layers: tuple[int, ...]
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    stem: Stem = "imagenet"
+    variant: Variant = "v1.5"
+    shortcut: Shortcut = "B"
+    num_classes: int = 1000
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        _check_choice("block", self.block, get_args(Block))
+        _check_choice("stem", self.stem, get_args(Stem))
+        _check_choice("variant", self.variant, get_args(Variant))
+        _check_choice("shortcut", self.shortcut, get_args(Shortcut))
+        if not self.layers or len(self.layers) != len(self.widths):
+            raise UsageError(
+                f"a ResNet needs one width per stage, not {len(self.layers)} stages with {len(self.widths)} widths"
+            )
+        for blocks in self.layers:
+            _check_whole("blocks in a stage", blocks, _MOST_BLOCKS)
+        for width in self.widths:
+            _check_whole("width of a stage", width, _MOST_CHANNELS)
+        _check_whole("num_classes", self.num_classes, _MOST_CLASSES)
+        _check_whole("in_channels", self.in_channels, _MOST_CHANNELS)
+
+    @property
+    def depth(self) -> int:
+        """Weighted layers as the paper counts them: the first convolution, the blocks' and the classifier."""
+        return 2 + CONVOLUTIONS[self.block] * sum(self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGConfig:
+    """VGG configuration D (16 layers) or E (19), without batch normalisation (arXiv:1409.1556, table 1).
+
+    Attributes:
+        depth: 16 or 19.
+        num_classes: Outputs.
+        in_channels: Channels of the picture.
+    """
+
+    depth: Literal[16, 19]
+    num_classes: int = 1000
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.depth not in (16, 19):
+            raise UsageError(f"no VGG of depth {self.depth!r}: choose 16 or 19")
+        _check_whole("num_classes", self.num_classes, _MOST_CLASSES)
+        _check_whole("in_channels", self.in_channels, _MOST_CHANNELS)
+
+
+NetworkConfig = ResNetConfig | VGGConfig
+"""Every architecture that ``build`` can build."""
+
+_FAMILIES: Mapping[str, type[ResNetConfig] | type[VGGConfig]] = {"resnet": ResNetConfig, "vgg": VGGConfig}
+
+
+def with_classes(config: NetworkConfig, num_classes: int) -> NetworkConfig:
+    """Returns the same architecture with another number of outputs."""
+    return replace(config, num_classes=num_classes)
+
+
+def config_to_json(config: NetworkConfig) -> dict[str, Any]:
+    """Returns plain values, ``family`` among them; ``config_from_json`` is the inverse."""
+    family = "resnet" if isinstance(config, ResNetConfig) else "vgg"
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {"family": family, **values}
+
+
+def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
+    """Rebuilds an architecture from ``config_to_json``'s values.
+
+    Raises:
+        UserError: A value is missing, unknown or out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"an architecture record is a mapping, not {values!r}")
+    family = values.get("family")
+    cls = _FAMILIES.get(family) if isinstance(family, str) else None
+    if cls is None:
+        raise UserError(f"an architecture's family is 'resnet' or 'vgg', not {family!r}")
+    given = {name: value for name, value in values.items() if name != "family"}
+    known = {field.name for field in fields(cls)}
+    if unknown := sorted(map(str, set(given) - known)):
+        raise UserError(f"this {family} record has unknown entries: {', '.join(unknown)}")
+    try:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    except TypeError as error:
+        raise UserError(f"this is no {family} record: {dict(values)}") from error
+
+
+def _check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise UsageError(f"{what} is one of {', '.join(allowed)}, not {value!r}")
+
+
+def _check_whole(what: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UsageError(f"{what} must be a whole number from 1 to {most}, not {value!r}")

@@ -1,0 +1,93 @@
+"""A network with its weights, as a value that can be sent to another process and opened there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_onnx.models.configs import NetworkConfig, config_from_json, config_to_json
+from resnet_onnx.models.preprocessing import Preprocessing
+from runtimes.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """An architecture, its weights and how it wants its pictures.
+
+    Attributes:
+        name: What messages call it: a catalog name, or the user's own.
+        config: The architecture.
+        preprocessing: From a picture to the network's input.
+        labels: One name per output, or None where nothing is known.
+        weights: A safetensors file with exactly the tensors of the architecture.
+        weights_sha256: SHA-256 of that file, lower-case hexadecimal.
+        weights_source: Where the weights come from, for people: ``random (seed 0)``, a file name …
+        trained: Whether predictions mean anything.
+    """
+
+    name: str
+    config: NetworkConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    weights: Path
+    weights_sha256: str
+    weights_source: str
+    trained: bool
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != self.config.num_classes:
+            raise UserError(
+                f"{self.name} has {self.config.num_classes} outputs, but {len(self.labels)} labels were given"
+            )
+
+    def load(self) -> nn.Module:
+        """Builds the network and fills in its weights.
+
+        Returns:
+            A float32 module on the CPU in eval mode, from [batch, channel, height, width] to [batch, class].
+
+        Raises:
+            BadWeights: The file is missing, is not the one that was recorded, or does not fit the architecture.
+        """
+        from resnet_onnx.models.weights import load_network
+
+        return load_network(self.config, self.weights, sha256=self.weights_sha256)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything but the path as plain values; ``from_json`` is the inverse."""
+        return {
+            "name": self.name,
+            "config": config_to_json(self.config),
+            "preprocessing": self.preprocessing.to_json(),
+            "labels": None if self.labels is None else list(self.labels),
+            "weights_sha256": self.weights_sha256,
+            "weights_source": self.weights_source,
+            "trained": self.trained,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], *, weights: Path) -> Network:
+        """Rebuilds a network from ``to_json``'s values and the place of its weights.
+
+        Raises:
+            UserError: The record is incomplete or contradicts itself.
+        """
+        try:
+            labels = values["labels"]
+            return cls(
+                name=str(values["name"]),
+                config=config_from_json(values["config"]),
+                preprocessing=Preprocessing.from_json(values["preprocessing"]),
+                labels=None if labels is None else tuple(str(label) for label in labels),
+                weights=weights,
+                weights_sha256=str(values["weights_sha256"]),
+                weights_source=str(values["weights_source"]),
+                trained=bool(values["trained"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"this is no network record: {error} is missing or wrong") from error

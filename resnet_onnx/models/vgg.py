@@ -1,0 +1,56 @@
+"""VGG-16 and VGG-19 without batch normalisation (arXiv:1409.1556, table 1, columns D and E).
+
+Shapes are written with B pictures in a batch, C channels, H×W pixels and K classes. Parameter names are torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from resnet_onnx.models.configs import VGGConfig
+
+_WIDTHS = (64, 128, 256, 512, 512)
+_CONVOLUTIONS: Mapping[int, tuple[int, ...]] = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_POOLED = 7  # side of the feature map that the first fully connected layer sees
+_HIDDEN = 4096
+
+
+class VGG(nn.Module):
+    """Five stages of 3×3 convolutions, each ended by a 2×2 max-pool, then three fully connected layers.
+
+    Args:
+        config: The architecture.
+    """
+
+    def __init__(self, config: VGGConfig) -> None:
+        super().__init__()
+        self.config = config
+        features: list[nn.Module] = []
+        channels = config.in_channels
+        for width, convolutions in zip(_WIDTHS, _CONVOLUTIONS[config.depth], strict=True):
+            for _ in range(convolutions):
+                features += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            features.append(nn.MaxPool2d(2, stride=2))
+        self.features = nn.Sequential(*features)
+        # Leaves the 7×7 of a 224-pixel picture as it is; lets the same weights take other sizes, as torchvision does.
+        self.avgpool = nn.AdaptiveAvgPool2d(_POOLED)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * _POOLED * _POOLED, _HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(_HIDDEN, _HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(_HIDDEN, config.num_classes),
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps normalised pictures [B, C, H, W] to logits [B, K]."""
+        x = self.features(pictures)  # [B, 512, H/32, W/32]
+        x = torch.flatten(self.avgpool(x), 1)  # [B, 512·7·7]
+        return cast(Tensor, self.classifier(x))
