@@ -115,6 +115,18 @@ class UnsupportedModel(Unavailable):
     kind = "unsupported-model"
 
 
+class RunFailed(Unavailable):
+    """The runtime opened the model, but a run of it failed inside the library."""
+
+    kind = "run-failed"
+
+
+class OutOfMemory(RunFailed):
+    """A model or batch does not fit into the memory of the machine or device."""
+
+    kind = "out-of-memory"
+
+
 class NetworkUnavailable(Unavailable):
     """A download was needed and the network is not there."""
 

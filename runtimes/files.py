@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtimes import onnx_types
 from runtimes.errors import BadModel, FileProblem, ToolkitError
+from runtimes.spec import TensorSpec
 
 MANIFEST_SUFFIX = ".manifest.json"
 MANIFEST_SCHEMA = 1
@@ -321,6 +323,8 @@ class CheckedModel:
         size_bytes: Of the model file alone.
         metadata: ``metadata_props`` as a dictionary.
         opset: Version of the default operator set.
+        inputs: Specs of the inputs, without initialisers.
+        outputs: Specs of the outputs.
         external_data: Names of its external data files, relative to its folder.
         has_manifest: Whether a manifest lay beside it and agreed.
     """
@@ -330,6 +334,8 @@ class CheckedModel:
     size_bytes: int
     metadata: Mapping[str, str]
     opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     external_data: tuple[str, ...]
     has_manifest: bool
 
@@ -397,12 +403,15 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
             _compare(path.parent / name, listed[name], sha256_file(path.parent / name), path)
     _check_sizes(path, model)
     _run_checker(path, model, bool(external))
+    inputs, outputs = onnx_types.model_specs(model)
     return CheckedModel(
         path=path,
         sha256=digest,
         size_bytes=size,
         metadata={p.key: p.value for p in model.metadata_props},
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        inputs=inputs,
+        outputs=outputs,
         external_data=tuple(external),
         has_manifest=manifest is not None,
     )
@@ -664,12 +673,15 @@ def _run_checker(path: Path, model: Any, external: bool) -> None:
             onnx.checker.check_model(str(path))
         else:
             onnx.checker.check_model(model)
-        onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, strict_mode=False)
+        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BadModel(
             f"{path} is no valid ONNX model: {reason[:300]}", fix="export it again, or report it to its maker"
         ) from error
+    for value in inferred.graph.value_info:
+        shape = value.type.tensor_type.shape
+        _check_dims(path, value.name, [d.dim_value for d in shape.dim if d.WhichOneof("value") == "dim_value"])
 
 
 _SMALL = 1024

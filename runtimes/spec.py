@@ -149,12 +149,14 @@ class RuntimeOptions:
     Attributes:
         threads: Intra-op CPU threads; None means all cores this process may use.
         spin: Whether idle worker threads may spin (faster alone, slower beside other work).
-        profile: Record per-node times where the runtime can.
+        optimize: Whether the runtime may rewrite the graph; off only for diagnosis.
+        tf32: Whether an NVIDIA device may round fp32 products to TF32.
     """
 
     threads: int | None = None
     spin: bool = True
-    profile: bool = False
+    optimize: bool = True
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -1,0 +1,124 @@
+"""The machine and its libraries: loading them when used, and describing both for results and ``doctor``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from runtimes.base import usable_cores
+from runtimes.errors import RuntimeUnavailable
+
+RECORDED_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "torchvision",
+)
+
+_INTERESTING_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "bf16",
+    "i8mm",
+    "sve",
+)
+"""The instruction sets that decide how fast a convolution is, by their names in /proc/cpuinfo."""
+
+
+def load_library(module: str, *, runtime: str, package: str) -> Any:
+    """Imports a heavy library when it is used.
+
+    Args:
+        module: What to import.
+        runtime: Who needs it, for the message.
+        package: What to install, as pip is told (``resnet-onnx[tensorrt]``).
+
+    Raises:
+        RuntimeUnavailable: It is not installed, or is installed but can't be loaded.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == module.partition(".")[0]:
+            raise RuntimeUnavailable(
+                f"runtime '{runtime}' can't run here: the library '{module}' is not installed",
+                fix=f"pip install '{package}'",
+            ) from error
+        raise RuntimeUnavailable(
+            f"runtime '{runtime}' can't run here: '{module}' needs '{error.name}', which is not installed",
+            fix=f"pip install '{package}'",
+        ) from error
+    except (ImportError, OSError) as error:
+        raise RuntimeUnavailable(
+            f"runtime '{runtime}' can't run here: '{module}' is installed but can't be loaded: {error}",
+            fix=f"pip install --force-reinstall '{package}'",
+        ) from error
+
+
+def package_version(*names: str) -> str | None:
+    """Returns the version of the first installed package of `names`, without importing it."""
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of all installed libraries that can change a result."""
+    found = {name: package_version(name) for name in RECORDED_PACKAGES}
+    return {name: version for name, version in found.items() if version}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns CPU, memory, system and library versions; loads no heavy library.
+
+    Keys: ``cpu`` (model, usable_cores, instruction_sets), ``memory_bytes``, ``system``, ``python``, ``libraries``.
+    """
+    import psutil
+
+    model, flags = _cpu()
+    return {
+        "cpu": {
+            "model": model,
+            "usable_cores": usable_cores(),
+            "instruction_sets": [flag for flag in _INTERESTING_FLAGS if flag in flags],
+        },
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": sys.version.split()[0],
+        "libraries": library_versions(),
+    }
+
+
+def _cpu() -> tuple[str, frozenset[str]]:
+    model, flags = platform.processor() or platform.machine(), frozenset[str]()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                return model, frozenset(value.split())
+    return model, flags

@@ -1,0 +1,87 @@
+"""A runtime that computes with a Python function: for tests, yours and ours.
+
+It is no entry of the registry; make one directly::
+
+    fake = FakeRuntime(ModelSource(factory="mytests:program"), device="cpu", options=RuntimeOptions())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.base import Prepared, Runtime
+from runtimes.errors import BadModel, RunFailed
+from runtimes.spec import NodePlacement, Scope, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeProgram:
+    """What the source's factory returns for a ``FakeRuntime``.
+
+    Attributes:
+        inputs: Specs of the inputs.
+        outputs: Specs of the outputs.
+        function: Called with arrays by input name; returns arrays by output name.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    function: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+class FakeRuntime(Runtime):
+    """Fills the interface with a Python function."""
+
+    name = "fake"
+
+    @classmethod
+    def _installed_version(cls) -> str | None:
+        return "1"
+
+    @classmethod
+    def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
+        return "1", (device,)
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        if self.source.factory is None:
+            raise BadModel(f"the fake runtime runs a function, but {self.source.name} has none")
+        program: FakeProgram = self.source.call_factory()
+        self._function = program.function
+        return program.inputs, program.outputs, {"threads": self.options.threads or 1}
+
+    def _placement(self) -> tuple[NodePlacement, ...]:
+        return (NodePlacement("*", "", "Python function", self.device),)
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        results = self._function(feeds)
+        missing = [s.name for s in self.outputs if s.name not in results]
+        if missing:
+            raise RunFailed(f"the fake's function returned no {', '.join(missing)}")
+        return {s.name: np.asarray(results[s.name]) for s in self.outputs}
+
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        return _PreparedFunction(self, feeds, scope)
+
+    def _close(self) -> None:
+        pass
+
+
+class _PreparedFunction(Prepared):
+    def __init__(self, runtime: FakeRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
+        super().__init__(scope)
+        self._runtime, self._feeds = runtime, feeds
+        self._results: dict[str, NDArray[Any]] = {}
+
+    def _enqueue(self) -> None:
+        self._results = self._runtime._run(self._feeds)
+
+    def _synchronize(self) -> None:
+        pass
+
+    def _outputs(self) -> dict[str, NDArray[Any]]:
+        return {name: array.copy() for name, array in self._results.items()}

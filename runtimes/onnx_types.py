@@ -1,0 +1,65 @@
+"""ONNX element types as NumPy dtypes, and the inputs and outputs of a model file as specs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from runtimes.errors import UnsupportedModel
+from runtimes.spec import Dimension, TensorSpec
+
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bfloat16": BFLOAT16,
+    "int8": np.dtype(np.int8),
+    "int16": np.dtype(np.int16),
+    "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
+    "uint8": np.dtype(np.uint8),
+    "uint16": np.dtype(np.uint16),
+    "uint32": np.dtype(np.uint32),
+    "uint64": np.dtype(np.uint64),
+    "bool": np.dtype(np.bool_),
+}
+"""NumPy dtypes by ONNX's names of element types in ``tensor(…)``, from onnx/onnx.in.proto."""
+
+
+def spec(name: str, element: str, shape: Iterable[object]) -> TensorSpec:
+    """Returns the spec of a tensor from ONNX's names; an unnamed dimension gets a name of its own.
+
+    Raises:
+        UnsupportedModel: The element type has no NumPy counterpart.
+    """
+    dtype = DTYPES.get(element)
+    if dtype is None:
+        raise UnsupportedModel(f"tensor '{name}' has elements of type {element}; supported are {', '.join(DTYPES)}")
+    return TensorSpec(name, dtype, tuple(_dimension(name, axis, extent) for axis, extent in enumerate(shape)))
+
+
+def _dimension(name: str, axis: int, extent: object) -> Dimension:
+    if isinstance(extent, int) and extent >= 0:
+        return int(extent)
+    return str(extent) if isinstance(extent, str) and extent else f"{name}.{axis}"
+
+
+def model_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and outputs."""
+    import onnx
+
+    initialised = {t.name for t in model.graph.initializer}
+
+    def one(value: Any) -> TensorSpec:
+        tensor = value.type.tensor_type
+        element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        shape = [d.dim_param or None if d.WhichOneof("value") != "dim_value" else d.dim_value for d in tensor.shape.dim]
+        return spec(value.name, element, shape)
+
+    inputs = tuple(one(value) for value in model.graph.input if value.name not in initialised)
+    return inputs, tuple(one(value) for value in model.graph.output)

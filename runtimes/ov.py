@@ -1,0 +1,170 @@
+"""OpenVINO on the CPU, in the precision that the model file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes import files, onnx_types
+from runtimes.base import Prepared, Runtime, usable_cores
+from runtimes.environment import load_library, package_version
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
+from runtimes.spec import NodePlacement, Scope, TensorSpec
+
+
+class OpenVINORuntime(Runtime):
+    """OpenVINO's CPU plugin.
+
+    Its default inference precision on a CPU with AMX is bf16 even for an fp32 file, so the precision is always set
+    and recorded: f32 unless the file itself computes in bfloat16.
+    """
+
+    name = "openvino"
+
+    @classmethod
+    def _installed_version(cls) -> str | None:
+        return package_version("openvino")
+
+    @classmethod
+    def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
+        ov = load_library("openvino", runtime=cls.name, package="resnet-onnx")
+        return str(ov.__version__).partition("-")[0], (device,)
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        if self.source.path is None:
+            raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
+        checked = files.check_onnx(self.source.path)
+        ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
+        threads = self.options.threads or usable_cores()
+        precision = "bf16" if checked.metadata.get("precision") == "bf16" else "f32"
+        core = ov.Core()
+        try:
+            model = core.read_model(str(checked.path))
+            self._compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": precision,
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_NUM_THREADS": threads,
+                    "NUM_STREAMS": 1,
+                },
+            )
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise UnsupportedModel(
+                f"{self.name} can't open {self.source.name}: {text[-300:]}", fix="choose another runtime or precision"
+            ) from error
+        self._ov = ov
+        self._request = self._compiled.create_infer_request()
+        used = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        return (
+            checked.inputs,
+            checked.outputs,
+            {
+                "inference_precision": used,
+                "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+                "streams": int(self._compiled.get_property("NUM_STREAMS")),
+            },
+        )
+
+    def _placement(self) -> tuple[NodePlacement, ...]:
+        rows = []
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            kind = str(info["layerType"]) if "layerType" in info else node.get_type_name()
+            kernel = str(info["primitiveType"]) if "primitiveType" in info else ""
+            rows.append(NodePlacement(node.get_friendly_name(), kind, f"OpenVINO CPU {kernel}".strip(), "cpu"))
+        return tuple(rows)
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        with self._explained():
+            self._bind(self._request, feeds, shared=False)
+            self._request.infer()
+        return self._results(self._request)
+
+    def _bind(self, request: Any, feeds: dict[str, NDArray[Any]], *, shared: bool) -> None:
+        for index, spec in enumerate(self.inputs):
+            request.set_input_tensor(index, self._tensor(feeds[spec.name], spec, shared=shared))
+
+    def _tensor(self, array: NDArray[Any], spec: TensorSpec, *, shared: bool) -> Any:
+        if spec.dtype == onnx_types.BFLOAT16:
+            return self._ov.Tensor(array.view(np.uint16), list(array.shape), self._ov.Type.bf16)
+        return self._ov.Tensor(array, shared_memory=shared)
+
+    def _results(self, request: Any) -> dict[str, NDArray[Any]]:
+        arrays = {}
+        for index, spec in enumerate(self.outputs):
+            tensor = request.get_output_tensor(index)
+            data = tensor.data.view(onnx_types.BFLOAT16) if spec.dtype == onnx_types.BFLOAT16 else tensor.data
+            arrays[spec.name] = np.array(data, copy=True)
+        return arrays
+
+    def _explained(self) -> _Explained:
+        return _Explained(self)
+
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        return _PreparedRequest(self, feeds, scope)
+
+    def _close(self) -> None:
+        del self._request, self._compiled
+
+
+class _Explained:
+    """Turns OpenVINO's bare RuntimeError into ours."""
+
+    def __init__(self, runtime: OpenVINORuntime) -> None:
+        self._runtime = runtime
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
+        if isinstance(error, RuntimeError | MemoryError):
+            text = " ".join(str(error).split())
+            cls = (
+                OutOfMemory
+                if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text
+                else RunFailed
+            )
+            raise cls(f"{self._runtime.name}: running {self._runtime.source.name} failed: {text[-300:]}") from error
+
+
+class _PreparedRequest(Prepared):
+    """An infer request of its own; with scope ``device`` its input tensors are bound once and shared."""
+
+    def __init__(self, runtime: OpenVINORuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
+        super().__init__(scope)
+        self._runtime, self._feeds = runtime, feeds
+        self._request = runtime._compiled.create_infer_request()
+        self._host: dict[str, NDArray[Any]] = {}
+        self._running = False
+        with runtime._explained():
+            runtime._bind(self._request, feeds, shared=True)
+            self._request.infer()
+
+    def _enqueue(self) -> None:
+        self._synchronize()
+        with self._runtime._explained():
+            if self.scope == "end-to-end":
+                self._runtime._bind(self._request, self._feeds, shared=False)
+            self._request.start_async()
+        self._running = True
+
+    def _synchronize(self) -> None:
+        if not self._running:
+            return
+        with self._runtime._explained():
+            self._request.wait()
+        self._running = False
+        if self.scope == "end-to-end":
+            self._host = self._runtime._results(self._request)
+
+    def _outputs(self) -> dict[str, NDArray[Any]]:
+        return {n: a.copy() for n, a in self._host.items()} if self._host else self._runtime._results(self._request)
+
+    def _close(self) -> None:
+        del self._request

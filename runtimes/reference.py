@@ -1,0 +1,155 @@
+"""The ONNX reference evaluator, in float64 where the graph allows: slow, plain, and nobody's optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes import files
+from runtimes.base import Prepared, Runtime
+from runtimes.environment import load_library, package_version
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
+from runtimes.spec import NodePlacement, Scope, TensorSpec
+
+_FIRST_SOUND_OPSET = 15
+"""The evaluator's BatchNormalization before opset 14 is wrong for inference, and 14 still has other mean and variance
+types; from 15 on it is right (checked against the outputs shipped with the onnx wheel's densenet121)."""
+
+_NARROW_FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
+
+
+class ReferenceRuntime(Runtime):
+    """Evaluates the graph node by node in NumPy.
+
+    Floating outputs are float64 where every operator accepts doubles (``recorded["precision"]`` says which it was), so
+    that it can serve as gold; inputs keep the model's own types.
+    """
+
+    name = "reference"
+
+    @classmethod
+    def _installed_version(cls) -> str | None:
+        return package_version("onnx")
+
+    @classmethod
+    def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
+        onnx = load_library("onnx", runtime=cls.name, package="resnet-onnx")
+        return str(onnx.__version__), (device,)
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        if self.source.path is None:
+            raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
+        checked = files.check_onnx(self.source.path)
+        onnx = load_library("onnx", runtime=self.name, package="resnet-onnx")
+        reference = load_library("onnx.reference", runtime=self.name, package="resnet-onnx")
+        model = onnx.load(str(checked.path))
+        if checked.opset < _FIRST_SOUND_OPSET:
+            try:
+                model = onnx.version_converter.convert_version(model, _FIRST_SOUND_OPSET)
+            except Exception as error:
+                raise UnsupportedModel(
+                    f"{self.name}: {self.source.name} has opset {checked.opset} and can't be converted to "
+                    f"{_FIRST_SOUND_OPSET}: {error}",
+                    fix="export it with a newer opset",
+                ) from error
+        widen(model)
+        try:
+            self._evaluator = reference.ReferenceEvaluator(model)
+        except Exception as error:
+            raise UnsupportedModel(f"{self.name} can't open {self.source.name}: {error}") from error
+        self._to_double = {s.name for s in checked.inputs if s.dtype.kind in "fV"}  # V is bfloat16
+        outputs = tuple(
+            TensorSpec(s.name, np.dtype(np.float64), s.shape) if s.dtype.kind in "fV" else s for s in checked.outputs
+        )
+        return checked.inputs, outputs, {"precision": "float64", "opset": max(checked.opset, _FIRST_SOUND_OPSET)}
+
+    def _placement(self) -> tuple[NodePlacement, ...]:
+        return (NodePlacement("*", "", "onnx.reference (NumPy)", "cpu"),)
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        wide = {n: a.astype(np.float64) if n in self._to_double else a for n, a in feeds.items()}
+        try:
+            with np.errstate(all="ignore"):
+                arrays = self._evaluator.run(None, wide)
+        except MemoryError as error:
+            raise OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory") from error
+        except Exception as error:
+            raise RunFailed(f"{self.name}: evaluating {self.source.name} failed: {error}") from error
+        return {s.name: np.asarray(a).astype(s.dtype) for s, a in zip(self.outputs, arrays, strict=True)}
+
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        return _PreparedEvaluation(self, feeds, scope)
+
+    def _close(self) -> None:
+        del self._evaluator
+
+
+class _PreparedEvaluation(Prepared):
+    def __init__(self, runtime: ReferenceRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
+        super().__init__(scope)
+        self._runtime, self._feeds = runtime, feeds
+        self._results: dict[str, NDArray[Any]] = {}
+
+    def _enqueue(self) -> None:
+        self._results = self._runtime._run(self._feeds)
+
+    def _synchronize(self) -> None:
+        pass
+
+    def _outputs(self) -> dict[str, NDArray[Any]]:
+        return {name: array.copy() for name, array in self._results.items()}
+
+
+def widen(model: Any) -> None:
+    """Turns every narrow float of a ``ModelProto`` (opset ≥ 15) into float64, in place.
+
+    Initialisers, tensors in attributes, types of inputs, outputs and intermediate values, and the targets of Cast.
+    Rounding that is part of the function, as in a cast to float16 and back, is lost: the graph is evaluated as if it
+    were exact.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    narrow = {getattr(onnx.TensorProto, name) for name in _NARROW_FLOATS}
+    double = onnx.TensorProto.DOUBLE
+
+    def widen_tensor(tensor: Any) -> None:
+        if tensor.data_type in narrow:
+            array = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+    def widen_value(value: Any) -> None:
+        if value.type.tensor_type.elem_type in narrow:
+            value.type.tensor_type.elem_type = double
+
+    def widen_graph(graph: Any) -> None:
+        for tensor in graph.initializer:
+            widen_tensor(tensor)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            widen_value(value)
+        widen_nodes(graph.node)
+
+    def widen_nodes(nodes: Any) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    widen_tensor(attribute.t)
+                if attribute.HasField("g"):
+                    widen_graph(attribute.g)
+                for graph in attribute.graphs:
+                    widen_graph(graph)
+                if attribute.name in ("to", "dtype", "output_dtype") and attribute.i in narrow:
+                    attribute.i = double
+                if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
+                    values = [attribute.f] if attribute.name == "value_float" else list(attribute.floats)
+                    array = np.array(values if attribute.name == "value_floats" else values[0], np.float64)
+                    attribute.Clear()
+                    attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
+                    attribute.t.CopyFrom(numpy_helper.from_array(array))
+
+    widen_graph(model.graph)
+    for function in model.functions:
+        widen_nodes(function.node)
