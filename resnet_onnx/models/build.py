@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -50,7 +52,7 @@ def he_initialise(module: nn.Module, *, generator: torch.Generator | None = None
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers:
-        follows = "linear" if layer is layers[-1] else "relu"
+        follows: Literal["linear", "relu"] = "linear" if layer is layers[-1] else "relu"
         nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity=follows, generator=generator)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)

@@ -128,12 +128,14 @@ def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
     cls = _FAMILIES.get(family) if isinstance(family, str) else None
     if cls is None:
         raise UserError(f"an architecture's family is 'resnet' or 'vgg', not {family!r}")
-    given = {name: value for name, value in values.items() if name != "family"}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "family"
+    }
     known = {field.name for field in fields(cls)}
     if unknown := sorted(map(str, set(given) - known)):
         raise UserError(f"this {family} record has unknown entries: {', '.join(unknown)}")
     try:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        return cls(**given)
     except TypeError as error:
         raise UserError(f"this is no {family} record: {dict(values)}") from error
 
