@@ -1,0 +1,309 @@
+"""NVIDIA driver and GPUs: what is there, and how fast it is clocked.
+
+The CUDA driver says which GPUs this process may use and in which order (``CUDA_VISIBLE_DEVICES`` counts); NVML, through
+nvidia-ml-py, adds what only it knows: clocks, power, temperature. Both come with the driver, so that asking costs
+nothing where there is none. Everything that needs a driver is thin; it has not been executed where no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any, Self
+
+from runtimes.errors import RuntimeUnavailable
+
+CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+# cuda.h: CUdevice_attribute and the CUresult values whose cause a user can mend.
+_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR, _ATTRIBUTE_PROCESSORS = 75, 76, 16
+_NO_DEVICE = 100
+_REASONS = {
+    2: "the GPU is out of memory",
+    3: "the driver was already shut down, or this process was forked after using it",
+    34: "the loaded libcuda is a stub for linking, not a driver",
+    35: "the driver is older than the CUDA libraries",
+    46: "the GPU is in use by another process or its state forbids use",
+    100: "the driver finds no GPU",
+    101: "the device number is not valid",
+    802: "the system is not ready yet (the NVSwitch fabric manager may not run)",
+    803: "driver and kernel module are of different versions; restart the machine",
+    804: "the compatibility libraries of CUDA do not fit this GPU",
+    999: "unknown error; the kernel module may not be loaded",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU that this process may use.
+
+    Attributes:
+        index: N of ``cuda:N``.
+        name: What its maker calls it.
+        uuid: ``GPU-…`` or ``MIG-…``.
+        compute_capability: Major and minor, (8, 6).
+        memory_bytes: Of the device, in total.
+        multiprocessors: Number of streaming multiprocessors.
+        driver: Version of the driver (``580.65.06``), or "" where NVML is silent.
+    """
+
+    index: int
+    name: str
+    uuid: str
+    compute_capability: tuple[int, int]
+    memory_bytes: int
+    multiprocessors: int
+    driver: str
+
+    @property
+    def device(self) -> str:
+        """``cuda:N``."""
+        return f"cuda:{self.index}"
+
+    @property
+    def target(self) -> str:
+        """The compute capability as a build target: ``sm86``."""
+        return target_name(self.compute_capability)
+
+    def __str__(self) -> str:
+        major, minor = self.compute_capability
+        return f"{self.device} {self.name} (compute capability {major}.{minor}, {self.memory_bytes / 2**30:.0f} GiB)"
+
+
+def target_name(compute_capability: tuple[int, int]) -> str:
+    """Returns ``sm86`` for (8, 6)."""
+    return f"sm{compute_capability[0]}{compute_capability[1]}"
+
+
+def no_gpu_fix(runtime: str, package: str = "resnet-onnx") -> str:
+    """Returns what to do where there is no GPU, in lines: where it would run, what can be done here."""
+    lines = [("on a machine with an NVIDIA GPU:", f"pip install '{package}'")]
+    if runtime.startswith("tensorrt"):
+        lines.append(
+            ("build an engine without a GPU:", "resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm89")
+        )
+    lines.append(("what runs here:", "resnet-onnx doctor"))
+    width = max(len(what) for what, _ in lines)
+    return "\n".join(f"{what:{width}} {how}" for what, how in lines)
+
+
+def require_gpu(device: str, *, runtime: str, package: str = "resnet-onnx") -> Gpu:
+    """Returns the GPU of ``cuda:N``.
+
+    Args:
+        device: ``cuda`` or ``cuda:N``.
+        runtime: Who asks; decides what the fix proposes.
+        package: What pip installs on a machine that has a GPU.
+
+    Raises:
+        RuntimeUnavailable: No driver, no GPU, or not so many of them.
+    """
+    fix = no_gpu_fix(runtime, package)
+    found = gpus(fix=fix)
+    index = int(device.partition(":")[2] or 0)
+    if index >= len(found):
+        raise RuntimeUnavailable(
+            f"there is no device cuda:{index}; this machine has {'; '.join(str(g) for g in found)}",
+            fix=f"name one of {', '.join(g.device for g in found)} with --device (CUDA_VISIBLE_DEVICES hides the others)",
+        )
+    return found[index]
+
+
+def gpu_names() -> list[str]:
+    """Returns one line for each GPU that this process may use; empty where there is none."""
+    try:
+        return [str(gpu) for gpu in gpus()]
+    except RuntimeUnavailable:
+        return []
+
+
+def gpus(*, fix: str | None = None) -> tuple[Gpu, ...]:
+    """Returns the GPUs that this process may use, in the order of ``cuda:N``; never an empty tuple.
+
+    Raises:
+        RuntimeUnavailable: No driver, a driver that does not start, or no GPU; carries `fix`.
+    """
+    try:
+        cuda = ctypes.CDLL(CUDA_DRIVER)
+    except OSError as error:
+        raise RuntimeUnavailable(f"no NVIDIA driver was found ({CUDA_DRIVER})", fix=fix) from error
+    _call(cuda, "cuInit", 0, fix=fix)
+    count = ctypes.c_int()
+    _call(cuda, "cuDeviceGetCount", ctypes.byref(count), fix=fix)
+    if count.value == 0:
+        raise RuntimeUnavailable(driver_problem(_NO_DEVICE), fix=fix)
+    driver = driver_version()
+    return tuple(_describe(cuda, index, driver, fix) for index in range(count.value))
+
+
+def driver_problem(code: int) -> str:
+    """Returns in words why the driver answered with error `code` (CUresult of cuda.h)."""
+    reason = _REASONS.get(code, "see CUresult in cuda.h")
+    return f"the NVIDIA driver is there ({CUDA_DRIVER}), but can't be used: {reason} (CUDA error {code})"
+
+
+def driver_version() -> str:
+    """Returns the version of the driver as NVML says it, or "" where there is no NVML."""
+    with _Nvml() as nvml:
+        return nvml.ask("nvmlSystemGetDriverVersion", "")
+
+
+def _call(cuda: Any, function: str, *arguments: Any, fix: str | None) -> None:
+    code = int(getattr(cuda, function)(*arguments))
+    if code != 0:
+        raise RuntimeUnavailable(driver_problem(code), fix=fix)
+
+
+def _describe(cuda: Any, index: int, driver: str, fix: str | None) -> Gpu:
+    handle, number, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    name, uuid = ctypes.create_string_buffer(256), (ctypes.c_ubyte * 16)()
+    _call(cuda, "cuDeviceGet", ctypes.byref(handle), index, fix=fix)
+    _call(cuda, "cuDeviceGetName", name, 256, handle, fix=fix)
+    _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(size), handle, fix=fix)
+    _call(cuda, "cuDeviceGetUuid_v2" if hasattr(cuda, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", uuid, handle, fix=fix)
+    attributes = []
+    for attribute in (_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR, _ATTRIBUTE_PROCESSORS):
+        _call(cuda, "cuDeviceGetAttribute", ctypes.byref(number), attribute, handle, fix=fix)
+        attributes.append(number.value)
+    return Gpu(
+        index=index,
+        name=name.value.decode(errors="replace"),
+        uuid=uuid_text(bytes(uuid)),
+        compute_capability=(attributes[0], attributes[1]),
+        memory_bytes=size.value,
+        multiprocessors=attributes[2],
+        driver=driver,
+    )
+
+
+def uuid_text(raw: bytes) -> str:
+    """Returns the 16 bytes of a GPU's UUID as NVML and CUDA_VISIBLE_DEVICES write it, without its kind."""
+    digits = raw.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+class _Nvml:
+    """NVML, opened for one question; every question has an answer for the case that NVML has none."""
+
+    def __enter__(self) -> Self:
+        self._nvml: Any = None
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # any reason at all leaves us without NVML, which only adds details
+            return self
+        self._nvml = pynvml
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+
+    def ask(self, function: str, missing: Any, *arguments: Any) -> Any:
+        if self._nvml is None:
+            return missing
+        try:
+            return getattr(self._nvml, function)(*arguments)
+        except self._nvml.NVMLError:
+            return missing  # this GPU does not measure it, or this user may not ask
+
+    def constant(self, name: str) -> Any:
+        return getattr(self._nvml, name, None)
+
+    def handle(self, uuid: str) -> Any:
+        for kind in ("GPU-", "MIG-"):
+            handle = self.ask("nvmlDeviceGetHandleByUUID", None, f"{kind}{uuid}")
+            if handle is not None:
+                return handle
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensors:
+    """What a GPU's sensors say at one moment; None where it does not measure that.
+
+    Attributes:
+        clock_mhz: Of the multiprocessors.
+        max_clock_mhz: The highest that they can have.
+        memory_clock_mhz: Of the memory.
+        power_w: Drawn now.
+        power_limit_w: Enforced limit.
+        temperature_c: Of the chip.
+        throttled: Why the clock is held down, empty where it is not.
+    """
+
+    clock_mhz: int | None = None
+    max_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: int | None = None
+    throttled: tuple[str, ...] = ()
+
+
+# nvml.h, nvmlClocksEventReasons: those that slow a busy GPU down (idle and application settings are not among them).
+_THROTTLE = {
+    0x4: "power limit",
+    0x8: "hardware slowdown",
+    0x20: "thermal limit (software)",
+    0x40: "thermal limit (hardware)",
+    0x80: "power brake",
+}
+
+
+def throttle_reasons(mask: int) -> tuple[str, ...]:
+    """Returns in words why a clock is held down, from NVML's bit mask."""
+    return tuple(text for bit, text in _THROTTLE.items() if mask & bit)
+
+
+def read_sensors(gpu: Gpu) -> Sensors:
+    """Reads clocks, power and temperature of a GPU; what it does not measure stays None."""
+    with _Nvml() as nvml:
+        handle = nvml.handle(gpu.uuid)
+        if handle is None:
+            return Sensors()
+        processors, memory = nvml.constant("NVML_CLOCK_SM"), nvml.constant("NVML_CLOCK_MEM")
+        power = nvml.ask("nvmlDeviceGetPowerUsage", None, handle)
+        limit = nvml.ask("nvmlDeviceGetEnforcedPowerLimit", None, handle)
+        return Sensors(
+            clock_mhz=nvml.ask("nvmlDeviceGetClockInfo", None, handle, processors),
+            max_clock_mhz=nvml.ask("nvmlDeviceGetMaxClockInfo", None, handle, processors),
+            memory_clock_mhz=nvml.ask("nvmlDeviceGetClockInfo", None, handle, memory),
+            power_w=None if power is None else power / 1000,
+            power_limit_w=None if limit is None else limit / 1000,
+            temperature_c=nvml.ask("nvmlDeviceGetTemperature", None, handle, nvml.constant("NVML_TEMPERATURE_GPU")),
+            throttled=throttle_reasons(int(nvml.ask("nvmlDeviceGetCurrentClocksThrottleReasons", 0, handle))),
+        )
+
+
+def describe() -> dict[str, Any]:
+    """Returns driver and GPUs for results and ``doctor``; never raises for a machine without them.
+
+    Keys: ``driver``, ``reason`` (why there are none, or ""), ``gpus`` (name, device, compute capability, memory, clocks).
+    """
+    try:
+        found = gpus()
+    except RuntimeUnavailable as missing:
+        return {"driver": driver_version(), "reason": missing.message, "gpus": []}
+    rows = []
+    for gpu in found:
+        now = read_sensors(gpu)
+        rows.append(
+            {
+                "device": gpu.device,
+                "name": gpu.name,
+                "uuid": gpu.uuid,
+                "compute_capability": ".".join(str(n) for n in gpu.compute_capability),
+                "memory_bytes": gpu.memory_bytes,
+                "multiprocessors": gpu.multiprocessors,
+                "clock_mhz": now.clock_mhz,
+                "max_clock_mhz": now.max_clock_mhz,
+                "memory_clock_mhz": now.memory_clock_mhz,
+                "power_limit_w": now.power_limit_w,
+                "temperature_c": now.temperature_c,
+                "throttled": list(now.throttled),
+            }
+        )
+    return {"driver": found[0].driver, "reason": "", "gpus": rows}
