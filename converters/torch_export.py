@@ -1,0 +1,242 @@
+"""Torch module in, one self-contained ONNX file out, verified against the module before anybody sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes import files
+from runtimes.errors import CheckFailed, UsageError
+
+OPSETS = range(18, 25)
+"""Operator sets that torch's dynamo exporter writes (seen with torch 2.15: 18 to 24; it leaves 17 at 18)."""
+DEFAULT_OPSET = 18
+"""The oldest of them: every released TensorRT 10, OpenVINO and ONNX Runtime parses it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the ONNX file should look like.
+
+    Attributes:
+        input_names: Names of the inputs, in call order.
+        output_names: Names of the outputs, in return order.
+        batch: Fixed batch, or None for a dynamic one (named ``batch``).
+        opset: Version of the default operator set.
+    """
+
+    input_names: tuple[str, ...] = ("input",)
+    output_names: tuple[str, ...] = ("logits",)
+    batch: int | None = None
+    opset: int = DEFAULT_OPSET
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise UsageError(f"opset {self.opset} can't be exported: choose {OPSETS.start} to {OPSETS.stop - 1}")
+        if self.batch is not None and self.batch < 1:
+            raise UsageError(f"a fixed batch must be at least 1, not {self.batch}")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How the exported file compared with the module on its own weights.
+
+    Attributes:
+        batches: Batch sizes that were compared.
+        relative_rmse: The worst of them.
+        runtime: Who ran the file.
+    """
+
+    batches: tuple[int, ...]
+    relative_rmse: float
+    runtime: str
+
+
+Evaluate = Callable[[Path, Sequence[Mapping[str, NDArray[Any]]]], list[dict[str, NDArray[Any]]]]
+"""Runs an ONNX file on several feeds; given by the caller, who knows the runtimes."""
+
+
+def export(
+    module: Any, example: Sequence[Any], path: Path, options: ExportOptions, metadata: Mapping[str, str]
+) -> None:
+    """Exports with torch's dynamo exporter and writes the file to `path`, unverified.
+
+    Nodes are named after the modules they came from (``layer3.2.conv2``), and what names this machine's folders
+    (stack traces) is left out.
+
+    Args:
+        module: A ``torch.nn.Module`` in eval mode.
+        example: Tensors of the module's inputs; with a dynamic batch at least two pictures, since the exporter
+            takes an extent of 1 for a constant.
+        path: Where to write.
+        options: Names, batch, opset.
+        metadata: Goes into ``metadata_props``.
+    """
+    import torch
+
+    dynamic = options.batch is None
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in example) if dynamic else None
+    with _without_chatter():
+        program = torch.onnx.export(
+            module,
+            tuple(example),
+            None,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=list(options.input_names),
+            output_names=list(options.output_names),
+            opset_version=options.opset,
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        _name_after_modules(program.model)
+        program.model.metadata_props.update(metadata)
+        program.save(str(path), external_data=False)
+
+
+def verify(
+    module: Any,
+    path: Path,
+    batches: Sequence[Sequence[Any]],
+    *,
+    options: ExportOptions,
+    evaluate: Evaluate,
+    runtime: str,
+    bound: float,
+) -> Verification:
+    """Compares the file with the module on several batches.
+
+    Args:
+        module: The module that was exported.
+        path: The exported file.
+        batches: Tensors of the inputs, a batch each.
+        options: As exported.
+        evaluate: Runs the file.
+        runtime: Name of the runtime behind `evaluate`.
+        bound: Largest relative RMSE that counts as the same function.
+
+    Raises:
+        CheckFailed: Outputs differ in shape, are not finite, or are further apart than `bound`.
+    """
+    import torch
+
+    feeds = [{n: t.numpy() for n, t in zip(options.input_names, batch, strict=True)} for batch in batches]
+    found = evaluate(path, feeds)
+    worst = 0.0
+    sizes = []
+    for batch, outputs in zip(batches, found, strict=True):
+        with torch.inference_mode():
+            result = module(*batch)
+        expected = list(result) if isinstance(result, tuple | list) else [result]
+        sizes.append(int(batch[0].shape[0]))
+        for name, tensor in zip(options.output_names, expected, strict=True):
+            worst = max(worst, _difference(tensor.numpy(), outputs[name], f"'{name}' at batch {sizes[-1]}", bound))
+    return Verification(tuple(sizes), worst, runtime)
+
+
+def _difference(expected: NDArray[Any], found: NDArray[Any], what: str, bound: float) -> float:
+    if found.shape != expected.shape:
+        raise CheckFailed(f"the exported file gives {what} the shape {list(found.shape)}, torch {list(expected.shape)}")
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    if not np.isfinite(a).all():
+        raise CheckFailed(
+            f"torch itself computes NaN or Inf for {what}; these weights make no usable network",
+            fix="check the weights",
+        )
+    scale = float(np.sqrt(np.mean(a * a)))
+    error = float(np.sqrt(np.mean((a - b) ** 2))) / scale if scale else float(np.max(np.abs(b)))
+    if not error <= bound:  # also catches NaN
+        raise CheckFailed(
+            f"the exported file does not compute what torch computes: {what} is {error:.1e} off (relative RMSE), "
+            f"expected at most {bound:.1e}; nothing was written",
+            fix="this is a fault of the exporter: try another --opset, or another torch version",
+        )
+    return error
+
+
+def write_verified(
+    path: Path,
+    module: Any,
+    example: Sequence[Any],
+    batches: Sequence[Sequence[Any]],
+    *,
+    options: ExportOptions,
+    metadata: Mapping[str, str],
+    evaluate: Evaluate,
+    runtime: str,
+    bound: float,
+    manifest: Mapping[str, Any],
+) -> Verification:
+    """Exports, verifies, and only then puts file and manifest into place.
+
+    Raises:
+        CheckFailed: The file does not compute what the module computes; the old file, if any, is untouched.
+        FileProblem: The file can't be written.
+    """
+    with files.atomic_file(path) as temporary:
+        export(module, example, temporary, options, metadata)
+        verification = verify(
+            module, temporary, batches, options=options, evaluate=evaluate, runtime=runtime, bound=bound
+        )
+        # A kill between the two renames must not leave the old manifest beside the new file.
+        files.manifest_path(path).unlink(missing_ok=True)
+    files.write_manifest(path, extra=manifest)
+    return verification
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _name_after_modules(model: Any) -> None:
+    """Renames nodes and their values after the modules they came from, and drops the exporter's notes on them."""
+    taken: dict[str, int] = {}
+    outputs = {value.name for value in model.graph.outputs}
+    taken.update(dict.fromkeys([*(v.name for v in model.graph.inputs), *model.graph.initializers, *outputs], 1))
+    for node in model.graph:
+        name = _module_of(node)
+        count = taken[name] = taken.get(name, 0) + 1
+        unique = name if count == 1 else f"{name}_{count}"
+        taken[unique] = max(taken.get(unique, 0), 1)
+        node.name = unique
+        for index, value in enumerate(node.outputs):
+            if value.name not in outputs:
+                value.name = unique if index == 0 else f"{unique}:{index}"
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _module_of(node: Any) -> str:
+    for value in node.inputs:
+        if value is not None and value.const_value is not None and value.name and ".weight" in value.name:
+            return str(value.name).partition(".weight")[0]
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    parts = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    module = parts[-2] if len(parts) > 1 else ""
+    kind = str(node.op_type).lower()
+    if not module:
+        return kind
+    return module if module.rpartition(".")[2] == kind else f"{module}.{kind}"

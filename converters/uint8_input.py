@@ -1,0 +1,39 @@
+"""Normalisation as part of the network: bytes in, so that a deployment can't get mean or channel order wrong."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+class Uint8Input(nn.Module):
+    """Puts (x/255 − mean)/std in front of a network.
+
+    Args:
+        module: From float [batch, channel, height, width] to anything.
+        mean: Per channel, as fractions of 255.
+        std: Per channel, as fractions of 255.
+        layout: Of the bytes that come in.
+    """
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(
+        self, module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], layout: Literal["NCHW", "NHWC"]
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.layout = layout
+        wide_mean, wide_std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        dtype = next(module.parameters()).dtype
+        self.register_buffer("scale", (1 / (255 * wide_std)).to(dtype).view(1, -1, 1, 1))
+        self.register_buffer("offset", (-wide_mean / wide_std).to(dtype).view(1, -1, 1, 1))
+
+    def forward(self, pictures: torch.Tensor) -> Any:
+        """Takes uint8 [batch, height, width, channel] or [batch, channel, height, width], by the layout."""
+        if self.layout == "NHWC":
+            pictures = pictures.permute(0, 3, 1, 2)
+        return self.module(pictures.to(self.scale.dtype) * self.scale + self.offset)
