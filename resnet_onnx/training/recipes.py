@@ -260,7 +260,7 @@ def default_recipe(data_name: str, *, image_size: int, pictures: int) -> Recipe:
     """Returns the recipe for a data set where none is named.
 
     Args:
-        data_name: The data set's name; ``digits`` has a recipe of its own.
+        data_name: What ``--data`` was given; ``digits`` has a recipe of its own.
         image_size: The network's input size, pixels.
         pictures: How many pictures there are to train on.
     """

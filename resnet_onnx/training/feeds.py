@@ -1,0 +1,203 @@
+"""Where batches of bytes come from: from memory where the pictures are small, else through worker processes."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from resnet_onnx.data.datasets import PictureSet
+from resnet_onnx.data.pictures import decode
+from resnet_onnx.data.transforms import prepare
+from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.training.augmentation import random_resized_crop, seed_for
+from runtimes.errors import BadData, BadPicture, ToolkitError
+
+IN_MEMORY_BYTES = 2 * 2**30
+"""Prepared pictures up to this size are kept in memory; CIFAR-10 has 0.15 GiB."""
+
+LOADING_BATCH = 256
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Pictures uint8 [batch, channel, height, width] and class indices int64 [batch], on the training's device."""
+
+
+class Feed(abc.ABC):
+    """Gives the pictures of a data set in any order, batch by batch."""
+
+    def __init__(self, labels: NDArray[np.int64], device: torch.device) -> None:
+        self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
+        """Yields the pictures of `order` (int64 indices), `batch_size` at a time; the last batch may be smaller.
+
+        Args:
+            order: Indices into the data set, on the CPU.
+            batch_size: Pictures in a batch.
+            epoch: Decides random crops, where this feed makes them.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends worker processes and lets go of the pictures."""
+
+
+@final
+class MemoryFeed(Feed):
+    """All pictures as one tensor of bytes, on the training's device."""
+
+    def __init__(self, pictures: torch.Tensor, labels: NDArray[np.int64], device: torch.device) -> None:
+        super().__init__(labels, device)
+        self.pictures = pictures.to(device)
+
+    def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
+        """Yields batches, as ``Feed.batches`` says."""
+        for index in torch.split(order.to(self.device), batch_size):
+            yield self.pictures[index], self.labels[index]
+
+    def close(self) -> None:
+        """Lets go of the pictures."""
+        self.pictures = self.pictures[:0]
+
+
+@final
+class StreamFeed(Feed):
+    """Pictures read, decoded and scaled by worker processes for every epoch anew."""
+
+    def __init__(
+        self,
+        dataset: PictureSet,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        *,
+        smallest_area: float | None,
+        seed: int,
+        workers: int,
+    ) -> None:
+        super().__init__(dataset.labels, device)
+        self._order = _Order()
+        self._loader = DataLoader(
+            _Pictures(dataset, preprocessing, smallest_area, seed),
+            batch_sampler=self._order,
+            num_workers=workers,
+            collate_fn=_collate,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
+        """Yields batches, as ``Feed.batches`` says."""
+        self._order.batches = [[(epoch, i) for i in part.tolist()] for part in torch.split(order, batch_size)]
+        loaded = iter(self._loader)
+        while True:
+            try:
+                item = next(loaded, None)
+            except RuntimeError as error:
+                if isinstance(error, ToolkitError) or "worker" not in str(error):
+                    raise
+                raise BadData(
+                    f"a worker process that loads pictures died ({error})",
+                    fix="it may have run out of memory: use fewer workers (--workers 0 loads in this process)",
+                ) from error
+            if item is None:
+                return
+            pictures, index, problem = item
+            if problem is not None:
+                raise problem
+            yield pictures.to(self.device, non_blocking=True), self.labels[index.to(self.device)]
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        self._loader = None  # type: ignore[assignment]  # torch ends them when nothing refers to the loader
+
+
+class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """The batches of the coming epoch; each key carries the epoch to workers that outlive it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+_Loaded = tuple[torch.Tensor, int] | ToolkitError
+
+
+class _Pictures(Dataset[_Loaded]):
+    def __init__(
+        self, dataset: PictureSet, preprocessing: Preprocessing, smallest_area: float | None, seed: int
+    ) -> None:
+        self._dataset, self._preprocessing = dataset, preprocessing
+        self._smallest_area, self._seed = smallest_area, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> _Loaded:
+        epoch, index = key
+        # An exception raised in a worker would reach the training as another one, with a traceback in its message.
+        try:
+            item = self._dataset.read(index)
+            picture = decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
+        except ToolkitError as error:
+            return error
+        if self._smallest_area is None:
+            prepared = prepare(picture, self._preprocessing)
+            return torch.from_numpy(np.ascontiguousarray(prepared.transpose(2, 0, 1))), index
+        seed = seed_for(self._seed, "crop", epoch, index)
+        return random_resized_crop(picture, self._preprocessing, self._smallest_area, seed), index
+
+
+def _collate(items: Sequence[_Loaded]) -> tuple[torch.Tensor, torch.Tensor, ToolkitError | None]:
+    problem = next((item for item in items if isinstance(item, ToolkitError)), None)
+    good = [item for item in items if not isinstance(item, ToolkitError)]
+    if problem is not None or not good:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), problem or BadPicture("an empty batch")
+    return torch.stack([picture for picture, _ in good]), torch.tensor([index for _, index in good]), None
+
+
+def open_feed(
+    dataset: PictureSet,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    smallest_area: float | None,
+    seed: int,
+    workers: int,
+) -> Feed:
+    """Opens a data set for training: prepared pictures that fit are kept in memory, others are streamed.
+
+    Args:
+        dataset: The pictures.
+        preprocessing: From a picture to the network's input.
+        device: Where batches are wanted.
+        smallest_area: Least share of a picture's area that a random resized crop keeps; None where every picture is
+            only scaled and cropped at the centre.
+        seed: Decides random crops.
+        workers: Worker processes; 0 loads in this process.
+
+    Raises:
+        BadPicture: A picture can't be decoded.
+    """
+    size = preprocessing.image_size
+    stream = StreamFeed(dataset, preprocessing, device, smallest_area=smallest_area, seed=seed, workers=workers)
+    if smallest_area is not None or len(dataset) * 3 * size * size > IN_MEMORY_BYTES:
+        return stream
+    pictures = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
+    filled = 0
+    for batch, _ in stream.batches(torch.arange(len(dataset)), LOADING_BATCH, epoch=0):
+        pictures[filled : filled + len(batch)] = batch
+        filled += len(batch)
+    stream.close()
+    return MemoryFeed(pictures, dataset.labels, device)

@@ -1,0 +1,129 @@
+"""Which pictures are learned from, which choose the best epoch, and which are only looked at when that is done."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.data.datasets import PictureSet, open_dataset
+from runtimes.errors import BadData
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The pictures of one training.
+
+    Attributes:
+        train: To learn from.
+        validation: To choose the best epoch by; None until ``with_validation``, where the data set has no ``val``.
+        test: Never used in a choice; None where the data set has none.
+
+    Raises:
+        BadData: Unlabelled, one class only, an empty class, or splits with different classes.
+    """
+
+    train: PictureSet
+    validation: PictureSet | None = None
+    test: PictureSet | None = None
+
+    def __post_init__(self) -> None:
+        train, classes = self.train, self.train.classes
+        layout = "put the pictures of each class into a folder of its own: CLASS/*.jpg or train/CLASS/*.jpg"
+        if not train.labelled:
+            raise BadData(f"{train.name} has no class folders, so there is nothing to learn", fix=layout)
+        if len(classes) < 2:
+            raise BadData(f"{train.name} has one class ({classes[0]}); a classifier needs at least two", fix=layout)
+        for other in (self.validation, self.test):
+            if other is not None and other.classes != classes:
+                odd = sorted(set(other.classes) ^ set(classes)) or ["their order"]
+                raise BadData(
+                    f"{other.name} has {len(other.classes)} classes and {train.name} has {len(classes)}; "
+                    f"they differ in {', '.join(odd[:5])}",
+                    fix="give every split the same class folders",
+                )
+        counts = np.bincount(train.labels, minlength=len(classes))
+        if not counts.all():
+            empty = [classes[i] for i in np.flatnonzero(counts == 0)]
+            raise BadData(
+                f"{train.name} has no pictures of {', '.join(empty[:5])}", fix="add some, or remove the empty classes"
+            )
+
+    def with_validation(self, share: float, seed: int) -> TrainingData:
+        """Returns the same data with `share` of every class held out of `train`, where there is no validation yet.
+
+        Args:
+            share: 0 holds nothing out.
+            seed: Decides which pictures.
+
+        Raises:
+            BadData: There are too few pictures to hold any out.
+        """
+        if self.validation is not None or share == 0:
+            return self
+        kept, held = hold_out(self.train.labels, share, seed)
+        if not len(held):
+            raise BadData(
+                f"{self.train.name} has one picture of each class: too few to hold some out for validation",
+                fix="add pictures, or train without validation (share 0)",
+            )
+        return replace(self, train=self.train.subset(kept), validation=self.train.subset(held))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns plain values that identify the pictures by name, class and order, without reading them."""
+
+        def one(pictures: PictureSet) -> dict[str, Any]:
+            digest = hashlib.sha256()
+            for index, label in enumerate(pictures.labels.tolist()):
+                digest.update(f"{label} {pictures.item_name(index)}\n".encode())
+            return {"pictures": len(pictures), "sha256": digest.hexdigest()}
+
+        return {"train": one(self.train), "validation": None if self.validation is None else one(self.validation)}
+
+
+def open_training_data(spec: str) -> TrainingData:
+    """Opens what ``--data`` names for training.
+
+    The split ``test`` is only ever for the final figure. Where the second split is ``val``, it chooses the best epoch.
+    Without a second split everything is for training, and some of it will be held out.
+
+    Args:
+        spec: As ``open_dataset`` takes it.
+
+    Raises:
+        BadData: Not there, or not fit for training.
+        NetworkUnavailable: It has to be downloaded and can't be.
+    """
+    train = open_dataset(spec, split="train")
+    if train.split is None:
+        return TrainingData(train=train)
+    try:
+        other = open_dataset(spec, split="test")
+    except BadData:
+        return TrainingData(train=train)
+    return (
+        TrainingData(train=train, test=other) if other.split == "test" else TrainingData(train=train, validation=other)
+    )
+
+
+def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits indices by class: `share` of each, at least one picture where there are two, never all of them.
+
+    Args:
+        labels: int64 [pictures], class indices.
+        share: Share to hold out, above 0.
+        seed: Decides which.
+
+    Returns:
+        Indices to train on and held-out indices, each rising.
+    """
+    rng = np.random.default_rng([seed, 0x5EED])
+    held = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        held.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    chosen = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
