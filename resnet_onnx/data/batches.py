@@ -1,0 +1,373 @@
+"""Batches of prepared pictures, decoded in worker processes while the caller computes.
+
+Workers are started from a clean server process (``forkserver``; ``spawn`` where there is none), never forked from a
+process in which a runtime may hold locks, so that it does not matter what has been opened before. They write into
+shared memory that has no name, so that nothing is left behind however the program ends. The number of pictures on
+their way is bounded: memory does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.data.datasets import PictureSet
+from resnet_onnx.data.pictures import decode
+from resnet_onnx.data.transforms import prepare
+from resnet_onnx.models.preprocessing import Preprocessing
+from runtimes.errors import BadPicture, Unavailable, UsageError
+
+_CHUNK_PIXELS = 16 * 224 * 224
+"""Prepared pixels that a worker makes in one go: enough that handing over costs little beside decoding."""
+_MAX_CHUNK = 128
+_DECODER_MODULES = ("torchvision.io", "torchvision.transforms.v2.functional")
+"""What decoding loads; the server process loads it once for all workers."""
+_WORKER_NICENESS = 5
+"""Workers yield to the computation, which other threads wait for; they have the idle moments and catch up."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that was left out because it can't be used.
+
+    Attributes:
+        name: The picture.
+        reason: The message of the ``BadPicture``.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some pictures in the data set's order.
+
+    Attributes:
+        pictures: float32 [n, 3, size, size], normalised; or uint8 [n, size, size, 3] where bytes were asked for.
+        labels: int64 [n], index into the data set's classes, −1 where it has none.
+        names: The pictures' names.
+        indices: int64 [n], their places in the data set.
+        skipped: What was left out since the batch before.
+    """
+
+    pictures: NDArray[Any]
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    indices: NDArray[np.int64]
+    skipped: tuple[Skipped, ...]
+
+
+def prepared_picture(dataset: PictureSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Reads, decodes, resizes and crops one picture.
+
+    Returns:
+        uint8 [image_size, image_size, 3], RGB.
+
+    Raises:
+        BadPicture: It can't be read or decoded, or is refused.
+    """
+    item = dataset.read(index)
+    pixels = decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
+    return prepare(pixels, preprocessing)
+
+
+def default_workers() -> int:
+    """Returns the number of worker processes to use: one for each core this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_worker_server() -> None:
+    """Begins loading the decoder in the background, for a command that knows it will need workers soon.
+
+    Calling it is never needed; it only hides the loading behind the opening of a runtime.
+    """
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def batches(
+    dataset: PictureSet,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    as_bytes: bool = False,
+    skip_bad: bool = False,
+) -> Batches:
+    """Returns an iterator over `dataset`; see ``Batches``."""
+    return Batches(dataset, preprocessing, batch_size=batch_size, workers=workers, as_bytes=as_bytes, skip_bad=skip_bad)
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over a data set that decodes ahead; use it as a context manager, or run it to its end.
+
+    Worker processes start, and begin to decode, when it is made. A script that asks for workers needs the usual
+    ``if __name__ == "__main__":`` around its top level, since workers import the main module.
+
+    Args:
+        dataset: The pictures; those that are decoded already need no workers and start none.
+        preprocessing: The model's.
+        batch_size: Pictures a batch; the last may have fewer, and others where bad pictures were left out.
+        workers: Worker processes; 0 decodes in this process.
+        as_bytes: Give uint8 NHWC instead of normalised float32 NCHW, for models that normalise themselves.
+        skip_bad: Leave bad pictures out, counted and named in ``skipped``, instead of raising.
+
+    Attributes:
+        skipped: What was left out so far.
+
+    Raises:
+        UsageError: `batch_size` or `workers` is out of range.
+        BadPicture: While iterating, and without `skip_bad`: a picture can't be used; the message names it.
+        Unavailable: While iterating: a worker process died.
+    """
+
+    def __init__(
+        self,
+        dataset: PictureSet,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        as_bytes: bool = False,
+        skip_bad: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, not {batch_size}")
+        if workers < 0:
+            raise UsageError(f"the number of workers must be 0 or more, not {workers}")
+        self.skipped: list[Skipped] = []
+        self._dataset = dataset
+        self._preprocessing = preprocessing
+        self._batch_size = batch_size
+        self._as_bytes = as_bytes
+        self._skip_bad = skip_bad
+        self._reported = 0
+        self._chunks: Iterator[_Chunk] = iter(())
+        self._rest: deque[_Chunk] = deque()
+        side = preprocessing.image_size
+        chunk = max(1, min(_MAX_CHUNK, _CHUNK_PIXELS // (side * side)))
+        self._pool: _Pool | None = None
+        if workers and len(dataset) and not dataset.in_memory:
+            chunk = max(1, min(chunk, -(-len(dataset) // workers)))
+            self._pool = _Pool(dataset, preprocessing, chunk=chunk, workers=workers, ahead=2 * batch_size)
+            self._chunks = self._pool.chunks()
+        else:
+            self._chunks = _in_process(dataset, preprocessing, min(chunk, batch_size))
+
+    def __next__(self) -> Batch:
+        try:
+            return self._next()
+        except BaseException:  # also the regular end: nothing may keep running behind a loop that was left
+            self.close()
+            raise
+
+    def _next(self) -> Batch:
+        side = self._preprocessing.image_size
+        shape = (side, side, 3) if self._as_bytes else (3, side, side)
+        pictures = np.empty((self._batch_size, *shape), np.uint8 if self._as_bytes else np.float32)
+        indices: list[int] = []
+        while len(indices) < self._batch_size:
+            chunk = self._rest.popleft() if self._rest else next(self._chunks, None)
+            if chunk is None:
+                break
+            room = self._batch_size - len(indices)
+            start = len(indices)
+            taken, left = chunk.split(room)
+            if left is not None:
+                self._rest.appendleft(left)
+            self._note(taken.bad)
+            here = taken.pictures
+            pictures[start : start + len(here)] = here if self._as_bytes else self._preprocessing.normalise(here)
+            indices.extend(taken.indices)
+        if not indices:
+            raise StopIteration
+        places = np.asarray(indices, dtype=np.int64)
+        skipped = tuple(self.skipped[self._reported :])
+        self._reported = len(self.skipped)
+        return Batch(
+            pictures=pictures[: len(indices)],
+            labels=self._dataset.labels[places],
+            names=tuple(self._dataset.item_name(index) for index in indices),
+            indices=places,
+            skipped=skipped,
+        )
+
+    def _note(self, bad: list[tuple[int, BadPicture]]) -> None:
+        for index, error in bad:
+            if not self._skip_bad:
+                raise error
+            self.skipped.append(Skipped(self._dataset.item_name(index), error.message))
+
+    def close(self) -> None:
+        """Ends the workers; closing twice is fine."""
+        self._chunks = iter(())
+        self._rest.clear()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass
+class _Chunk:
+    """Consecutive pictures of the data set: those that are good, and why the others are not."""
+
+    indices: list[int]
+    pictures: NDArray[np.uint8]
+    bad: list[tuple[int, BadPicture]]
+
+    def split(self, room: int) -> tuple[_Chunk, _Chunk | None]:
+        """Cuts after `room` good pictures; bad ones go with the good ones before them."""
+        if len(self.indices) <= room:
+            return self, None
+        border = self.indices[room]
+        return (
+            _Chunk(self.indices[:room], self.pictures[:room], [bad for bad in self.bad if bad[0] < border]),
+            _Chunk(self.indices[room:], self.pictures[room:], [bad for bad in self.bad if bad[0] >= border]),
+        )
+
+
+def _prepare_range(
+    dataset: PictureSet, preprocessing: Preprocessing, start: int, stop: int, out: NDArray[np.uint8]
+) -> tuple[list[int], list[tuple[int, BadPicture]]]:
+    """Writes the good pictures of a range to the front of `out`."""
+    good: list[int] = []
+    bad: list[tuple[int, BadPicture]] = []
+    for index in range(start, stop):
+        try:
+            out[len(good)] = prepared_picture(dataset, index, preprocessing)
+        except BadPicture as error:
+            bad.append((index, error))
+        else:
+            good.append(index)
+    return good, bad
+
+
+def _in_process(dataset: PictureSet, preprocessing: Preprocessing, chunk: int) -> Iterator[_Chunk]:
+    side = preprocessing.image_size
+    for start in range(0, len(dataset), chunk):
+        out = np.empty((chunk, side, side, 3), np.uint8)
+        good, bad = _prepare_range(dataset, preprocessing, start, min(start + chunk, len(dataset)), out)
+        yield _Chunk(good, out[: len(good)], bad)
+
+
+class _Pool:
+    """Worker processes and the shared memory that they write to, slot by slot."""
+
+    def __init__(
+        self, dataset: PictureSet, preprocessing: Preprocessing, *, chunk: int, workers: int, ahead: int
+    ) -> None:
+        context = _context()
+        side = preprocessing.image_size
+        chunks = -(-len(dataset) // chunk)
+        slots = min(chunks, max(2 * workers, -(-ahead // chunk)) + 2)
+        shape = (slots, chunk, side, side, 3)
+        memory: Any = context.RawArray(ctypes.c_uint8, int(np.prod(shape)))
+        self._memory = np.frombuffer(memory, np.uint8).reshape(shape)
+        self._free = list(range(slots))
+        self._running: deque[tuple[Future[Any], int]] = deque()
+        self._starts = iter(range(0, len(dataset), chunk))
+        self._chunk = chunk
+        self._count = len(dataset)
+        self._executor = ProcessPoolExecutor(
+            max_workers=min(workers, chunks),
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(dataset, preprocessing, memory, shape),
+        )
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._free:
+            start = next(self._starts, None)
+            if start is None:
+                return
+            slot = self._free.pop()
+            future = self._executor.submit(_work, start, min(start + self._chunk, self._count), slot)
+            self._running.append((future, slot))
+
+    def chunks(self) -> Iterator[_Chunk]:
+        """Yields the chunks in order; each one's memory is used again when the next is asked for."""
+        try:
+            while self._running:
+                future, slot = self._running.popleft()
+                good, bad = future.result()
+                # The consumer may keep part of a chunk for its next batch, so the slot is not given away under it.
+                pictures = self._memory[slot, : len(good)]
+                yield _Chunk(good, pictures, bad)
+                self._free.append(slot)
+                self._fill()
+        except BrokenProcessPool as error:
+            raise Unavailable(
+                "a worker process that decodes pictures died (killed, or out of memory)",
+                fix='use fewer workers (0 decodes in the main process); a script needs `if __name__ == "__main__":`',
+            ) from error
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for future, _ in self._running:
+            future.cancel()
+        self._running.clear()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__, *_DECODER_MODULES])
+        return context
+    return multiprocessing.get_context("spawn")
+
+
+_worker: tuple[PictureSet, Preprocessing, NDArray[np.uint8]]
+"""What a worker process works on; set once when it starts."""
+
+
+def _start_worker(dataset: PictureSet, preprocessing: Preprocessing, memory: Any, shape: tuple[int, ...]) -> None:
+    global _worker  # a pool's initializer has no other place to leave what the tasks need
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle; it ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(_WORKER_NICENESS)
+    import torch
+
+    torch.set_num_threads(1)
+    _worker = (dataset, preprocessing, np.frombuffer(memory, np.uint8).reshape(shape))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed can't end its workers; they watch for it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(start: int, stop: int, slot: int) -> tuple[list[int], list[tuple[int, BadPicture]]]:
+    dataset, preprocessing, memory = _worker
+    return _prepare_range(dataset, preprocessing, start, stop, memory[slot])

@@ -1,0 +1,220 @@
+"""From the bytes of one picture file to RGB, with nothing taken on trust.
+
+The header is read first (format, size, mode; no pixel is decoded), and only what passes is handed to a decoder:
+libjpeg through torchvision for plain JPEG, Pillow for everything else. Both give the same pixels for a JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.errors import BadPicture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Formats that are opened, by Pillow's names; what a file is called plays no part."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+"""File name endings, in lower case, by which pictures are found in a folder or archive."""
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded: Pillow's own bound for a decompression bomb, a quarter GiB of RGB."""
+
+MAX_BYTES = 512 * 1024 * 1024
+"""Largest encoded picture that is read at all, in bytes."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a picture says of itself before it is decoded.
+
+    Attributes:
+        format: Pillow's name of the format (``MPO`` is a JPEG with further pictures behind it).
+        mode: Pillow's name of the pixel mode.
+        width: Stored width, pixels (before the EXIF orientation is applied).
+        height: Stored height, pixels.
+        orientation: EXIF orientation, 1 to 8; 1 is upright (TIFF 6.0, tag 274).
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+
+
+def inspect_picture(data: bytes, name: str) -> Header:
+    """Reads the header only and refuses what should not reach a decoder.
+
+    Args:
+        data: The file's bytes.
+        name: What messages call the picture.
+
+    Raises:
+        BadPicture: Empty, not one of ``FORMATS``, without pixels, or larger than ``MAX_PIXELS``.
+    """
+    picture, header = _open(data, name)
+    picture.close()
+    return header
+
+
+def decode(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decodes one picture of any size and mode.
+
+    Grey is repeated over the channels, alpha is dropped (as ``Image.convert("RGB")`` does, the rule that published
+    ImageNet figures are measured under), CMYK and palettes are converted, 16-bit samples are scaled to 8, the EXIF
+    orientation is applied, and of several frames the first is taken.
+
+    Args:
+        data: The file's bytes.
+        name: What messages call the picture.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        BadPicture: Refused by ``inspect_picture``, truncated, damaged, or of a mode that has no RGB.
+    """
+    picture, header = _open(data, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
+                pixels = _orient(_decode_jpeg(data), header.orientation)
+            else:
+                pixels = _decode_any(picture)
+    except BadPicture:
+        raise
+    # What a decoder raises on hostile bytes is open-ended (OSError, SyntaxError, struct.error, zlib.error, MemoryError…).
+    except Exception as error:
+        raise BadPicture(
+            f"{name}: damaged or incomplete {header.format} picture of {header.width}×{header.height} "
+            f"({_first_line(error)})",
+            fix="replace the file or leave it out",
+        ) from error
+    finally:
+        picture.close()
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise BadPicture(f"{name}: decoded to shape {list(pixels.shape)}, expected [height, width, 3]")
+    return pixels
+
+
+def _open(data: bytes, name: str) -> tuple[Image.Image, Header]:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise BadPicture(f"{name}: the file is empty", fix="replace the file or leave it out")
+    if len(data) > MAX_BYTES:
+        raise BadPicture(f"{name}: {len(data):,} bytes; pictures of up to {MAX_BYTES:,} bytes are read")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            orientation = _orientation(picture)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise BadPicture(
+            f"{name}: a decompression bomb ({_first_line(error)}); pictures of up to {MAX_PIXELS:,} pixels are decoded",
+            fix="scale the picture down or leave it out",
+        ) from error
+    except UnidentifiedImageError as error:
+        raise BadPicture(
+            f"{name}: not a picture of a known format; expected one of {', '.join(FORMATS)}",
+            fix="convert the file, for instance to JPEG or PNG, or leave it out",
+        ) from error
+    # A parser fed with hostile bytes raises whatever its code happens to run into.
+    except Exception as error:
+        raise BadPicture(
+            f"{name}: the picture's header can't be read ({_first_line(error)})", fix="replace the file or leave it out"
+        ) from error
+    width, height = picture.size
+    if width < 1 or height < 1:
+        picture.close()
+        raise BadPicture(f"{name}: a picture of {width}×{height} pixels has nothing to decode")
+    if width * height > MAX_PIXELS:
+        picture.close()
+        raise BadPicture(
+            f"{name}: {width}×{height} is {width * height:,} pixels; pictures of up to {MAX_PIXELS:,} are decoded",
+            fix="scale the picture down or leave it out",
+        )
+    return picture, Header(
+        format=picture.format or "", mode=picture.mode, width=width, height=height, orientation=orientation
+    )
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation; upright where there is none or where the EXIF block is nonsense, as viewers do."""
+    if "exif" not in picture.info:
+        return _UPRIGHT
+    try:
+        value = picture.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
+    except Exception:  # the block is free-form bytes from outside; nothing in it may stop a good picture
+        return _UPRIGHT
+    return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
+
+
+def _orient(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turns stored pixels upright; the eight cases of TIFF 6.0, tag 274."""
+    if orientation == _UPRIGHT:
+        return pixels
+    if orientation >= 5:  # stored with rows and columns exchanged
+        pixels = pixels.transpose(1, 0, 2)
+    flip_rows = orientation in (3, 4, 7, 8)
+    flip_columns = orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pixels: NDArray[np.uint8] = decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    return pixels
+
+
+def _decode_any(picture: Image.Image) -> NDArray[np.uint8]:
+    from PIL import ImageOps
+
+    picture.load()
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith(("I", "F")):
+        grey = _to_eight_bits(np.asarray(upright), upright.mode)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if upright.mode in ("P", "PA", "LA", "La"):
+        upright = upright.convert("RGBA")
+    return np.array(upright.convert("RGB"))
+
+
+def _to_eight_bits(samples: NDArray[Any], mode: str) -> NDArray[np.uint8]:
+    """Scales wide grey samples to bytes: 16-bit by 257 (65535 → 255), floats in [0, 1] by 255; bytes stay."""
+    values = samples.astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
+        raise ValueError(f"grey samples of mode {mode} run from {low:g} to {high:g}, expected 0 to 65535")
+    if mode.startswith("I;16") or (mode == "I" and high > 255):
+        values /= 257.0
+    elif mode == "F":
+        if high > 255:
+            raise ValueError(f"grey samples of mode F run up to {high:g}, expected 0 to 1 or 0 to 255")
+        if high <= 1:
+            values *= 255.0
+    return np.rint(values).astype(np.uint8)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    if not text:
+        return type(error).__name__
+    return text[0].rsplit(".cpp:", 1)[-1].partition(", ")[2] or text[0]  # torch puts its own source line in front

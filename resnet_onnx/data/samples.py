@@ -1,0 +1,55 @@
+"""Real pictures for when no data is named: crops of the two photos that scikit-learn ships."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.models.preprocessing import Preprocessing
+from runtimes.errors import UsageError
+
+_SMALLEST_CROP = 0.3
+"""Side of the smallest crop as a fraction of the photo's shorter side."""
+
+
+def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.uint8]:
+    """Cuts distinct square crops out of two photos (a temple, a flower), alternately, some of them mirrored.
+
+    Args:
+        count: How many.
+        preprocessing: Gives the size and the filter.
+        seed: Same seed, same pictures; the first pictures do not depend on `count`.
+
+    Returns:
+        uint8 [count, image_size, image_size, 3], RGB.
+
+    Raises:
+        UsageError: `count` is below 1.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    if count < 1:
+        raise UsageError(f"the number of sample pictures must be at least 1, not {count}")
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    size = preprocessing.image_size
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    random = np.random.default_rng(seed)
+    pictures = np.empty((count, size, size, 3), np.uint8)
+    taken: set[tuple[int, int, int, int, bool]] = set()
+    for index in range(count):
+        which = index % len(photos)
+        width, height = photos[which].size
+        while True:
+            side = round(min(width, height) * math.sqrt(random.uniform(_SMALLEST_CROP**2, 1.0)))
+            left, top = int(random.integers(width - side + 1)), int(random.integers(height - side + 1))
+            crop = (which, left, top, side, bool(random.integers(2)))
+            if crop not in taken:
+                break
+        taken.add(crop)
+        box = (left, top, left + side, top + side)
+        resized = np.asarray(photos[which].resize((size, size), filters[preprocessing.interpolation], box=box))
+        pictures[index] = resized[:, ::-1] if crop[4] else resized
+    return pictures
