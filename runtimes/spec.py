@@ -151,12 +151,16 @@ class RuntimeOptions:
         spin: Whether idle worker threads may spin (faster alone, slower beside other work).
         optimize: Whether the runtime may rewrite the graph; off only for diagnosis.
         tf32: Whether an NVIDIA device may round fp32 products to TF32.
+        cuda_graph: Whether prepared runs on an NVIDIA device are captured once and replayed.
+        trust_engine: Whether an engine that this machine's own cache did not build may be executed; it is code.
     """
 
     threads: int | None = None
     spin: bool = True
     optimize: bool = True
     tf32: bool = False
+    cuda_graph: bool = False
+    trust_engine: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
