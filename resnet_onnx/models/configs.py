@@ -20,6 +20,9 @@ Variant = Literal["v1", "v1.5"]
 Shortcut = Literal["A", "B", "C", "none"]
 """Zero-padded, projected where shapes change, projected everywhere (arXiv:1512.03385, section 4.1), or a plain net."""
 
+SHORTCUT_OPTIONS: tuple[Shortcut, ...] = ("A", "B", "C")
+"""The options that make a net residual, cheapest first."""
+
 EXPANSION: Mapping[Block, int] = {"basic": 1, "bottleneck": 4}
 """Channels going out of a block, per channel of its width."""
 
