@@ -175,19 +175,12 @@ class Batches(Iterator[Batch]):
             self._chunks = _in_process(dataset, preprocessing, min(chunk, batch_size))
 
     def __next__(self) -> Batch:
-        try:
-            return self._next()
-        except BaseException:  # also the regular end: nothing may keep running behind a loop that was left
-            self.close()
-            raise
-
-    def _next(self) -> Batch:
         side = self._preprocessing.image_size
         shape = (side, side, 3) if self._as_bytes else (3, side, side)
         pictures = np.empty((self._batch_size, *shape), np.uint8 if self._as_bytes else np.float32)
         indices: list[int] = []
         while len(indices) < self._batch_size:
-            chunk = self._rest.popleft() if self._rest else next(self._chunks, None)
+            chunk = self._rest.popleft() if self._rest else self._take_chunk()
             if chunk is None:
                 break
             room = self._batch_size - len(indices)
@@ -200,6 +193,7 @@ class Batches(Iterator[Batch]):
             pictures[start : start + len(here)] = here if self._as_bytes else self._preprocessing.normalise(here)
             indices.extend(taken.indices)
         if not indices:
+            self.close()
             raise StopIteration
         places = np.asarray(indices, dtype=np.int64)
         skipped = tuple(self.skipped[self._reported :])
@@ -215,8 +209,27 @@ class Batches(Iterator[Batch]):
     def _note(self, bad: list[tuple[int, BadPicture]]) -> None:
         for index, error in bad:
             if not self._skip_bad:
+                self.close()
                 raise error
             self.skipped.append(Skipped(self._dataset.item_name(index), error.message))
+
+    def wait_for_first(self) -> int:
+        """Waits until the first pictures are decoded, that is until the workers are up.
+
+        Returns:
+            How many pictures are decoded already; what is measured from here on has the others to decode.
+        """
+        if not self._rest and (chunk := self._take_chunk()) is not None:
+            self._rest.append(chunk)
+        waiting = sum(len(chunk.indices) for chunk in self._rest)
+        return waiting + (self._pool.decoded() if self._pool is not None else 0)
+
+    def _take_chunk(self) -> _Chunk | None:
+        try:
+            return next(self._chunks, None)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the workers; closing twice is fine."""
@@ -327,6 +340,12 @@ class _Pool:
                 "a worker process that decodes pictures died (killed, or out of memory)",
                 fix='use fewer workers (0 decodes in the main process); a script needs `if __name__ == "__main__":`',
             ) from error
+
+    def decoded(self) -> int:
+        """Returns how many pictures of finished chunks wait to be taken."""
+        return sum(
+            len(future.result()[0]) for future, _ in self._running if future.done() and future.exception() is None
+        )
 
     def close(self) -> None:
         """Ends the workers."""

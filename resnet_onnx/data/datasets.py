@@ -33,6 +33,8 @@ UNLABELLED = -1
 
 _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val", "validation")}
 _ALL_SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
+_ZIP_FAULTS = (OSError, KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What the zipfile module raises on damaged archives (``NotImplementedError`` for odd methods is a RuntimeError)."""
 _LAYOUT = "expected CLASS/*.jpg, or train/CLASS/*.jpg with test/CLASS/*.jpg or val/CLASS/*.jpg"
 _DIGITS_TEST_EVERY = 5
 """Every fifth picture of each class of ``digits`` is for testing: 20 %, stratified, the same on every machine."""
@@ -116,15 +118,7 @@ class ZipSource(PictureSource):
             if info.file_size > MAX_BYTES:
                 raise BadPicture(f"{member}: {info.file_size:,} bytes; pictures of up to {MAX_BYTES:,} are read")
             return archive.read(info)
-        except (
-            OSError,
-            KeyError,
-            RuntimeError,
-            NotImplementedError,
-            EOFError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except _ZIP_FAULTS as error:
             raise BadPicture(
                 f"{member} in {self.archive}: can't be read ({error})", fix="make the .zip anew"
             ) from error
@@ -346,7 +340,7 @@ def _list_zip(path: Path) -> tuple[list[str], set[str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except _ZIP_FAULTS as error:
         raise BadData(
             f"--data '{path}': can't be read as a .zip ({error}); a file given as data must be a .zip of class folders",
             fix="name a folder or an undamaged .zip",

@@ -67,8 +67,8 @@ def read_labels(argument: str) -> tuple[str, ...]:
         text = Path(argument).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise FileProblem(
-            f"--labels '{argument}': can't be read ({error.strerror or error}); expected a text file, imagenet or cifar10",
-            fix="check the path",
+            f"--labels '{argument}': can't be read ({error.strerror or error})",
+            fix="name a text file with one label a line, or imagenet, or cifar10",
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"--labels '{argument}': not UTF-8 text ({error.reason} at byte {error.start})") from error

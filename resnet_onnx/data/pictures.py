@@ -96,7 +96,7 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
                 pixels = _decode_any(picture)
     except BadPicture:
         raise
-    # What a decoder raises on hostile bytes is open-ended (OSError, SyntaxError, struct.error, zlib.error, MemoryError…).
+    # What a decoder raises on hostile bytes is open-ended (OSError, SyntaxError, struct.error, MemoryError…).
     except Exception as error:
         raise BadPicture(
             f"{name}: damaged or incomplete {header.format} picture of {header.width}×{header.height} "
