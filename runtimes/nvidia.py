@@ -105,7 +105,7 @@ def require_gpu(device: str, *, runtime: str, package: str = "resnet-onnx") -> G
     if index >= len(found):
         raise RuntimeUnavailable(
             f"there is no device cuda:{index}; this machine has {'; '.join(str(g) for g in found)}",
-            fix=f"name one of {', '.join(g.device for g in found)} with --device (CUDA_VISIBLE_DEVICES hides the others)",
+            fix=f"--device {' or '.join(g.device for g in found)}; CUDA_VISIBLE_DEVICES may hide others",
         )
     return found[index]
 
@@ -146,7 +146,7 @@ def driver_problem(code: int) -> str:
 def driver_version() -> str:
     """Returns the version of the driver as NVML says it, or "" where there is no NVML."""
     with _Nvml() as nvml:
-        return nvml.ask("nvmlSystemGetDriverVersion", "")
+        return str(nvml.ask("nvmlSystemGetDriverVersion", ""))
 
 
 def _call(cuda: Any, function: str, *arguments: Any, fix: str | None) -> None:
@@ -161,7 +161,9 @@ def _describe(cuda: Any, index: int, driver: str, fix: str | None) -> Gpu:
     _call(cuda, "cuDeviceGet", ctypes.byref(handle), index, fix=fix)
     _call(cuda, "cuDeviceGetName", name, 256, handle, fix=fix)
     _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(size), handle, fix=fix)
-    _call(cuda, "cuDeviceGetUuid_v2" if hasattr(cuda, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", uuid, handle, fix=fix)
+    _call(
+        cuda, "cuDeviceGetUuid_v2" if hasattr(cuda, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", uuid, handle, fix=fix
+    )
     attributes = []
     for attribute in (_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR, _ATTRIBUTE_PROCESSORS):
         _call(cuda, "cuDeviceGetAttribute", ctypes.byref(number), attribute, handle, fix=fix)
@@ -281,7 +283,7 @@ def read_sensors(gpu: Gpu) -> Sensors:
 def describe() -> dict[str, Any]:
     """Returns driver and GPUs for results and ``doctor``; never raises for a machine without them.
 
-    Keys: ``driver``, ``reason`` (why there are none, or ""), ``gpus`` (name, device, compute capability, memory, clocks).
+    Keys: ``driver``, ``reason`` (why there are none, or ""), ``gpus`` (name, device, memory, clocks …).
     """
     try:
         found = gpus()

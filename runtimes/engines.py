@@ -1,0 +1,512 @@
+"""The cache of built engines, and the gate that every engine passes before it is executed.
+
+An engine is code: it is executed only from this machine's own cache, which no other user can write to, and only with
+the bytes that the cache put there; or where the user says that an engine from elsewhere is to be trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from runtimes import files
+from runtimes.errors import BadFeeds, BadModel, FileProblem, UsageError
+from runtimes.spec import Feeds, TensorSpec
+
+SCHEMA = 1
+SUFFIX = ".engine"
+_FOLDER = "engines"
+_DIGEST_BYTES = 32
+
+
+# ---- shape profiles ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes of one input that an engine accepts, and the one it is made fastest for.
+
+    Attributes:
+        minimum: Smallest extent per axis.
+        optimum: The shape that the builder optimises for.
+        maximum: Largest extent per axis.
+    """
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.minimum) == len(self.optimum) == len(self.maximum):
+            raise UsageError(f"the three shapes of a profile need the same number of axes, not {self}")
+        ordered = zip(self.minimum, self.optimum, self.maximum, strict=True)
+        if not all(1 <= low <= usual <= high for low, usual, high in ordered):
+            raise UsageError(f"a profile needs 1 ≤ minimum ≤ optimum ≤ maximum on every axis, not {self}")
+
+    def __str__(self) -> str:
+        return ",".join("x".join(str(n) for n in shape) for shape in (self.minimum, self.optimum, self.maximum))
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether an array of that shape can be run."""
+        return len(shape) == len(self.minimum) and all(
+            low <= n <= high for low, n, high in zip(self.minimum, shape, self.maximum, strict=True)
+        )
+
+
+Profile = Mapping[str, ShapeRange]
+"""Accepted shapes by input name."""
+
+
+def check_profile(feeds: Feeds, profile: Profile, *, who: str) -> None:
+    """Raises ``BadFeeds`` where an array lies outside the shapes that the engine was built for."""
+    for name, accepted in profile.items():
+        shape = tuple(feeds[name].shape)
+        if not accepted.accepts(shape):
+            low, high = ("×".join(str(n) for n in s) for s in (accepted.minimum, accepted.maximum))
+            raise BadFeeds(
+                f"{who}: input '{name}' was given shape {'×'.join(str(n) for n in shape)}, "
+                f"the engine was built for {low} up to {high}",
+                fix=f"build one for it: resnet-onnx build … --shapes '{name}:MIN,OPT,MAX'",
+            )
+
+
+# ---- keys and records ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKey:
+    """Everything that changes an engine; two engines with one key are interchangeable.
+
+    Attributes:
+        model_sha256: Of the ONNX file.
+        external_sha256: Of its external data, by file name.
+        profile: Accepted shapes by input name.
+        precision: What the model's metadata says of its precision.
+        tf32: Whether fp32 products may be rounded to TF32.
+        library: ``tensorrt`` or ``tensorrt-rtx``.
+        library_version: Its version.
+        target: Compute capability it was built for, ``sm86``.
+        gpu: Model of the GPU whose timings chose the kernels; "" where none took part.
+        options: The other build options, by name.
+    """
+
+    model_sha256: str
+    external_sha256: Mapping[str, str] = field(default_factory=dict)
+    profile: Profile
+    precision: str
+    tf32: bool
+    library: str
+    library_version: str
+    target: str
+    gpu: str = ""
+    options: Mapping[str, int | bool | str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the key: the name of the engine in the cache."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the key as plain values."""
+        return {**asdict(self), "profile": {name: str(accepted) for name, accepted in self.profile.items()}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> EngineKey:
+        """Returns the key that ``to_json`` wrote; KeyError, TypeError or ValueError on anything else."""
+        profile = {}
+        for name, text in value["profile"].items():
+            shapes = [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+            profile[name] = ShapeRange(*shapes)
+        return cls(**{**value, "profile": profile})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """What lies beside an engine.
+
+    Attributes:
+        key: What it was built from.
+        sha256: Of the engine.
+        size_bytes: Of the engine.
+        seconds: How long the build took.
+        dimensions: Names of the axes by input or output name (``["batch", 3, 224, 224]``); an engine forgets them.
+        layers: What the builder said of it: rows of ``type``, ``precision``, ``count``.
+        model: What the model was called.
+    """
+
+    key: EngineKey
+    sha256: str
+    size_bytes: int
+    seconds: float
+    dimensions: Mapping[str, tuple[int | str, ...]]
+    layers: tuple[Mapping[str, Any], ...]
+    model: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as plain values."""
+        return {
+            "schema": SCHEMA,
+            "key": self.key.to_json(),
+            "sha256": self.sha256,
+            "size_bytes": self.size_bytes,
+            "seconds": self.seconds,
+            "dimensions": {name: list(axes) for name, axes in self.dimensions.items()},
+            "layers": [dict(row) for row in self.layers],
+            "model": self.model,
+        }
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine in a file.
+
+    Attributes:
+        path: Where it lies.
+        record: What lies beside it.
+        cached: Whether it was there already.
+        replaced: Why an entry that was there had to be built again, or "".
+    """
+
+    path: Path
+    record: EngineRecord
+    cached: bool
+    replaced: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine:
+    """What a builder hands to the cache.
+
+    Attributes:
+        plan: The serialised engine.
+        seconds: How long the build took.
+        dimensions: As in ``EngineRecord``.
+        layers: As in ``EngineRecord``.
+        model: What the model was called.
+    """
+
+    plan: bytes
+    seconds: float
+    dimensions: Mapping[str, tuple[int | str, ...]]
+    layers: tuple[Mapping[str, Any], ...]
+    model: str
+
+
+def record_path(engine: Path) -> Path:
+    """Returns where the record of an engine lies: beside it, with ``.json`` appended."""
+    return engine.with_name(engine.name + ".json")
+
+
+# ---- building once -------------------------------------------------------------------------------------------------
+
+
+def find_or_build(key: EngineKey, build: Callable[[], BuiltEngine], *, rebuild: bool = False) -> EngineFile:
+    """Returns the cached engine of `key`, building it where there is none or a damaged one.
+
+    Any number of processes may ask at once: one builds, the others wait and use it.
+
+    Args:
+        key: Everything that changes the engine.
+        build: Called at most once.
+        rebuild: Build even where a sound one is cached.
+
+    Raises:
+        FileProblem: The cache can't be written.
+    """
+    folder = files.cache_dir(_FOLDER)
+    path = folder / f"{key.digest}{SUFFIX}"
+    if not rebuild:
+        found, _ = _look_up(path, key)
+        if found is not None:
+            return found
+    with _lock(path):
+        found, damage = (None, "") if rebuild else _look_up(path, key)
+        if found is not None:
+            return found
+        built = build()
+        record = EngineRecord(
+            key=key,
+            sha256=hashlib.sha256(built.plan).hexdigest(),
+            size_bytes=len(built.plan),
+            seconds=built.seconds,
+            dimensions=built.dimensions,
+            layers=built.layers,
+            model=built.model,
+        )
+        record_path(path).unlink(missing_ok=True)
+        files.write_bytes(path, built.plan)
+        files.write_json(record_path(path), record.to_json())
+        return EngineFile(path, record, cached=False, replaced=damage)
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    return filelock.FileLock(path.with_suffix(".lock"), mode=0o600)
+
+
+def _look_up(path: Path, key: EngineKey) -> tuple[EngineFile | None, str]:
+    """Returns the sound entry, or None and what is wrong with the one that is there."""
+    if not path.exists():
+        return None, ""
+    try:
+        record = _read_record(path)
+        _read_verified(path, record)
+    except BadModel as damage:
+        return None, damage.message
+    if record.key.digest != key.digest:
+        return None, f"{path} is recorded as built from something else"
+    _touch(path)
+    return EngineFile(path, record, cached=True), ""
+
+
+def _touch(path: Path) -> None:
+    """Marks an engine as just used: pruning begins with the one unused for longest."""
+    now = time.time()
+    os.utime(path, (now, now))
+
+
+def _read_record(engine: Path) -> EngineRecord:
+    path = record_path(engine)
+    try:
+        value = json.loads(path.read_text())
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {SCHEMA} expected")
+        return EngineRecord(
+            key=EngineKey.from_json(value["key"]),
+            sha256=str(value["sha256"]),
+            size_bytes=int(value["size_bytes"]),
+            seconds=float(value["seconds"]),
+            dimensions={name: tuple(axes) for name, axes in value["dimensions"].items()},
+            layers=tuple(value["layers"]),
+            model=str(value["model"]),
+        )
+    except FileNotFoundError as error:
+        raise BadModel(f"the engine {engine} has no record ({path.name}) beside it") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise BadModel(f"the record {path} can't be read ({error})", fix="build the engine again") from error
+
+
+def _read_verified(engine: Path, record: EngineRecord) -> bytes:
+    """Returns the bytes of an engine after comparing them with its record; what is returned is what was compared."""
+    try:
+        plan = engine.read_bytes()
+    except OSError as error:
+        raise BadModel(f"can't read the engine {engine}: {error.strerror}", fix="check the path") from error
+    if len(plan) != record.size_bytes:
+        raise BadModel(
+            f"the engine {engine} is truncated or was changed: {len(plan)} bytes, recorded {record.size_bytes}",
+            fix="build it again: resnet-onnx build",
+        )
+    digest = hashlib.sha256(plan).hexdigest()
+    if digest != record.sha256:
+        raise BadModel(
+            f"the engine {engine} is damaged or was changed: SHA-256 {digest[:12]}…, recorded {record.sha256[:12]}…",
+            fix="build it again: resnet-onnx build",
+        )
+    return plan
+
+
+# ---- the gate ------------------------------------------------------------------------------------------------------
+
+
+def load_engine(path: Path, *, trust: bool) -> tuple[bytes, EngineRecord | None]:
+    """Returns an engine's bytes, fit to be executed, and its record.
+
+    Args:
+        path: The engine.
+        trust: Whether one from outside this machine's own cache may be executed.
+
+    Returns:
+        The bytes that were checked (read once), and the record; None for a trusted engine without one.
+
+    Raises:
+        BadModel: It is missing, damaged, no engine, or from elsewhere and not trusted.
+    """
+    _check_regular(path)
+    if is_ours(path):
+        record = _read_record(path)
+        plan = _read_verified(path, record)
+        _touch(path)
+        return plan, record
+    if not trust:
+        raise BadModel(
+            f"the engine {path} was not built by this machine's own cache; an engine is code and could do anything",
+            fix="build it here from its ONNX file: resnet-onnx build; or, where you know who made it: --trust-engine",
+        )
+    if record_path(path).exists():
+        record = _read_record(path)
+        return _read_verified(path, record), record
+    return path.read_bytes(), None
+
+
+def is_ours(path: Path) -> bool:
+    """Returns whether a path is an engine in this machine's own cache, behind no link."""
+    folder = files.cache_root() / _FOLDER
+    if not folder.is_dir():
+        return False
+    if os.path.realpath(path.parent) != os.path.realpath(folder) or path.suffix != SUFFIX:
+        return False
+    files.cache_dir(_FOLDER)  # refuses a folder of another user, and closes one that was open to others
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and (os.name == "nt" or found.st_uid == os.getuid())
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BadModel(f"can't read the engine {path}: {error.strerror}", fix="check the path") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise BadModel(f"{path} is no regular file, expected an engine")
+    if found.st_size == 0:
+        raise BadModel(f"the engine {path} is empty", fix="build it again: resnet-onnx build")
+
+
+def copy_engine(engine: EngineFile, output: Path) -> Path:
+    """Copies an engine and its record to `output`, to deploy it; opening it there needs trust.
+
+    Raises:
+        FileProblem: The folder can't be written.
+    """
+    plan = _read_verified(engine.path, engine.record)
+    files.write_bytes(output, plan)
+    files.write_json(record_path(output), engine.record.to_json())
+    return output
+
+
+# ---- size and pruning ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """One entry of the cache.
+
+    Attributes:
+        path: The engine.
+        size_bytes: Of the engine.
+        last_used: Seconds since 1970.
+        model: What the model was called, or "" where the record can't be read.
+        library: Library and version, or "".
+        target: Compute capability, or "".
+        shapes: Accepted shapes as ``--shapes`` takes them, or "".
+        problem: What is wrong with the entry, or "".
+    """
+
+    path: Path
+    size_bytes: int
+    last_used: float
+    model: str = ""
+    library: str = ""
+    target: str = ""
+    shapes: str = ""
+    problem: str = ""
+
+
+def list_engines() -> list[CachedEngine]:
+    """Returns the engines in the cache, the latest used first; reads records, not engines."""
+    folder = files.cache_root() / _FOLDER
+    rows = []
+    for path in folder.glob(f"*{SUFFIX}") if folder.is_dir() else ():
+        try:
+            found = path.stat()
+        except OSError:
+            continue  # pruned by another process
+        try:
+            record = _read_record(path)
+        except BadModel as damage:
+            rows.append(CachedEngine(path, found.st_size, found.st_mtime, problem=damage.message))
+            continue
+        key = record.key
+        rows.append(
+            CachedEngine(
+                path,
+                found.st_size,
+                found.st_mtime,
+                model=record.model,
+                library=f"{key.library} {key.library_version}",
+                target=key.target,
+                shapes=";".join(f"{name}:{accepted}" for name, accepted in key.profile.items()),
+                problem="" if found.st_size == record.size_bytes else "truncated",
+            )
+        )
+    return sorted(rows, key=lambda row: row.last_used, reverse=True)
+
+
+def prune_engines(max_bytes: int) -> list[CachedEngine]:
+    """Removes unusable engines, then those unused for longest, until the rest needs at most `max_bytes`.
+
+    Returns:
+        The removed entries. One that another process is building just now stays.
+
+    Raises:
+        UsageError: `max_bytes` is negative.
+    """
+    if max_bytes < 0:
+        raise UsageError(f"the cache can't be pruned to {max_bytes} bytes")
+    kept, removed = 0, []
+    for row in list_engines():
+        if not row.problem and kept + row.size_bytes <= max_bytes:
+            kept += row.size_bytes
+        elif _remove(row.path):
+            removed.append(row)
+        else:
+            kept += row.size_bytes
+    return removed
+
+
+def _remove(path: Path) -> bool:
+    try:
+        with _lock(path).acquire(timeout=0):
+            record_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    except filelock.Timeout:
+        return False
+    except OSError as error:
+        raise FileProblem(f"can't remove {path}: {error.strerror}", fix="check the permissions of the cache") from error
+    return True
+
+
+# ---- what builders remember between builds -------------------------------------------------------------------------
+
+
+def load_timings(name: str) -> bytes:
+    """Returns a builder's timing cache, or b"" where there is none or a damaged one.
+
+    Args:
+        name: Of library, version and GPU.
+    """
+    path = files.cache_root() / _FOLDER / f"{name}.timings"
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return b""
+    digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    return data if hashlib.sha256(data).digest() == digest else b""
+
+
+def store_timings(name: str, data: bytes) -> None:
+    """Keeps a builder's timing cache for the next build; the last writer wins."""
+    files.write_bytes(files.cache_dir(_FOLDER) / f"{name}.timings", hashlib.sha256(data).digest() + data)
+
+
+def specs_with_names(
+    specs: tuple[TensorSpec, ...], dimensions: Mapping[str, tuple[int | str, ...]]
+) -> tuple[TensorSpec, ...]:
+    """Gives the axes of an engine's tensors the names that they had in the ONNX file."""
+    named = []
+    for spec in specs:
+        axes = dimensions.get(spec.name, ())
+        if len(axes) == len(spec.shape):
+            shape = tuple(n if isinstance(n, int) else a for n, a in zip(spec.shape, axes, strict=True))
+            named.append(TensorSpec(spec.name, spec.dtype, shape))
+        else:
+            named.append(spec)
+    return tuple(named)

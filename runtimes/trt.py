@@ -1,0 +1,367 @@
+"""TensorRT and TensorRT for RTX: one adapter, parameterised on the library.
+
+Engines come from this machine's own cache (``runtimes.engines``). Device memory and streams are torch's, which loads
+when an engine is opened. Executing needs a GPU: where none was at hand the code in this file was checked against the
+installed module by name, and its logic (profiles, keys, gate, errors, placement) tested apart from it, but it was
+**built and parsed, not executed**.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes import engines, nvidia, trt_shim
+from runtimes.base import Prepared, Runtime
+from runtimes.environment import load_library
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
+from runtimes.spec import NodePlacement, Scope, TensorSpec
+
+
+class TensorRTFamilyRuntime(Runtime):
+    """What both libraries share."""
+
+    default_device = "cuda:0"
+    library_name: ClassVar[trt_shim.LibraryName]
+
+    @classmethod
+    def _installed_version(cls) -> str | None:
+        return trt_shim.installed_version(cls.library_name)
+
+    @classmethod
+    def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
+        gpu = nvidia.require_gpu(device, runtime=cls.name, package=trt_shim.extra(cls.library_name))
+        library = trt_shim.load(cls.library_name)
+        check_capability(library, gpu)
+        return library.version, tuple(nvidia.gpu_names())
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        path = self.source.path
+        if path is None or path.suffix == ".onnx":
+            raise BadModel(
+                f"runtime '{self.name}' opens engines, but {self.source.name} is none",
+                fix=f"build one: resnet-onnx build … --runtime {self.name}",
+            )
+        plan, record = engines.load_engine(path, trust=self.options.trust_engine)
+        self._library = library = trt_shim.load(self.library_name)
+        self._gpu = nvidia.require_gpu(self.device, runtime=self.name, package=trt_shim.extra(self.library_name))
+        if record is not None:
+            check_record(record, library, self._gpu)
+        self._torch = load_library("torch", runtime=self.name, package="resnet-onnx")
+        trt = library.trt
+        with self._torch.cuda.device(self.device), library.messages() as messages:
+            runtime = trt.Runtime(library.logger)
+            runtime.engine_host_code_allowed = False
+            engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise library.failure(f"{self.name} can't load the engine {path}", messages)
+        self._runtime, self._engine = runtime, engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self._profile = {
+            name: engines.ShapeRange(*(tuple(dims) for dims in engine.get_tensor_profile_shape(name, 0)))
+            for name in names
+            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        }
+        specs = [self._spec(name) for name in names]
+        axes = record.dimensions if record is not None else {}
+        inputs = engines.specs_with_names(tuple(s for s in specs if s.name in self._profile), axes)
+        outputs = engines.specs_with_names(tuple(s for s in specs if s.name not in self._profile), axes)
+        self._lane: _Lane | None = None
+        return inputs, outputs, {
+            "engine": record.key.digest if record is not None else "from elsewhere",
+            "engine_sha256": record.sha256 if record is not None else "",
+            "library": f"{library.title} {library.version}",
+            "gpu": self._gpu.name,
+            "target": record.key.target if record is not None else self._gpu.target,
+            "shapes": {name: str(accepted) for name, accepted in self._profile.items()},
+            "tf32": record.key.tf32 if record is not None else None,
+            "cuda_graph": self.options.cuda_graph,
+            "trusted_by_user": record is None or not engines.is_ours(path),
+        }  # fmt: skip
+
+    def _spec(self, name: str) -> TensorSpec:
+        engine = self._engine
+        shape = tuple(n if n >= 0 else f"{name}.{axis}" for axis, n in enumerate(engine.get_tensor_shape(name)))
+        return TensorSpec(name, self._library.dtype(engine.get_tensor_dtype(name), name), shape)
+
+    def _placement(self) -> tuple[NodePlacement, ...]:
+        engine, trt = self._engine, self._library.trt
+        inspector = engine.create_engine_inspector()
+        report = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return layer_placement(report, f"{self._library.title} engine", self.device)
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        engines.check_profile(feeds, self._profile, who=self.name)
+        if self._lane is None:
+            self._lane = _Lane(self)
+        lane = self._lane
+        lane.bind(feeds)
+        lane.copy_in(feeds)
+        lane.execute()
+        lane.copy_out()
+        lane.synchronize()
+        return lane.results()
+
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        engines.check_profile(feeds, self._profile, who=self.name)
+        return _PreparedEngine(self, feeds, scope)
+
+    def _close(self) -> None:
+        # Contexts before their engine, the engine before its runtime.
+        self._lane = None
+        del self._engine
+        del self._runtime
+
+
+class _Lane:
+    """One execution context with its stream and buffers; two lanes run side by side.
+
+    Buffers are bytes, so that torch need not know the dtypes; they grow with the largest shape seen and then stay.
+    """
+
+    def __init__(self, runtime: TensorRTFamilyRuntime) -> None:
+        self._owner, self._torch = runtime, runtime._torch
+        library = runtime._library
+        with self._guard("making an execution context"), library.messages() as messages:
+            self.stream = self._torch.cuda.Stream(device=runtime.device)
+            self._context = library.create_context(runtime._engine)
+        if self._context is None:
+            raise library.failure(f"{runtime.name} can't make an execution context", messages)
+        self._device: dict[str, Any] = {}
+        self._host: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Tells the context the shapes of the inputs and where inputs and outputs lie."""
+        runtime, context = self._owner, self._context
+        shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+        if all(self._shapes.get(name) == shape for name, shape in shapes.items()):
+            return
+        with self._guard("binding"), runtime._library.messages() as messages:
+            accepted = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
+            unknown = list(context.infer_shapes()) if accepted else sorted(shapes)
+            if unknown:
+                raise runtime._library.failure(
+                    f"{runtime.name} can't settle the shapes of {', '.join(unknown)}", messages
+                )
+            for spec in runtime.outputs:
+                shapes[spec.name] = tuple(context.get_tensor_shape(spec.name))
+            for spec in (*runtime.inputs, *runtime.outputs):
+                self._sizes[spec.name] = int(np.prod(shapes[spec.name], dtype=np.int64)) * spec.dtype.itemsize
+                self._reserve(spec.name, self._sizes[spec.name])
+                context.set_tensor_address(spec.name, self._device[spec.name].data_ptr())
+        self._shapes = shapes
+
+    def _reserve(self, name: str, size: int) -> None:
+        held = self._device.get(name)
+        if held is not None and held.numel() >= size:
+            return
+        torch = self._torch
+        self.stream.synchronize()  # nothing may still use the smaller buffer
+        self._device[name] = torch.empty(max(size, 1), dtype=torch.uint8, device=self._owner.device)
+        self._host[name] = torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True)
+
+    def fill(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Copies the arrays into pinned memory."""
+        for name, array in feeds.items():
+            self._host[name].numpy()[: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def upload(self) -> None:
+        """Starts the copies from pinned memory to the device."""
+        with self._torch.cuda.stream(self.stream):
+            for spec in self._owner.inputs:
+                size = self._sizes[spec.name]
+                self._device[spec.name][:size].copy_(self._host[spec.name][:size], non_blocking=True)
+
+    def copy_in(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Copies the arrays to the device."""
+        with self._guard("copying to the device"):
+            self.fill(feeds)
+            self.upload()
+
+    def execute(self) -> None:
+        """Starts one run."""
+        runtime, context = self._owner, self._context
+        with self._guard("running"), runtime._library.messages() as messages:
+            started = context.execute_async_v3(self.stream.cuda_stream)
+        if not started:
+            raise _run_error(runtime, messages)
+
+    def copy_out(self) -> None:
+        """Starts the copies of the outputs to pinned memory."""
+        with self._guard("copying from the device"), self._torch.cuda.stream(self.stream):
+            for spec in self._owner.outputs:
+                size = self._sizes[spec.name]
+                self._host[spec.name][:size].copy_(self._device[spec.name][:size], non_blocking=True)
+
+    def synchronize(self) -> None:
+        """Waits for this lane alone."""
+        with self._guard("running"):
+            self.stream.synchronize()
+
+    def results(self) -> dict[str, NDArray[Any]]:
+        """Returns the outputs in pinned memory as arrays of the caller's own."""
+        arrays = {}
+        for spec in self._owner.outputs:
+            raw = self._host[spec.name].numpy()[: self._sizes[spec.name]]
+            arrays[spec.name] = raw.copy().view(spec.dtype).reshape(self._shapes[spec.name])
+        return arrays
+
+    def capture(self, body: Any) -> Any:
+        """Returns a CUDA graph of what `body` starts on this lane's stream, or None where it can't be captured."""
+        torch = self._torch
+        if not self._owner._library.can_capture(self._context, self.stream.cuda_stream):
+            return None
+        graph = torch.cuda.CUDAGraph()
+        with self._guard("capturing a CUDA graph"), torch.cuda.graph(graph, stream=self.stream):
+            body()
+        return graph
+
+    def _guard(self, doing: str) -> _Guard:
+        return _Guard(self._owner, doing)
+
+
+class _Guard:
+    """Selects the device, and turns torch's CUDA errors into ours."""
+
+    def __init__(self, runtime: TensorRTFamilyRuntime, doing: str) -> None:
+        self._runtime, self._doing = runtime, doing
+        self._selected = runtime._torch.cuda.device(runtime.device)
+
+    def __enter__(self) -> None:
+        self._selected.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: Any) -> None:
+        self._selected.__exit__(kind, error, tb)
+        if isinstance(error, RuntimeError) and not isinstance(error, ToolkitError):
+            raise cuda_failure(f"{self._runtime.name}: {self._doing} failed", error) from error
+
+
+class _PreparedEngine(Prepared):
+    """A lane of its own with inputs in place; captured into a CUDA graph where the options ask for it."""
+
+    def __init__(self, runtime: TensorRTFamilyRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
+        super().__init__(scope)
+        self._feeds = feeds
+        self._lane = lane = _Lane(runtime)
+        self._end_to_end = scope == "end-to-end"
+        lane.bind(feeds)
+        lane.copy_in(feeds)
+        lane.execute()  # allocates and compiles what the first run needs
+        lane.synchronize()
+        self._graph: Any = None
+        if runtime.options.cuda_graph:
+            self._graph = lane.capture(self._body)
+            if self._graph is None:
+                raise UnsupportedModel(
+                    f"{runtime.name} can't capture this engine into a CUDA graph", fix="run without CUDA graphs"
+                )
+
+    def _body(self) -> None:
+        if self._end_to_end:
+            self._lane.upload()
+        self._lane.execute()
+        if self._end_to_end:
+            self._lane.copy_out()
+
+    def _enqueue(self) -> None:
+        if self._end_to_end:
+            self._lane.fill(self._feeds)
+        if self._graph is None:
+            self._body()
+        else:
+            with self._lane._torch.cuda.stream(self._lane.stream):
+                self._graph.replay()
+
+    def _synchronize(self) -> None:
+        self._lane.synchronize()
+
+    def _outputs(self) -> dict[str, NDArray[Any]]:
+        if not self._end_to_end:
+            self._lane.copy_out()
+            self._lane.synchronize()
+        return self._lane.results()
+
+    def _close(self) -> None:
+        self._lane.synchronize()
+        self._graph = None
+        del self._lane
+
+
+def check_capability(library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
+    """Raises ``RuntimeUnavailable`` for a GPU that the library does not support."""
+    major, minor = gpu.compute_capability
+    known = library.targets()
+    if gpu.compute_capability < trt_shim.OLDEST_CAPABILITY or (known and gpu.target not in known):
+        supported = ", ".join(known) if known else "7.5 and newer"
+        raise RuntimeUnavailable(
+            f"{library.title} {library.version} does not support {gpu.name} (compute capability {major}.{minor}); "
+            f"it supports {supported}",
+            fix="use another runtime on this GPU: resnet-onnx doctor",
+        )
+
+
+def check_record(record: engines.EngineRecord, library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
+    """Raises where an engine was built by another library or version, or for another GPU.
+
+    Raises:
+        BadModel: Another library, or another version of it.
+        UnsupportedModel: Another GPU.
+    """
+    key = record.key
+    again = f"build it again here: resnet-onnx build … --runtime {library.name}"
+    if (key.library, key.library_version) != (library.name, library.version):
+        raise BadModel(
+            f"the engine was built by {key.library} {key.library_version}, here is {library.name} {library.version}",
+            fix=again,
+        )
+    if key.target != gpu.target:
+        raise UnsupportedModel(
+            f"the engine was built for {key.target}, but {gpu.device} is {gpu.name} ({gpu.target})", fix=again
+        )
+
+
+def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacement, ...]:
+    """Returns one row per layer of an engine inspector's JSON report; one row for the engine where it names none."""
+    try:
+        layers = json.loads(report)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        layers = []
+    rows = []
+    for layer in layers:
+        name = layer.get("Name", "") if isinstance(layer, dict) else str(layer)
+        kind = str(layer.get("LayerType", "")) if isinstance(layer, dict) else ""
+        rows.append(NodePlacement(str(name), kind, provider, device))
+    return tuple(rows) or (NodePlacement("*", "", provider, device),)
+
+
+def cuda_failure(what: str, error: RuntimeError) -> RunFailed:
+    """Returns the error for what torch raised: out of memory, or another failure of the device."""
+    text = " ".join(str(error).split())
+    if "OutOfMemory" in type(error).__name__ or "out of memory" in text.lower():
+        return OutOfMemory(f"{what}: {text[:300]}", fix="use a smaller batch")
+    return RunFailed(f"{what}: {text[:300]}")
+
+
+def _run_error(runtime: TensorRTFamilyRuntime, messages: list[trt_shim.Message]) -> ToolkitError:
+    found = runtime._library.failure(f"{runtime.name}: running {runtime.source.name} failed", messages)
+    return found if isinstance(found, OutOfMemory) else RunFailed(found.message)
+
+
+class TensorRTRuntime(TensorRTFamilyRuntime):
+    """NVIDIA TensorRT 10.x and 11."""
+
+    name = "tensorrt"
+    library_name = "tensorrt"
+
+
+class TensorRTRTXRuntime(TensorRTFamilyRuntime):
+    """NVIDIA TensorRT for RTX."""
+
+    name = "tensorrt-rtx"
+    library_name = "tensorrt-rtx"

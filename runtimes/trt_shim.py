@@ -1,0 +1,280 @@
+"""The one place that knows how ``tensorrt`` (10.x, 11) and ``tensorrt_rtx`` differ.
+
+Both modules have the same classes under the same names; what only one of them has is listed in ``ONLY_RTX``, and a test
+compares every name that the project uses with what the installed module has. In this file and its two users a variable
+named ``trt`` is the module, ``builder``, ``network``, ``config`` … are objects of its classes: the test relies on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from runtimes.environment import load_library, package_version
+from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError
+from runtimes.onnx_types import BFLOAT16
+
+LibraryName = Literal["tensorrt", "tensorrt-rtx"]
+
+
+@dataclass(frozen=True)
+class _Known:
+    module: str
+    packages: tuple[str, ...]
+    extra: str
+    title: str
+
+
+_KNOWN: dict[str, _Known] = {
+    "tensorrt": _Known(
+        "tensorrt",
+        ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+        "resnet-onnx[tensorrt]",
+        "TensorRT",
+    ),
+    "tensorrt-rtx": _Known(
+        "tensorrt_rtx",
+        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        "resnet-onnx[tensorrt-rtx]",
+        "TensorRT for RTX",
+    ),
+}
+
+LIBRARY_NAMES: tuple[str, ...] = tuple(_KNOWN)
+
+ONLY_RTX = frozenset(
+    {
+        "ComputeCapability",
+        "DynamicShapesKernelSpecializationStrategy",
+        "num_compute_capabilities",
+        "set_compute_capability",
+        "is_stream_capturable",
+        "dynamic_shapes_kernel_specialization_strategy",
+    }
+)
+"""Names that TensorRT itself lacks; used behind ``Library.is_rtx`` alone."""
+
+OLDEST_CAPABILITY = (7, 5)
+"""Turing: the oldest GPU that TensorRT ≥ 10.14 for CUDA 13 and TensorRT for RTX support (both support matrices)."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "FLOAT": np.dtype(np.float32),
+    "HALF": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "INT8": np.dtype(np.int8),
+    "UINT8": np.dtype(np.uint8),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "BOOL": np.dtype(np.bool_),
+}
+"""NumPy dtypes by the names of ``DataType``."""
+
+PRECISIONS = {
+    "FLOAT": "fp32",
+    "HALF": "fp16",
+    "BF16": "bf16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "FP8": "fp8",
+    "INT4": "int4",
+    "FP4": "fp4",
+}
+"""What people call the types of ``DataType``."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One line of the library's log; severity as in ``ILogger.Severity``: ``INTERNAL_ERROR`` to ``VERBOSE``."""
+
+    severity: str
+    text: str
+
+
+def installed_version(name: str) -> str | None:
+    """Returns the version of the installed library without loading it, or None."""
+    return package_version(*_KNOWN[name].packages)
+
+
+def extra(name: str) -> str:
+    """Returns what pip installs for a library."""
+    return _KNOWN[name].extra
+
+
+@functools.cache
+def load(name: LibraryName) -> Library:
+    """Loads ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises:
+        RuntimeUnavailable: It is not installed or can't be loaded.
+    """
+    known = _KNOWN[name]
+    return Library(name, load_library(known.module, runtime=name, package=known.extra), known.title)
+
+
+class Library:
+    """One of the two modules.
+
+    Attributes:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        trt: The module.
+        title: What its maker calls it.
+        version: As the module says.
+        is_rtx: Which of the two it is.
+        logger: The one logger of this process; TensorRT ignores every later one.
+    """
+
+    def __init__(self, name: LibraryName, trt: Any, title: str) -> None:
+        self.name = name
+        self.trt = trt
+        self.title = title
+        self.version = str(trt.__version__)
+        self.is_rtx = name == "tensorrt-rtx"
+        self._messages: list[Message] = []
+        self.logger = _make_logger(trt, self._messages)
+
+    @contextlib.contextmanager
+    def messages(self) -> Iterator[list[Message]]:
+        """Yields a list that holds, after the block, what the library logged in it."""
+        collected: list[Message] = []
+        start = len(self._messages)
+        try:
+            yield collected
+        finally:
+            collected.extend(self._messages[start:])
+            del self._messages[start:]
+
+    def dtype(self, tensor_type: Any, tensor_name: str) -> np.dtype[Any]:
+        """Returns the NumPy dtype of a ``DataType``.
+
+        Raises:
+            UnsupportedModel: NumPy has no such type (fp8, int4).
+        """
+        found = _DTYPES.get(tensor_type.name)
+        if found is None:
+            raise UnsupportedModel(f"tensor '{tensor_name}' has the type {tensor_type.name}, which NumPy does not have")
+        return found
+
+    def targets(self) -> tuple[str, ...]:
+        """Returns the compute capabilities that can be built for without such a GPU, as ``sm86``; () for TensorRT."""
+        if not self.is_rtx:
+            return ()
+        trt = self.trt
+        return tuple(name.lower() for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name))
+
+    def set_target(self, config: Any, target: str) -> None:
+        """Makes the builder build for `target` (``sm86``), which needs no such GPU; TensorRT for RTX alone can.
+
+        Raises:
+            UsageError: The library has no such target.
+        """
+        trt = self.trt
+        config.num_compute_capabilities = 1
+        if target not in self.targets() or not config.set_compute_capability(trt.ComputeCapability[target.upper()], 0):
+            raise UsageError(f"{self.title} {self.version} can't build for '{target}': {', '.join(self.targets())}")
+
+    def create_network(self, builder: Any) -> Any:
+        """Returns an empty strongly typed network: its precision is the ONNX graph's."""
+        trt = self.trt
+        return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+    def create_context(self, engine: Any) -> Any:
+        """Returns an execution context, or None where the library could not make one.
+
+        TensorRT for RTX would compile the kernels of a new shape in the background and meanwhile run slower ones; a
+        measurement needs them compiled before the first run.
+        """
+        if not self.is_rtx:
+            return engine.create_execution_context()
+        trt = self.trt
+        runtime_config = engine.create_runtime_config()
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        return engine.create_execution_context(runtime_config)
+
+    def can_capture(self, context: Any, stream: int) -> bool:
+        """Returns whether a CUDA graph can be captured from the context now."""
+        return bool(context.is_stream_capturable(stream)) if self.is_rtx else True
+
+    def progress_monitor(self, report: Callable[[str, int, int], None], cancelled: Callable[[], bool]) -> Any:
+        """Returns an ``IProgressMonitor``, or None where the module has none.
+
+        Args:
+            report: Called with the phase, the steps done in it and the steps that it has.
+            cancelled: Asked after every step; True ends the build.
+        """
+        trt = self.trt
+        return _make_monitor(trt, report, cancelled) if hasattr(trt, "IProgressMonitor") else None
+
+    def failure(self, what: str, messages: Sequence[Message], *, fix: str | None = None) -> ToolkitError:
+        """Turns the library's log after a failed call into the error to raise."""
+        return explain(what, messages, fix=fix)
+
+
+def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -> ToolkitError:
+    """Returns the error that says why `what` failed, from the library's own messages.
+
+    Args:
+        what: What failed, for the beginning of the message.
+        messages: The library's log during the call.
+        fix: What helps where the messages name no known cause.
+    """
+    errors = [m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR")]
+    text = " | ".join(dict.fromkeys(" ".join(e.split()) for e in errors)) or "the library gave no reason"
+    low = text.lower()
+    if any(sign in low for sign in ("out of memory", "outofmemory", "cudaerror 2:", "memory allocation failed")):
+        return OutOfMemory(
+            f"{what}: the GPU has too little memory: {text[:300]}", fix="use a smaller batch or workspace"
+        )
+    if "version tag does not match" in low or ("serialization assertion" in low and "version" in low):
+        return BadModel(
+            f"{what}: the engine was made by another version of the library: {text[:300]}",
+            fix="build it again here: resnet-onnx build",
+        )
+    if "compute capability" in low or "incompatible device" in low or "different gpu" in low:
+        return UnsupportedModel(
+            f"{what}: the engine was built for another GPU: {text[:300]}", fix="build it again here: resnet-onnx build"
+        )
+    return UnsupportedModel(f"{what}: {text[:400]}", fix=fix)
+
+
+def _make_logger(trt: Any, into: list[Message]) -> Any:
+    class CollectingLogger(trt.ILogger):  # type: ignore[misc]  # the module is loaded when used
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity.name != "VERBOSE":
+                into.append(Message(severity.name, text))
+
+    return CollectingLogger()
+
+
+def _make_monitor(trt: Any, report: Callable[[str, int, int], None], cancelled: Callable[[], bool]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is loaded when used
+        def __init__(self) -> None:
+            super().__init__()
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+            report(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            report(phase_name, step + 1, self._steps.get(phase_name, step + 1))
+            return not cancelled()
+
+        def phase_finish(self, phase_name: str) -> None:
+            steps = self._steps.pop(phase_name, 0)
+            report(phase_name, steps, steps)
+
+    return Monitor()
