@@ -1,4 +1,4 @@
-"""Normalisation as part of the network: bytes in, so that a deployment can't get mean or channel order wrong."""
+"""What stands in front of a network: normalisation as part of the graph, or widening for a float64 gold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Uint8Input(nn.Module):
-    """Puts (x/255 − mean)/std in front of a network.
+    """Puts (x/255 − mean)/std in front of a network, so that a deployment can't get mean or channel order wrong.
 
     Args:
         module: From float [batch, channel, height, width] to anything.
@@ -37,3 +37,19 @@ class Uint8Input(nn.Module):
         if self.layout == "NHWC":
             pictures = pictures.permute(0, 3, 1, 2)
         return self.module(pictures.to(self.scale.dtype) * self.scale + self.offset)
+
+
+class WideInput(nn.Module):
+    """Takes float32 inputs into a float64 network.
+
+    Args:
+        module: From float64 [batch, channel, height, width] to anything.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pictures: torch.Tensor) -> Any:
+        """Takes float32 [batch, channel, height, width]."""
+        return self.module(pictures.double())

@@ -1,0 +1,126 @@
+"""The entry point: finds the command, and turns every ending into an exit code and one message."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from resnet_onnx import __version__
+from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import ToolkitError
+
+COMMANDS = (
+    "demo",
+    "models",
+    "train",
+    "evaluate",
+    "export",
+    "parity",
+    "bench",
+    "predict",
+    "doctor",
+)  # fmt: skip
+FAULT, INTERRUPTED = 70, 130
+
+
+class Commands(click.Group):
+    """Loads a command's file when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Loads the command, or returns None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"resnet_onnx.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with: resnet-onnx demo",
+)  # fmt: skip
+@click.version_option(__version__, prog_name="resnet-onnx")
+def cli() -> None:
+    """Take a ResNet to the fastest engine that still computes the same function, with the evidence."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code (see ``runtimes.errors`` for the codes)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    terminal = Terminal(as_json="--json" in arguments, quiet="--quiet" in arguments, verbose="--verbose" in arguments)
+    if not arguments:
+        arguments = ["--help"]
+    try:
+        # Parsing prints help and versions itself; only a command's work is kept apart from the libraries' chatter.
+        context = cli.make_context("resnet-onnx", arguments, obj=terminal)
+        with context, terminal.without_chatter():
+            return _run(context, terminal)
+    except click.exceptions.Exit as ending:
+        return int(ending.exit_code)
+    except click.UsageError as error:
+        terminal.error("usage", _usage_message(error), _usage_fix(error))
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+
+
+def _run(context: click.Context, terminal: Terminal) -> int:
+    try:
+        cli.invoke(context)
+    except (click.UsageError, click.exceptions.Exit):
+        raise
+    except (KeyboardInterrupt, click.Abort):
+        terminal.error("interrupted", "interrupted; what was complete is kept", None)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except ToolkitError as error:
+        terminal.error(error.kind, error.message, error.fix)
+        return error.exit_code
+    except MemoryError:
+        terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
+        return 3
+    except Exception as error:  # the last line of defence: a fault of ours
+        where = _write_fault(error, terminal)
+        terminal.error(
+            "fault",
+            f"a fault in resnet-onnx: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            f"please report it with {where}",
+        )
+        return FAULT
+    return 0
+
+
+def _usage_message(error: click.UsageError) -> str:
+    return error.format_message().rstrip(".")
+
+
+def _usage_fix(error: click.UsageError) -> str:
+    return f"{error.ctx.command_path if error.ctx else 'resnet-onnx'} --help"
+
+
+def _write_fault(error: Exception, terminal: Terminal) -> Path:
+    text = "".join(traceback.format_exception(error)) + "\n--- printed by libraries ---\n" + terminal.chatter()
+    handle, name = tempfile.mkstemp(prefix=f"resnet-onnx-fault-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+        file.write(f"resnet-onnx {__version__}: {' '.join(sys.argv)}\n\n{text}")
+    return Path(name)
+
+
+def entry() -> None:
+    """The ``resnet-onnx`` program."""
+    sys.exit(main())

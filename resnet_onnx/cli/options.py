@@ -1,0 +1,177 @@
+"""Options that several commands share, and the wrapper that every command runs in."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import UsageError
+
+if TYPE_CHECKING:
+    from resnet_onnx.workflow import Request
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Makes a command of a function that takes a ``Terminal`` first.
+
+    Adds ``--json``, ``--quiet``, ``--verbose`` and ``--cache-dir``; puts an example at the end of ``--help``.
+
+    Args:
+        name: What the user types.
+        example: One line that works.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        def run(*, as_json: bool, quiet: bool, verbose: bool, cache_dir: Path | None, **arguments: Any) -> None:
+            terminal: Terminal = click.get_current_context().find_object(Terminal) or Terminal()
+            terminal.as_json, terminal.quiet, terminal.verbose = as_json, quiet, verbose
+            if cache_dir is not None:
+                os.environ["RESNET_ONNX_CACHE"] = str(cache_dir.expanduser().absolute())
+            function(terminal, **arguments)
+
+        for option in (
+            click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache folder (or $RESNET_ONNX_CACHE)."),
+            click.option("--verbose", is_flag=True, help="Show what the libraries print."),
+            click.option("--quiet", is_flag=True, help="No progress, no notes."),
+            click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+        ):
+            run = option(run)
+        return click.command(name, epilog=f"Example: {example}", context_settings={"max_content_width": 110})(run)
+
+    return decorate
+
+
+class Triple(click.ParamType):
+    """Three numbers for the channels: ``0.485,0.456,0.406``."""
+
+    name = "R,G,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Splits the text; a single number stands for all three channels."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        try:
+            numbers = tuple(float(part) for part in parts)
+        except ValueError:
+            self.fail(f"'{value}' is no list of three numbers like 0.485,0.456,0.406", param, ctx)
+        if len(numbers) == 1:
+            numbers = numbers * 3
+        if len(numbers) != 3:
+            self.fail(f"'{value}' has {len(numbers)} numbers, expected three: R,G,B", param, ctx)
+        return numbers
+
+
+class WholeNumbers(click.ParamType):
+    """A comma list of whole numbers ≥ 1: ``1,8``."""
+
+    name = "N,N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Splits the text; repeats are dropped."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(dict.fromkeys(int(part) for part in str(value).split(",") if part.strip()))
+        except ValueError:
+            self.fail(f"'{value}' is no list of whole numbers like 1,8", param, ctx)
+        if not numbers or min(numbers) < 1:
+            self.fail(f"'{value}': expected whole numbers of at least 1", param, ctx)
+        return numbers
+
+
+def model_options(*, required: bool = True, argument: bool = True) -> Callable[[F], F]:
+    """Adds MODEL and what can be said about it; the command gets one ``request``.
+
+    Args:
+        required: Whether MODEL must be given.
+        argument: Whether there is a MODEL argument at all.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, request=_request(kwargs), **kwargs)
+
+        decorated: Any = run
+        for option in (
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**31 - 1),
+                default=0,
+                show_default=True,
+                help="Of random weights and sample inputs.",
+            ),
+            click.option("--shortcut", type=click.Choice(["A", "B", "C"]), help="The paper's shortcut option."),
+            click.option("--variant", type=click.Choice(["v1", "v1.5"]), help="Stride in the 1×1 (v1) or 3×3 (v1.5)."),
+            click.option("--image-size", type=click.IntRange(1), help="Side of the input picture, pixels."),
+            click.option("--labels", metavar="FILE|imagenet|cifar10", help="Names of the outputs, one a line."),
+            click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255."),
+            click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255."),
+            click.option("--weights", metavar="random|imagenet|PATH", help="Weights for a named architecture."),
+            click.option("--model", "model_name", metavar="NAME", help="Architecture of a weights file."),
+        ):
+            decorated = option(decorated)
+        if argument:
+            decorated = click.argument("model", required=required, metavar="MODEL" if required else "[MODEL]")(
+                decorated
+            )
+        result: F = decorated
+        return result
+
+    return decorate
+
+
+def _request(kwargs: dict[str, Any]) -> Request:
+    from resnet_onnx.workflow import Request
+
+    model = kwargs.pop("model", None)
+    name = kwargs.pop("model_name")
+    if model is None and name is not None:
+        model, name = name, None
+    return Request(
+        model=model,
+        name=name,
+        weights=kwargs.pop("weights"),
+        seed=kwargs.pop("seed"),
+        variant=kwargs.pop("variant"),
+        shortcut=kwargs.pop("shortcut"),
+        image_size=kwargs.pop("image_size"),
+        mean=kwargs.pop("mean"),
+        std=kwargs.pop("std"),
+        labels=kwargs.pop("labels"),
+    )
+
+
+def runtime_option(*, default: str, several: bool) -> Callable[[F], F]:
+    """Adds ``--runtime`` (also spelt ``--runtimes``)."""
+    text = "Runtimes, a comma list, or 'all' that are available here." if several else "Runtime."
+    return click.option("--runtime", "--runtimes", "runtimes", default=default, show_default=True, help=text)
+
+
+device_option = click.option("--device", help="cpu, cuda or cuda:N; the runtime's own by default.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads; all usable cores by default.")
+save_option = click.option("--save", type=click.Path(path_type=Path), help="Write the result as JSON.")
+
+
+def one_runtime(argument: str) -> str:
+    """Returns the single runtime that was named.
+
+    Raises:
+        UsageError: Several were named, or none that exists.
+    """
+    from runtimes.registry import parse_names
+
+    names = parse_names(argument)
+    if len(names) != 1:
+        raise UsageError(f"this command takes one runtime, not {len(names)} ({', '.join(names)})")
+    return names[0]

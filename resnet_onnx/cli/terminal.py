@@ -1,0 +1,195 @@
+"""What reaches the user: results on stdout, progress and errors on stderr, libraries' chatter nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_WIDE = 200
+"""Columns of a table that goes to a file or pipe, so that nothing is wrapped or cut."""
+
+
+class Terminal:
+    """The streams of one command.
+
+    Args:
+        as_json: stdout is exactly one JSON document.
+        quiet: No progress and no notes.
+        verbose: Libraries' own output is shown on stderr.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self._out: TextIO = sys.stdout
+        self._err: TextIO = sys.stderr
+        self._chatter: Any = None
+
+    @contextlib.contextmanager
+    def without_chatter(self) -> Iterator[None]:
+        """Catches what libraries print, also from native code, for as long as the command works."""
+        with contextlib.ExitStack() as stack:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            kept = [os.dup(1), os.dup(2)]
+            python_streams = sys.stdout, sys.stderr
+            tty = python_streams[0].isatty(), python_streams[1].isatty()
+            self._out = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace"))
+            self._err = stack.enter_context(os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
+            self._ttys = tty
+            if self.verbose:
+                sink = os.dup(2)
+            else:
+                self._chatter = stack.enter_context(tempfile.TemporaryFile())
+                sink = os.dup(self._chatter.fileno())
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+            sys.stdout = os.fdopen(os.dup(sink), "w", encoding="utf-8", errors="replace")
+            sys.stderr = sys.stdout
+            try:
+                yield
+            finally:
+                # A reader that went away must not turn into a second error while the streams are put back.
+                with contextlib.suppress(OSError, ValueError):
+                    self._out.flush()
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.close()
+                os.dup2(kept[0], 1)
+                os.dup2(kept[1], 2)
+                for handle in (*kept, sink):
+                    os.close(handle)
+                sys.stdout, sys.stderr = python_streams
+                self._out, self._err = python_streams
+
+    _ttys: tuple[bool, bool] = (False, False)
+
+    def chatter(self) -> str:
+        """Returns the end of what libraries printed, for a fault report."""
+        if self._chatter is None or self._chatter.closed:
+            return ""
+        sys.stdout.flush()
+        with open(os.dup(self._chatter.fileno()), "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(0, size - 20_000))
+            return handle.read().decode(errors="replace")
+
+    # ---- results ----
+
+    def emit(self, document: Mapping[str, Any]) -> None:
+        """Prints the result as JSON where it was asked for; does nothing otherwise."""
+        if self.as_json:
+            self._out.write(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            self._out.flush()
+
+    def line(self, text: str = "") -> None:
+        """Prints one line of the result for people; nothing with ``--json``."""
+        if not self.as_json:
+            self._out.write(text + "\n")
+            self._out.flush()
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+        """Prints a table for people.
+
+        Args:
+            columns: Headings, with units.
+            rows: Cells.
+            left: How many columns from the left are aligned left; the others hold numbers.
+        """
+        if self.as_json:
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=True, header_style="bold", padding=(0, 1))
+        for index, heading in enumerate(columns):
+            table.add_column(
+                Text(heading), justify="left" if index < left else "right", no_wrap=index < len(columns) - 1
+            )
+        for row in rows:
+            table.add_row(*[Text(cell) for cell in row])
+        console = Console(
+            file=self._out, width=None if self._ttys[0] else _WIDE, force_terminal=self._ttys[0], highlight=False
+        )
+        console.print(table)
+        self._out.flush()
+
+    # ---- beside the result ----
+
+    def note(self, text: str) -> None:
+        """Says something beside the result, on stderr; nothing with ``--quiet``."""
+        if not self.quiet:
+            self._err.write(text + "\n")
+            self._err.flush()
+
+    def error(self, kind: str, message: str, fix: str | None) -> None:
+        """Reports the one error of a failed command."""
+        if self.as_json:
+            self.emit({"error": {"kind": kind, "message": message, "fix": fix}})
+        lines = [f"error: {message}"]
+        if fix:
+            lines += [f"  {line}" for line in fix.splitlines()]
+        with contextlib.suppress(OSError, ValueError):
+            self._err.write("\n".join(lines) + "\n")
+            self._err.flush()
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Yields a rich progress display on stderr; silent when it is not a terminal or with ``--quiet``."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(file=self._err, force_terminal=self._ttys[1])
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=self.quiet or not self._ttys[1],
+        ) as display:
+            yield display
+
+    @contextlib.contextmanager
+    def status(self, text: str) -> Iterator[Any]:
+        """Shows a spinner with `text` while something of unknown length runs; ``update(text)`` changes it."""
+        from rich.console import Console
+
+        console = Console(file=self._err, force_terminal=self._ttys[1])
+        if self.quiet or not self._ttys[1]:
+            yield _Still()
+            return
+        with console.status(text) as display:
+            yield display
+
+
+class _Still:
+    """A status that shows nothing."""
+
+    def update(self, text: str) -> None:
+        """Takes a new text."""
+
+
+def plain(value: Any) -> Any:
+    """Turns NumPy scalars, paths, tuples and non-finite numbers into what JSON has; NaN and Inf become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if value == value and value not in (float("inf"), float("-inf")) else None
+    return str(value)

@@ -1,0 +1,101 @@
+"""How much error is allowed, derived from arithmetic; the only place where tolerances are decided.
+
+The yardstick is the noise of a plain float32 evaluation of the same network on the same inputs, measured against the
+float64 gold. Correct runtimes sum in other orders and were measured at 0.8 to 3.0 times that noise (ResNet-18 to -152,
+VGG-16, CIFAR nets); the smallest faults worth catching (one channel of one weight off by 1 %) are at 30 times and more.
+So the budget is four times the noise. The yardstick itself must lie inside a bound derived from the summation lengths,
+so that a broken yardstick widens nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+UNIT_ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8, "tf32": 2.0**-11}
+"""u of each format, round to nearest: IEEE 754-2019 binary64/32/16; bfloat16 has 8 significant bits, TF32 11."""
+
+SAME_FUNCTION = 2.0**-12
+"""Relative RMSE up to which an exported file counts as the same network, 2.4e-4: a thousand times the noise of float32
+on the networks of the catalog and far below what a wrong stride, bias or epsilon does. It decides only whether an
+export is kept; ``parity`` decides what is good enough for a runtime."""
+
+NOISE_MULTIPLE = 4.0
+"""Budget over the yardstick's noise; see the module's docstring for what was measured."""
+
+MARGIN_MULTIPLE = 2.0
+"""A top-1 decision may differ from gold's only where gold's margin between its two best classes is below this many
+times the picture's largest observed error: each of the two scores can move by one error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Allowed error of one output.
+
+    Attributes:
+        relative_rmse: The allowance.
+        noise: What the yardstick showed, relative RMSE.
+        bound: What the yardstick may show at most, by its summation lengths.
+        yardstick: What was used as one, in words.
+        reason: How the allowance came about, in words.
+    """
+
+    relative_rmse: float
+    noise: float
+    bound: float
+    yardstick: str
+    reason: str
+
+
+def derived_bound(summation_lengths: Sequence[int], precision: str = "fp32") -> float:
+    """Returns the probabilistic forward error bound of a chain of dot products, relative to the result.
+
+    A dot product of n terms has a relative error of about √n·u with independent roundings (Higham & Mary, SIAM J. Sci.
+    Comput. 41(5), 2019, theorem 2.4); layers add in quadrature, so the chain has u·√Σn. Blocked summation, as every
+    fast library does it, stays well below.
+
+    Args:
+        summation_lengths: Terms per output element of each layer (fan-in of a convolution).
+        precision: Key of ``UNIT_ROUNDOFF``.
+    """
+    return UNIT_ROUNDOFF[precision] * math.sqrt(max(1, sum(summation_lengths)))
+
+
+def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str, precision: str = "fp32") -> Budget:
+    """Derives the budget from the yardstick's noise.
+
+    Args:
+        noise: Relative RMSE of the yardstick against gold.
+        summation_lengths: As ``derived_bound``.
+        yardstick: In words.
+        precision: Of the model; formats narrower than fp32 scale the noise by the ratio of unit round-offs.
+    """
+    scale = UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
+    bound = derived_bound(summation_lengths, precision)
+    least = NOISE_MULTIPLE * UNIT_ROUNDOFF[precision] * math.sqrt(max(1, len(summation_lengths)))
+    if not noise <= bound / scale:  # NaN too
+        return Budget(
+            relative_rmse=bound,
+            noise=noise,
+            bound=bound,
+            yardstick=yardstick,
+            reason=f"{yardstick} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead",
+        )
+    measured = NOISE_MULTIPLE * noise * scale
+    if measured >= least:
+        return Budget(
+            relative_rmse=measured,
+            noise=noise,
+            bound=bound,
+            yardstick=yardstick,
+            reason=f"{NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})",
+        )
+    layers = max(1, len(summation_lengths))
+    return Budget(
+        relative_rmse=least,
+        noise=noise,
+        bound=bound,
+        yardstick=yardstick,
+        reason=f"{NOISE_MULTIPLE:g} roundings in each of {layers} layers, more than {yardstick} showed",
+    )

@@ -1,0 +1,111 @@
+"""Distances between an output and its gold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """How far an output is from gold, over all pictures.
+
+    Attributes:
+        relative_rmse: Root mean square of the per-picture relative RMSE.
+        worst_picture: The largest per-picture relative RMSE.
+        worst_index: Whose it is.
+        max_abs: Largest absolute difference.
+        cosine: Smallest cosine similarity of any picture.
+        finite: Whether both sides are free of NaN and Inf.
+        per_picture: Relative RMSE [picture].
+        max_abs_per_picture: Largest absolute difference [picture].
+    """
+
+    relative_rmse: float
+    worst_picture: float
+    worst_index: int
+    max_abs: float
+    cosine: float
+    finite: bool
+    per_picture: NDArray[np.float64]
+    max_abs_per_picture: NDArray[np.float64]
+
+
+def distance(gold: NDArray[Any], found: NDArray[Any]) -> Distance:
+    """Measures `found` against `gold`, picture by picture along the first axis, in float64.
+
+    Args:
+        gold: [picture, …].
+        found: The same shape.
+
+    Returns:
+        The distance; where a NaN or Inf is on either side its errors are infinite, never small.
+    """
+    a = gold.astype(np.float64).reshape(len(gold) if gold.ndim else 1, -1)
+    b = found.astype(np.float64).reshape(a.shape)
+    sound: NDArray[np.bool_] = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
+    with np.errstate(all="ignore"):
+        difference = np.where(sound[:, None], a - b, np.inf)
+        rms_error = np.sqrt(np.mean(difference**2, axis=1))
+        rms_gold = np.sqrt(np.mean(a**2, axis=1))
+        # A picture whose gold is all zero has no scale of its own: the batch's serves, or 1.
+        sane = rms_gold[np.isfinite(rms_gold) & (rms_gold > 0)]
+        scale = np.where(rms_gold > 0, rms_gold, np.median(sane) if sane.size else 1.0)
+        per_picture = np.where(sound, rms_error / scale, np.inf)
+        largest = np.abs(difference).max(axis=1)
+        products = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        cosines = np.where(sound & (products > 0), np.sum(a * b, axis=1) / products, np.where(sound, 1.0, -1.0))
+    worst = int(np.argmax(per_picture))
+    return Distance(
+        relative_rmse=float(np.sqrt(np.mean(per_picture**2))),
+        worst_picture=float(per_picture[worst]),
+        worst_index=worst,
+        max_abs=float(largest.max()),
+        cosine=float(cosines.min()),
+        finite=bool(sound.all()),
+        per_picture=per_picture,
+        max_abs_per_picture=largest,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """Top-1 decisions against gold's.
+
+    Attributes:
+        pictures: How many.
+        equal: How many decide as gold does.
+        excused: Pictures that differ where gold itself was undecided within twice the observed error.
+        unexcused: Pictures that differ with no such excuse.
+    """
+
+    pictures: int
+    equal: int
+    excused: tuple[int, ...]
+    unexcused: tuple[int, ...]
+
+    @property
+    def agreement(self) -> float:
+        """Fraction of equal decisions."""
+        return self.equal / self.pictures
+
+
+def decisions(gold: NDArray[Any], found: NDArray[Any], observed: NDArray[np.float64], *, multiple: float) -> Decisions:
+    """Compares top-1 decisions.
+
+    Args:
+        gold: Scores [picture, class].
+        found: The same shape.
+        observed: Largest absolute error per picture [picture].
+        multiple: A flip is excused where gold's margin is below this many observed errors.
+    """
+    best = np.sort(gold.astype(np.float64), axis=1)
+    margins = best[:, -1] - best[:, -2]
+    flipped = np.flatnonzero(gold.argmax(axis=1) != found.argmax(axis=1))
+    sound = np.isfinite(observed)
+    excused = tuple(int(i) for i in flipped if sound[i] and margins[i] <= multiple * observed[i])
+    unexcused = tuple(int(i) for i in flipped if i not in excused)
+    return Decisions(pictures=len(gold), equal=len(gold) - len(flipped), excused=excused, unexcused=unexcused)

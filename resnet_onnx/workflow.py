@@ -1,0 +1,823 @@
+"""The only joiner: catalog name → checkpoint → ONNX → precision → engine → open runtime.
+
+Everything a command needs to know about MODEL is settled here once: ``resolve`` turns what the user named into a
+``Model``; ``source`` gives the form of it that a runtime opens, exporting into the cache where needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx import __version__
+from resnet_onnx.models import catalog
+from resnet_onnx.models.configs import NetworkConfig, Shortcut, Variant, config_to_json
+from resnet_onnx.models.network import Network
+from resnet_onnx.models.preprocessing import Layout, Preprocessing
+from runtimes import files
+from runtimes.environment import package_version
+from runtimes.errors import BadModel, BadWeights, RuntimeUnavailable, UsageError
+from runtimes.spec import Feeds, ModelSource, TensorSpec, TorchProgram
+
+METADATA_PREFIX = "resnet_onnx."
+INPUT_NAME, OUTPUT_NAME = "input", "logits"
+RANDOM_PICTURES = 16
+"""Pictures that set the batch-norm statistics of random weights: enough that deep activations stay sane, few enough
+that they cost a second or two."""
+
+_IMAGE_SIDES = (8, 4096)
+_ODD_SIZED_BATCH, _CACHED_BATCHES = 3, (1, 3, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxForm:
+    """How a network is, or will be, written as ONNX.
+
+    Attributes:
+        input: Element type of the input; ``uint8`` has the normalisation in the graph.
+        layout: Of a uint8 input; a float32 input is always NCHW.
+        batch: Fixed batch, or None for a dynamic one.
+        opset: Operator set; None is the exporter's default.
+    """
+
+    input: Literal["float32", "uint8"] = "float32"
+    layout: Layout = "NCHW"
+    batch: int | None = None
+    opset: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.input not in ("float32", "uint8"):
+            raise UsageError(f"input is float32 or uint8, not '{self.input}'")
+        if self.layout not in get_args(Layout):
+            raise UsageError(f"layout is NCHW or NHWC, not '{self.layout}'")
+        if self.input == "float32" and self.layout != "NCHW":
+            raise UsageError("the NHWC layout is for --input uint8; a float32 input is NCHW")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {"input": self.input, "layout": self.layout, "batch": self.batch or "dynamic"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user said about a model.
+
+    Attributes:
+        model: MODEL: a catalog name, an ``.onnx`` file, a checkpoint folder or a weights file.
+        name: ``--model``: the architecture of a weights file.
+        weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
+        seed: Of random weights.
+        variant: ``v1`` or ``v1.5``.
+        shortcut: The paper's option A, B or C.
+        image_size: Overrides the catalog's.
+        mean: Overrides the model's own.
+        std: Overrides the model's own.
+        labels: ``--labels``: a file, ``imagenet`` or ``cifar10``.
+        form: How it should be exported.
+    """
+
+    model: str | None = None
+    name: str | None = None
+    weights: str | None = None
+    seed: int = 0
+    variant: Variant | None = None
+    shortcut: Shortcut | None = None
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    labels: str | None = None
+    form: OnnxForm = OnnxForm()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A resolved model: everything known about it, in whatever forms it has.
+
+    Attributes:
+        name: Short name for result rows.
+        onnx: The user's own ONNX file, or None where one is exported into the cache when needed.
+        network: The torch form, or None where it is not at hand.
+        form: The ONNX form: that of the file, or the one to export.
+        inputs: Specs of the ONNX inputs, or () where nothing was exported yet.
+        preprocessing: From a picture to the input, or None for a model that takes no pictures.
+        labels: One name per output, or None.
+        precision: Of the arithmetic in the file.
+        trained: Whether predictions mean anything; None where nobody said.
+        notes: What the user should read before the result.
+    """
+
+    name: str
+    onnx: Path | None = None
+    network: Network | None = None
+    form: OnnxForm = OnnxForm()
+    inputs: tuple[TensorSpec, ...] = ()
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    precision: str = "fp32"
+    trained: bool | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        parts = [self.name]
+        config = self.network.config if self.network else None
+        if self.onnx is None and config is not None and getattr(config, "block", "") == "bottleneck":
+            parts[0] += f" {getattr(config, 'variant', '')}"
+        parts.append(self.precision)
+        if self.preprocessing is not None:
+            parts.append(f"{self.preprocessing.image_size}×{self.preprocessing.image_size}")
+        if self.network is not None:
+            parts.append(self.network.weights_source)
+        return " · ".join(parts)
+
+
+# ---- what the user named --------------------------------------------------------------------------------------------
+
+
+def check_request(request: Request) -> None:
+    """Raises ``UsageError`` or ``BadModel`` for what can be told before any library loads."""
+    kind = _kind(request)
+    if kind == "catalog":
+        _entry(request)
+    if kind == "onnx" and request.name and not request.weights:
+        raise UsageError(f"{request.model} is an ONNX file: --model is for weights files and catalog names")
+    if kind != "catalog" and (request.variant or request.shortcut) and not request.name:
+        raise UsageError("--variant and --shortcut are for catalog names")
+    if request.weights not in (None, "random", "imagenet") and not Path(request.weights).exists():
+        raise BadWeights(f"--weights '{request.weights}': no such file or folder", fix="random, imagenet, or a path")
+
+
+def _kind(request: Request) -> Literal["catalog", "onnx", "folder", "weights"]:
+    if request.model is None:
+        return "catalog"
+    path = Path(request.model)
+    if path.is_dir():
+        return "folder"
+    if path.suffix.lower() == ".onnx":
+        if not path.exists():
+            raise BadModel(f"no such file: {path}", fix="check the path, or make one: resnet-onnx export --depth 50")
+        return "onnx"
+    if path.exists():
+        return "weights" if path.suffix.lower() in (".pth", ".th", ".pt", ".safetensors", ".bin") else _sniff(path)
+    if path.suffix or len(path.parts) > 1:
+        raise BadModel(
+            f"no such file: {path}", fix="MODEL is a catalog name, an .onnx file, a checkpoint folder or a weights file"
+        )
+    return "catalog"
+
+
+def _sniff(path: Path) -> Literal["onnx", "weights"]:
+    with open(path, "rb") as handle:
+        head = handle.read(16)
+    torch_like = head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) or head[8:9] == b"{"
+    return "weights" if torch_like else "onnx"
+
+
+def _entry(request: Request) -> catalog.CatalogEntry:
+    name = request.model if request.model is not None and _kind(request) == "catalog" else request.name
+    if request.model is not None and request.name is not None and _kind(request) == "catalog":
+        raise UsageError(f"two architectures were named: '{request.model}' and --model {request.name}")
+    if name is None:
+        raise UsageError("no model was named", fix="name one: resnet-onnx models lists them")
+    entry = catalog.lookup(name)
+    if request.variant == "v1" and entry.variant == "v1.5":
+        entry = catalog.by_depth(entry.depth, "v1")
+    elif request.variant == "v1.5" and entry.variant == "v1" and name.endswith("-v1"):
+        raise UsageError(f"'{name}' is the v1 network, --variant v1.5 is another", fix=f"use {name[:-3]}")
+    if request.shortcut is not None:
+        entry = catalog.with_shortcut(entry, request.shortcut)
+    return entry
+
+
+def resolve(request: Request) -> Model:
+    """Finds out everything about the model that the user named.
+
+    Raises:
+        UsageError: Options contradict each other or name nothing.
+        BadModel: An ONNX file did not pass the gate.
+        BadWeights: Weights can't be read or don't fit.
+        NetworkUnavailable: ``--weights imagenet`` without a network.
+    """
+    check_request(request)
+    kind = _kind(request)
+    if kind == "onnx":
+        return _from_onnx(request, Path(str(request.model)))
+    if kind == "folder":
+        if request.weights is not None:
+            raise UsageError(f"{request.model} is a checkpoint and has its own weights; leave --weights out")
+        return _from_network(_overridden(_checkpoint(Path(str(request.model))), request), request)
+    if kind == "weights":
+        if request.name is None:
+            raise UsageError(
+                f"{request.model} holds weights without an architecture",
+                fix="name it: --model NAME (resnet-onnx models)",
+            )
+        if request.weights is not None:
+            raise UsageError(f"weights were given twice: {request.model} and --weights {request.weights}")
+        return _from_network(_fitted(request, Path(str(request.model))), request)
+    if request.weights in (None, "random"):
+        return _from_network(_random(request), request)
+    if request.weights == "imagenet":
+        return _from_network(_imagenet(request), request)
+    path = Path(str(request.weights))
+    if path.is_dir():
+        network = _checkpoint(path)
+        entry = _entry(request)
+        if replace(entry.config, num_classes=network.config.num_classes) != network.config:
+            raise BadWeights(f"the checkpoint {path} holds {network.name}, not {entry.name}")
+        return _from_network(_overridden(network, request), request)
+    return _from_network(_fitted(request, path), request)
+
+
+def _from_network(network: Network, request: Request) -> Model:
+    notes: tuple[str, ...] = ()
+    if not network.trained:
+        notes = ("random weights: good for throughput and parity, not for predictions",)
+    return Model(
+        name=network.name,
+        network=network,
+        form=request.form,
+        preprocessing=network.preprocessing,
+        labels=network.labels,
+        trained=network.trained,
+        notes=notes,
+    )
+
+
+def _checkpoint(path: Path) -> Network:
+    from resnet_onnx.training.checkpoint import find_checkpoint, read_checkpoint
+
+    return read_checkpoint(find_checkpoint(path)).network()
+
+
+def _preprocessing(base: Preprocessing, request: Request) -> Preprocessing:
+    changes: dict[str, Any] = {}
+    if request.image_size is not None and request.image_size != base.image_size:
+        low, high = _IMAGE_SIDES
+        if not low <= request.image_size <= high:
+            raise UsageError(f"image size {request.image_size} is out of range: {low} to {high} pixels")
+        changes["image_size"] = request.image_size
+        changes["resize"] = max(request.image_size, round(base.resize * request.image_size / base.image_size))
+    if request.mean is not None:
+        changes["mean"] = request.mean
+    if request.std is not None:
+        changes["std"] = request.std
+    return replace(base, **changes)
+
+
+def _labels(request: Request, classes: int, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if request.labels is None:
+        return default
+    from resnet_onnx.data.labels import read_labels
+
+    labels = read_labels(request.labels)
+    if len(labels) != classes:
+        raise UsageError(f"--labels {request.labels} has {len(labels)} labels, the model {classes} outputs")
+    return labels
+
+
+def _catalog_labels(entry: catalog.CatalogEntry, classes: int) -> tuple[str, ...] | None:
+    from resnet_onnx.data import labels
+
+    known = labels.imagenet_labels() if entry.dataset == "imagenet" else labels.cifar10_labels()
+    return known if len(known) == classes else None
+
+
+def _overridden(network: Network, request: Request) -> Network:
+    return replace(
+        network,
+        preprocessing=_preprocessing(network.preprocessing, request),
+        labels=_labels(request, network.config.num_classes, network.labels),
+    )
+
+
+def _store(state: Mapping[str, Any]) -> tuple[Path, str]:
+    from safetensors.torch import save_file
+
+    return files.store_by_content("weights", ".safetensors", lambda path: save_file(dict(state), str(path)))
+
+
+def _as_network(
+    request: Request,
+    entry: catalog.CatalogEntry,
+    config: NetworkConfig,
+    stored: tuple[Path, str],
+    source: str,
+    trained: bool,
+) -> Network:
+    return Network(
+        name=entry.name,
+        config=config,
+        preprocessing=_preprocessing(entry.preprocessing, request),
+        labels=_labels(request, config.num_classes, _catalog_labels(entry, config.num_classes)),
+        weights=stored[0],
+        weights_sha256=stored[1],
+        weights_source=source,
+        trained=trained,
+    )
+
+
+def _fitted(request: Request, path: Path) -> Network:
+    from resnet_onnx.models.weights import fit_state_dict, read_state_dict
+
+    entry = _entry(replace(request, model=request.name or request.model, name=None))
+    config, state = fit_state_dict(entry.config, read_state_dict(path), origin=str(path))
+    return _as_network(request, entry, config, _store(state), path.name, True)
+
+
+def _imagenet(request: Request) -> Network:
+    from resnet_onnx.models.weights import fit_state_dict, imagenet_state_dict
+
+    entry = _entry(request)
+    config, state = fit_state_dict(entry.config, imagenet_state_dict(entry), origin=f"ImageNet weights of {entry.name}")
+    enum = entry.pretrained.enum_name if entry.pretrained else ""
+    return _as_network(request, entry, config, _store(state), f"torchvision {enum}", True)
+
+
+def _random(request: Request) -> Network:
+    """Random weights are made once per seed and kept: the same command gives the same numbers."""
+    entry = _entry(request)
+    preprocessing = _preprocessing(entry.preprocessing, request)
+    made_from = {
+        "config": config_to_json(entry.config),
+        "preprocessing": preprocessing.to_json(),
+        "seed": request.seed,
+        "pictures": RANDOM_PICTURES,
+        "torch": package_version("torch"),
+        "recipe": 1,
+    }
+    note = files.cache_dir("random") / f"{_digest(made_from)}.json"
+    stored = _recall(note)
+    if stored is None:
+        from resnet_onnx.data.samples import sample_pictures
+        from resnet_onnx.models.weights import random_state_dict
+
+        pictures = sample_pictures(RANDOM_PICTURES, preprocessing, seed=0)
+        state = random_state_dict(entry.config, preprocessing, seed=request.seed, pictures=pictures)
+        stored = _store(state)
+        files.write_json(note, {"weights_sha256": stored[1], "made_from": made_from})
+    return _as_network(request, entry, entry.config, stored, f"random weights (seed {request.seed})", False)
+
+
+def _recall(note: Path) -> tuple[Path, str] | None:
+    try:
+        sha = json.loads(note.read_text())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = files.find_by_content("weights", ".safetensors", str(sha))
+    return (path, str(sha)) if path else None
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+# ---- ONNX files ------------------------------------------------------------------------------------------------------
+
+
+def _from_onnx(request: Request, path: Path) -> Model:
+    checked = files.check_onnx(path)
+    record = checked.metadata.get(METADATA_PREFIX + "network")
+    if record is None:
+        return _foreign(request, checked)
+    try:
+        values = json.loads(record)
+        form = json.loads(checked.metadata[METADATA_PREFIX + "form"])
+        sha = str(values["weights_sha256"])
+        onnx_form = OnnxForm(
+            input=form["input"],
+            layout=form["layout"],
+            batch=None if form["batch"] == "dynamic" else int(form["batch"]),
+            opset=checked.opset,
+        )
+        network = Network.from_json(values, weights=Path())
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadModel(f"{path}: its resnet_onnx metadata can't be read ({error!r})", fix="export it again") from error
+    notes = [] if network.trained else ["random weights: good for throughput and parity, not for predictions"]
+    if onnx_form.input == "uint8" and (request.mean or request.std):
+        raise UsageError(f"{path} has its normalisation in the graph: --mean and --std can't change it")
+    network = _overridden(network, request)
+    torch_form: Network | None = None
+    if request.weights is not None:
+        torch_form = _original_weights(request, network)
+    else:
+        kept = files.find_by_content("weights", ".safetensors", sha)
+        if kept is not None:
+            torch_form = replace(network, weights=kept)
+    return Model(
+        name=path.stem,
+        onnx=path,
+        network=torch_form,
+        form=onnx_form,
+        inputs=checked.inputs,
+        preprocessing=network.preprocessing,
+        labels=network.labels,
+        precision=checked.metadata.get("precision", "fp32"),
+        trained=network.trained,
+        notes=tuple(notes),
+    )
+
+
+def _original_weights(request: Request, network: Network) -> Network:
+    """The torch form of an ONNX file made here, from weights that the user names."""
+    from resnet_onnx.models.weights import fit_state_dict, read_state_dict
+
+    if request.weights in ("random", "imagenet"):
+        raise UsageError(f"{request.model} has its weights in it: --weights names the file that they came from")
+    path = Path(str(request.weights))
+    if path.is_dir():
+        named = _checkpoint(path)
+        if named.config != network.config:
+            raise BadWeights(f"{path} holds {named.name} with another architecture than {request.model} was made from")
+        return replace(network, weights=named.weights, weights_sha256=named.weights_sha256)
+    config, state = fit_state_dict(network.config, read_state_dict(path), origin=str(path))
+    if config != network.config:
+        raise BadWeights(f"{path} does not fit the architecture that {request.model} was made from")
+    stored = _store(state)
+    return replace(network, weights=stored[0], weights_sha256=stored[1])
+
+
+def _foreign(request: Request, checked: files.CheckedModel) -> Model:
+    """An ONNX file that was not made here: what can be told from its inputs, and what the user says."""
+    picture = picture_input(checked.inputs)
+    notes: list[str] = []
+    preprocessing: Preprocessing | None = None
+    form = OnnxForm(opset=checked.opset)
+    if picture is not None:
+        size = picture.size or request.image_size or 224
+        if request.image_size not in (None, size):
+            raise UsageError(f"{checked.path} takes pictures of {size}×{size}, not {request.image_size}")
+        base = Preprocessing(image_size=size, resize=size if size < 64 else round(size * 256 / 224))
+        preprocessing = _preprocessing(base, request)
+        uint8 = picture.spec.dtype == np.uint8
+        batch = picture.spec.shape[0]
+        form = OnnxForm(
+            input="uint8" if uint8 else "float32",
+            layout=picture.layout if uint8 else "NCHW",
+            batch=batch if isinstance(batch, int) else None,
+            opset=checked.opset,
+        )
+        if not uint8 and request.mean is None and request.std is None:
+            notes.append(
+                "the file does not say how it was normalised: ImageNet's mean and std are assumed (--mean, --std)"
+            )
+    network = None
+    if request.weights is not None:
+        if request.name is None:
+            raise UsageError("--weights beside a foreign ONNX file needs its architecture", fix="add --model NAME")
+        named = replace(request, model=None, labels=None, image_size=None)
+        network = _overridden(_fitted(named, Path(request.weights)), replace(request, labels=None))
+        preprocessing = preprocessing and network.preprocessing
+    classes = _classes(checked.outputs)
+    labels = _labels(request, classes, None) if request.labels is not None else None
+    return Model(
+        name=checked.path.stem,
+        onnx=checked.path,
+        network=network,
+        form=form,
+        inputs=checked.inputs,
+        preprocessing=preprocessing,
+        labels=labels,
+        precision=_float_precision(checked.inputs),
+        notes=tuple(notes),
+    )
+
+
+def _classes(outputs: Sequence[TensorSpec]) -> int:
+    last = outputs[0].shape[-1] if outputs[0].shape else 0
+    return last if isinstance(last, int) else -1
+
+
+def _float_precision(inputs: Sequence[TensorSpec]) -> str:
+    names = {"float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+    return next((names[str(spec.dtype)] for spec in inputs if str(spec.dtype) in names), "fp32")
+
+
+@dataclass(frozen=True)
+class PictureInput:
+    """The input of a model that takes pictures.
+
+    Attributes:
+        spec: Its spec.
+        layout: NCHW or NHWC.
+        size: Side of the picture, or None where the model takes any.
+    """
+
+    spec: TensorSpec
+    layout: Layout
+    size: int | None
+
+
+def picture_input(inputs: Sequence[TensorSpec]) -> PictureInput | None:
+    """Returns the one input that takes RGB pictures, or None where the model takes something else."""
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].dtype.kind not in "fVu":
+        return None
+    spec = inputs[0]
+    layouts: tuple[tuple[Layout, int, tuple[int, int]], ...] = (("NCHW", 1, (2, 3)), ("NHWC", 3, (1, 2)))
+    for layout, channel, sides in layouts:
+        if spec.shape[channel] == 3:
+            height, width = (spec.shape[axis] for axis in sides)
+            if isinstance(height, int) and isinstance(width, int):
+                return PictureInput(spec, layout, height) if height == width else None
+            return PictureInput(spec, layout, None)
+    return None
+
+
+# ---- torch programs --------------------------------------------------------------------------------------------------
+
+
+def torch_program(
+    *,
+    network: Network,
+    form: OnnxForm,
+    dtype: Literal["float32", "float64"] = "float32",
+    names: tuple[str, str] = (INPUT_NAME, OUTPUT_NAME),
+) -> TorchProgram:
+    """Builds the torch form of a model with the inputs and outputs of its ONNX form: a factory for ``ModelSource``."""
+    module = wrapped(network, form, dtype)
+    inputs = (input_spec(network.preprocessing, form, names[0]),)
+    outputs = (TensorSpec(names[1], np.dtype(dtype), (_batch(form), network.config.num_classes)),)
+    if dtype == "float64" and form.input == "float32":
+        from converters.input_adapters import WideInput
+
+        module = WideInput(module)
+    return TorchProgram(module=module, inputs=inputs, outputs=outputs)
+
+
+def wrapped(network: Network, form: OnnxForm, dtype: Literal["float32", "float64"] = "float32") -> Any:
+    """Loads a network as a module in eval mode, with the normalisation in front of it where the form says so."""
+    import torch
+
+    module: Any = network.load().to(getattr(torch, dtype))
+    if form.input == "uint8":
+        from converters.input_adapters import Uint8Input
+
+        preprocessing = network.preprocessing
+        module = Uint8Input(module, preprocessing.mean, preprocessing.std, form.layout)
+    return module.eval()
+
+
+def _batch(form: OnnxForm) -> int | str:
+    return form.batch or "batch"
+
+
+def input_spec(preprocessing: Preprocessing, form: OnnxForm, name: str = INPUT_NAME) -> TensorSpec:
+    """Returns the spec of the input that a network has in an ONNX form."""
+    side = preprocessing.image_size
+    shape = (3, side, side) if form.layout == "NCHW" else (side, side, 3)
+    return TensorSpec(name, np.dtype(form.input), (_batch(form), *shape))
+
+
+# ---- export ----------------------------------------------------------------------------------------------------------
+
+
+def export(model: Model, path: Path) -> dict[str, Any]:
+    """Exports a model's torch form, verified before it is kept.
+
+    Returns:
+        ``path, sha256, precision, verified{batches, relative_rmse, runtime}, size_bytes, opset``.
+
+    Raises:
+        CheckFailed: The file does not compute what torch computes; nothing was written.
+        FileProblem: The file can't be written.
+    """
+    from converters import torch_export
+    from resnet_onnx.parity.budget import SAME_FUNCTION
+
+    network = _need_network(model)
+    form = model.form
+    import torch
+
+    options = torch_export.ExportOptions(
+        input_names=(INPUT_NAME,),
+        output_names=(OUTPUT_NAME,),
+        batch=form.batch,
+        opset=form.opset or torch_export.DEFAULT_OPSET,
+    )
+    module = wrapped(network, form)
+    batches = [torch.from_numpy(feeds[INPUT_NAME]) for feeds in _verification_feeds(model)]
+    verification = torch_export.write_verified(
+        path,
+        module,
+        (batches[1],),
+        [(batch,) for batch in batches],
+        options=options,
+        metadata=_metadata(network, form, options.opset),
+        evaluate=_evaluate_on_ort,
+        runtime="ort-cpu",
+        bound=SAME_FUNCTION,
+        manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
+    )
+    checked = files.check_onnx(path)
+    return {
+        "path": str(path),
+        "sha256": checked.sha256,
+        "precision": "fp32",
+        "verified": {
+            "batches": list(verification.batches),
+            "relative_rmse": verification.relative_rmse,
+            "runtime": verification.runtime,
+        },
+        "size_bytes": checked.size_bytes,
+        "opset": checked.opset,
+        "model": network.name,
+        "weights": network.weights_source,
+        "weights_sha256": network.weights_sha256,
+        "input": {**form.to_json(), "image_size": network.preprocessing.image_size},
+    }
+
+
+def _need_network(model: Model) -> Network:
+    if model.network is None:
+        raise UsageError(
+            f"{model.name}: the torch weights it came from are not at hand",
+            fix="name them: --weights FILE, with --model NAME where the file was not exported here",
+        )
+    return model.network
+
+
+def _verification_feeds(model: Model) -> list[Feeds]:
+    """Batches of 1, an odd number and a large one; with a fixed batch, three different ones of it."""
+    from resnet_onnx.data.samples import sample_pictures
+
+    network = _need_network(model)
+    small = network.preprocessing.image_size < 64
+    sizes = (model.form.batch,) * 3 if model.form.batch else (1, _ODD_SIZED_BATCH, 64 if small else 8)
+    return [feeds_of(model, sample_pictures(n, network.preprocessing, seed=seed)) for seed, n in enumerate(sizes)]
+
+
+def _evaluate_on_ort(path: Path, feeds: Sequence[Feeds]) -> list[dict[str, NDArray[Any]]]:
+    from runtimes.registry import open_runtime
+
+    with open_runtime("ort-cpu", ModelSource(path=path)) as runtime:
+        return [runtime.run(batch) for batch in feeds]
+
+
+def _metadata(network: Network, form: OnnxForm, opset: int) -> dict[str, str]:
+    tools = {name: package_version(name) for name in ("torch", "onnx", "onnxscript")}
+    return {
+        METADATA_PREFIX + "network": json.dumps(network.to_json(), ensure_ascii=False),
+        METADATA_PREFIX + "form": json.dumps(form.to_json()),
+        METADATA_PREFIX + "tools": json.dumps({"resnet-onnx": __version__, "opset": opset, **tools}),
+        "precision": "fp32",
+    }
+
+
+def onnx_path(model: Model) -> Path:
+    """Returns the model as an ONNX file: the user's own, or an export in the cache, made once."""
+    if model.onnx is not None:
+        return model.onnx
+    from filelock import FileLock
+
+    from converters.torch_export import DEFAULT_OPSET
+
+    network = _need_network(model)
+    form = replace(model.form, opset=model.form.opset or DEFAULT_OPSET)
+    key = _digest(
+        {
+            "network": {**network.to_json(), "weights_source": ""},
+            "form": form.to_json(),
+            "opset": form.opset,
+            "tools": [package_version("torch"), package_version("onnxscript"), __version__],
+        }
+    )
+    folder = files.cache_dir("onnx", key)
+    path = folder / f"{network.name}.onnx"
+    with FileLock(str(folder / "lock")):
+        if not (path.is_file() and files.manifest_path(path).is_file() and _still_sound(path)):
+            export(replace(model, form=form), path)
+    return path
+
+
+def _still_sound(path: Path) -> bool:
+    try:
+        files.check_onnx(path)
+    except BadModel:
+        return False
+    return True
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+
+def source(model: Model, runtime: str) -> ModelSource:
+    """Returns the form of a model that a runtime opens.
+
+    Raises:
+        UsageError: ``torch`` was asked for and the weights are not at hand.
+    """
+    if runtime == "torch":
+        network = _need_network(model)
+        return ModelSource(
+            factory="resnet_onnx.workflow:torch_program",
+            arguments={"network": network, "form": model.form, "names": _names(model)},
+            label=model.name,
+        )
+    return ModelSource(path=onnx_path(model), label=model.name)
+
+
+def gold_source(model: Model) -> tuple[str, ModelSource, str]:
+    """Returns runtime, source and description of the float64 gold: torch in double, or the graph in double."""
+    if model.network is not None:
+        arguments = {"network": model.network, "form": model.form, "dtype": "float64", "names": _names(model)}
+        factory = ModelSource(factory="resnet_onnx.workflow:torch_program", arguments=arguments, label=model.name)
+        return "torch", factory, "torch float64"
+    return "reference", ModelSource(path=onnx_path(model), label=model.name), "the ONNX graph in float64"
+
+
+def _names(model: Model) -> tuple[str, str]:
+    if model.onnx is None:
+        return INPUT_NAME, OUTPUT_NAME
+    checked = files.check_onnx(model.onnx)
+    return checked.inputs[0].name, checked.outputs[0].name
+
+
+def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tuple[list[str], list[str]]:
+    """Splits runtime names into those that can open the model and, for ``all`` only, those left out.
+
+    Raises:
+        UsageError: A runtime was asked for by name and needs weights that are not at hand.
+    """
+    if "torch" not in names or model.network is not None:
+        return list(names), []
+    if not chosen_by_all:
+        _need_network(model)
+    rest = [name for name in names if name != "torch"]
+    if not rest:
+        raise RuntimeUnavailable("no runtime is left that can open this model", fix="resnet-onnx doctor")
+    return rest, ["torch"]
+
+
+# ---- feeds -----------------------------------------------------------------------------------------------------------
+
+
+def specs(model: Model) -> tuple[TensorSpec, ...]:
+    """Returns the specs of the model's ONNX inputs, exported or not."""
+    if model.inputs:
+        return model.inputs
+    return (input_spec(_need_network(model).preprocessing, model.form),)
+
+
+def feeds_of(model: Model, pictures: NDArray[np.uint8]) -> Feeds:
+    """Turns prepared pictures into the model's input.
+
+    Args:
+        model: A model that takes pictures.
+        pictures: uint8 [batch, height, width, 3], RGB, already of the model's size.
+
+    Raises:
+        UsageError: The model takes no pictures.
+    """
+    picture = picture_input(specs(model))
+    if picture is None or model.preprocessing is None:
+        raise UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
+    array: NDArray[Any]
+    if picture.spec.dtype == np.uint8:
+        array = pictures
+        if picture.layout == "NCHW":
+            array = pictures.transpose(0, 3, 1, 2)
+    else:
+        array = model.preprocessing.normalise(pictures)
+        if picture.layout == "NHWC":
+            array = array.transpose(0, 2, 3, 1)
+        array = array.astype(picture.spec.dtype)
+    return {picture.spec.name: np.ascontiguousarray(array)}
+
+
+def sample_feeds(model: Model, batch: int, *, seed: int = 0) -> Feeds:
+    """Returns feeds for a model when no data is named: crops of real photos, or seeded numbers for other inputs."""
+    if picture_input(specs(model)) is not None and model.preprocessing is not None:
+        from resnet_onnx.data.samples import sample_pictures
+
+        return feeds_of(model, sample_pictures(batch, model.preprocessing, seed=seed))
+    random = np.random.default_rng(seed)
+    return {spec.name: _random_array(spec, batch, random, model.name) for spec in specs(model)}
+
+
+def _random_array(spec: TensorSpec, batch: int, random: np.random.Generator, model: str) -> NDArray[Any]:
+    first = spec.shape[0] if spec.shape else None
+    shape = spec.concrete(**({first: batch} if isinstance(first, str) else {}))
+    size = int(np.prod(shape, dtype=object)) * spec.dtype.itemsize
+    if size > _available_memory():
+        raise BadModel(
+            f"{model}: input '{spec.name}' of shape {list(shape)} needs {size / 2**30:.1f} GiB, more than there is"
+        )
+    if spec.dtype.kind in "fV":
+        return random.standard_normal(shape).astype(spec.dtype)
+    if spec.dtype.kind == "b":
+        return random.integers(0, 2, shape).astype(np.bool_)
+    return random.integers(0, 2, shape).astype(spec.dtype)
+
+
+def _available_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
