@@ -177,8 +177,9 @@ class Library:
             UsageError: The library has no such target.
         """
         trt = self.trt
+        known = trt.ComputeCapability.__members__ if self.is_rtx else {}
         config.num_compute_capabilities = 1
-        if target not in self.targets() or not config.set_compute_capability(trt.ComputeCapability[target.upper()], 0):
+        if target not in self.targets() or not config.set_compute_capability(known[target.upper()], 0):
             raise UsageError(f"{self.title} {self.version} can't build for '{target}': {', '.join(self.targets())}")
 
     def create_network(self, builder: Any) -> Any:
@@ -233,7 +234,8 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     low = text.lower()
     if any(sign in low for sign in ("out of memory", "outofmemory", "cudaerror 2:", "memory allocation failed")):
         return OutOfMemory(
-            f"{what}: the GPU has too little memory: {text[:300]}", fix="use a smaller batch or workspace"
+            f"{what}: it needs more memory than the GPU or the workspace limit allows: {text[:300]}",
+            fix="use a smaller batch, or a larger workspace",
         )
     if "version tag does not match" in low or ("serialization assertion" in low and "version" in low):
         return BadModel(

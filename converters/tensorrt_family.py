@@ -1,0 +1,575 @@
+"""ONNX to an engine of TensorRT (10.x, 11) or TensorRT for RTX: one builder, parameterised on the module.
+
+Networks are strongly typed: the precision is the ONNX graph's, and no flag changes it. TensorRT for RTX builds ahead of
+time for a named compute capability and needs no GPU to do so; TensorRT itself times kernels on the GPU it builds for.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runtimes import engines, files, nvidia, trt_shim
+from runtimes.engines import Profile, ShapeRange
+from runtimes.errors import BadModel, RuntimeUnavailable, UnsupportedModel, UsageError
+from runtimes.spec import TensorSpec
+
+_T = TypeVar("_T")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the phase of the build, the steps done in it and the steps that it has."""
+
+DEFAULT_BATCHES = (1, 8, 64)
+"""Smallest, usual and largest batch of an engine whose model leaves the batch open and whose user names no shapes."""
+
+ARCHITECTURES = {
+    "sm75": "Turing",
+    "sm80": "Ampere (A100)",
+    "sm86": "Ampere",
+    "sm89": "Ada",
+    "sm90": "Hopper",
+    "sm100": "Blackwell (B200)",
+    "sm120": "Blackwell (RTX 50)",
+    "sm121": "Blackwell (GB10)",
+}
+"""What people call the compute capabilities (CUDA C++ Programming Guide, "Compute Capabilities")."""
+
+_LEVELS = range(6)
+_PRECISION_KEYS = ("precision", "resnet_onnx.precision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine is built.
+
+    Attributes:
+        workspace_bytes: Most scratch memory a kernel may use; None leaves it to the library.
+        optimization_level: 0 (builds fastest) to 5 (runs fastest); None is the library's own default, 3.
+        timing_cache: Whether kernel timings of earlier builds are used; TensorRT alone times kernels.
+        cuda_graph: Keep to one stream, so that a captured CUDA graph is one chain.
+        tf32: Whether fp32 products may be rounded to TF32.
+    """
+
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: bool = True
+    cuda_graph: bool = False
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise UsageError(f"the workspace must be at least 1 byte, not {self.workspace_bytes}")
+        if self.optimization_level is not None and self.optimization_level not in _LEVELS:
+            raise UsageError(f"the builder's optimisation level goes from 0 to 5, not {self.optimization_level}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineBuild:
+    """An engine, ready to be opened.
+
+    Attributes:
+        path: In the cache.
+        key: SHA-256 of everything that changes the engine.
+        seconds: How long the build took, now or when the cached one was made.
+        cached: Whether it was there already.
+        replaced: Why an entry that was there had to be built again, or "".
+        size_bytes: Of the engine.
+        sha256: Of the engine.
+        library: ``tensorrt`` or ``tensorrt-rtx``.
+        library_version: Its version.
+        target: Compute capability it was built for, ``sm86``.
+        profile: Accepted shapes by input name.
+        layers: Layers of the parsed network: rows of ``type``, ``precision`` and ``count``.
+        file: The same for ``runtimes.engines``.
+    """
+
+    path: Path
+    key: str
+    seconds: float
+    cached: bool
+    replaced: str
+    size_bytes: int
+    sha256: str
+    library: str
+    library_version: str
+    target: str
+    profile: Profile
+    layers: tuple[Mapping[str, Any], ...]
+    file: engines.EngineFile
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what the command line prints."""
+        return {
+            "path": str(self.path),
+            "key": self.key,
+            "seconds": self.seconds,
+            "cached": self.cached,
+            "replaced": self.replaced,
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "library": self.library,
+            "library_version": self.library_version,
+            "target": self.target,
+            "shapes": {name: str(accepted) for name, accepted in self.profile.items()},
+            "layers": [dict(row) for row in self.layers],
+        }
+
+
+# ---- shapes --------------------------------------------------------------------------------------------------------
+
+
+def parse_shapes(argument: str) -> dict[str, ShapeRange]:
+    """Reads ``input:1x3x224x224,8x3x224x224,32x3x224x224``: minimum, optimum and maximum per input.
+
+    One shape in place of three fixes the input to it. Several inputs are separated by ``;``. An input's name may hold
+    colons: the shapes follow the last one.
+
+    Raises:
+        UsageError: It says anything else; the message names the part.
+    """
+    profile: dict[str, ShapeRange] = {}
+    for part in (p.strip() for p in argument.split(";")):
+        if not part:
+            continue
+        name, colon, shapes = (piece.strip() for piece in part.rpartition(":"))
+        if not colon or not name:
+            raise UsageError(f"'{part}' names no input: {_SHAPES_FORM}")
+        if name in profile:
+            raise UsageError(f"input '{name}' is given shapes twice")
+        parsed = [_parse_shape(text.strip(), name) for text in shapes.split(",")]
+        if len(parsed) == 1:
+            parsed *= 3
+        if len(parsed) != 3:
+            raise UsageError(f"input '{name}' is given {len(parsed)} shapes, expected 3 (or 1): {_SHAPES_FORM}")
+        try:
+            profile[name] = ShapeRange(*parsed)
+        except UsageError as error:
+            raise UsageError(f"input '{name}': {error.message}") from error
+    if not profile:
+        raise UsageError(f"no shapes given: {_SHAPES_FORM}")
+    return profile
+
+
+_SHAPES_FORM = "expected NAME:MIN,OPT,MAX, like input:1x3x224x224,8x3x224x224,32x3x224x224"
+_MOST_EXTENT = 2**31 - 1  # an engine's dimensions are below 2**31
+
+
+def _parse_shape(text: str, name: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[0-9]{1,10}(x[0-9]{1,10})*", text):
+        raise UsageError(f"input '{name}': '{text}' is no shape: {_SHAPES_FORM}")
+    shape = tuple(int(n) for n in text.split("x"))
+    if not all(1 <= n <= _MOST_EXTENT for n in shape):
+        raise UsageError(f"input '{name}': extents must be between 1 and 2³¹ − 1, not {text}")
+    return shape
+
+
+def default_profile(inputs: Sequence[TensorSpec], batches: tuple[int, int, int] = DEFAULT_BATCHES) -> Profile:
+    """Returns the profile of a model whose only open dimension is the batch.
+
+    Args:
+        inputs: The model's inputs.
+        batches: Smallest, usual and largest batch.
+
+    Raises:
+        UsageError: Another dimension is open: nobody but the user knows its extents.
+    """
+    profile = {}
+    for spec in inputs:
+        open_axes = [axis for axis, extent in enumerate(spec.shape) if not isinstance(extent, int)]
+        if [axis for axis in open_axes if axis != 0]:
+            raise UsageError(
+                f"input {spec} has open dimensions besides the batch; name their extents",
+                fix=f"--shapes '{spec.name}:MIN,OPT,MAX', each like {'x'.join(str(d) for d in spec.concrete())}",
+            )
+        shapes = ((batch, *spec.concrete()[1:]) if open_axes else spec.concrete() for batch in batches)
+        profile[spec.name] = ShapeRange(*shapes)
+    return profile
+
+
+def fit_profile(inputs: Sequence[TensorSpec], given: Profile | None) -> Profile:
+    """Completes and checks the shapes given for a model.
+
+    Args:
+        inputs: The model's inputs.
+        given: Shapes by input name; None takes ``default_profile``. Inputs without open dimensions may be left out.
+
+    Raises:
+        UsageError: An input is unknown or missing, or the shapes do not fit it.
+    """
+    if given is None:
+        return default_profile(inputs)
+    known = {spec.name for spec in inputs}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise UsageError(
+            f"--shapes names {', '.join(unknown)}, but the inputs are {', '.join(str(spec) for spec in inputs)}"
+        )
+    profile: dict[str, ShapeRange] = {}
+    extents: dict[str, tuple[tuple[int, int, int], str]] = {}
+    for spec in inputs:
+        accepted = given.get(spec.name) or default_profile([spec])[spec.name]
+        if len(accepted.minimum) != len(spec.shape):
+            raise UsageError(f"--shapes gives input {spec} {len(accepted.minimum)} axes, expected {len(spec.shape)}")
+        for want, low, usual, high in zip(
+            spec.shape, accepted.minimum, accepted.optimum, accepted.maximum, strict=True
+        ):
+            if isinstance(want, int):
+                if not low == high == want:
+                    raise UsageError(f"--shapes gives input {spec} the extent {low} to {high} where it is {want}")
+                continue
+            before = extents.setdefault(want, ((low, usual, high), spec.name))
+            if before[0] != (low, usual, high):
+                raise UsageError(
+                    f"--shapes gives dimension '{want}' {before[0]} in '{before[1]}' and {(low, usual, high)} in "
+                    f"'{spec.name}'; they are one dimension"
+                )
+        profile[spec.name] = accepted
+    return profile
+
+
+# ---- targets -------------------------------------------------------------------------------------------------------
+
+
+def parse_target(argument: str) -> str:
+    """Returns a compute capability as ``sm86`` from ``sm86``, ``SM_86``, ``8.6`` or ``86``.
+
+    Raises:
+        UsageError: It is none.
+    """
+    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", argument.strip().lower())
+    if not found:
+        raise UsageError(f"'{argument}' is no compute capability: expected one like sm86 or 8.6")
+    return f"sm{found[1]}{found[2]}"
+
+
+@dataclass(frozen=True)
+class _Target:
+    name: str
+    gpu: nvidia.Gpu | None  # the one to build on; None builds ahead of time
+
+
+def _choose_target(library: trt_shim.Library, asked: str | None, device: str) -> _Target:
+    wanted = None if asked is None else parse_target(asked)
+    known = library.targets()
+    if library.is_rtx and wanted is not None:
+        if wanted not in known:
+            raise UsageError(
+                f"{library.title} {library.version} can't build for '{asked}': choose {_describe_targets(known)}"
+            )
+        return _Target(wanted, None)
+    try:
+        gpu = nvidia.require_gpu(device, runtime=library.name, package=trt_shim.extra(library.name))
+    except RuntimeUnavailable as missing:
+        if library.is_rtx:
+            raise UsageError(
+                f"{missing.message}, so that the GPU to build for must be named: {_describe_targets(known)}",
+                fix="--target sm89",
+            ) from missing
+        raise
+    if wanted is not None and wanted != gpu.target:
+        raise UsageError(
+            f"TensorRT builds only for the GPU that it builds on ({gpu.name}, {gpu.target}), not for {wanted}",
+            fix="leave --target out, or use --runtime tensorrt-rtx, which builds for other GPUs",
+        )
+    if library.is_rtx and gpu.target not in known:
+        raise RuntimeUnavailable(
+            f"{library.title} {library.version} does not support {gpu.name} ({gpu.target}); "
+            f"it builds for {_describe_targets(known)}",
+            fix="--target with one of them, or --runtime tensorrt on this GPU",
+        )
+    return _Target(gpu.target, None if library.is_rtx else gpu)
+
+
+def _describe_targets(targets: Sequence[str]) -> str:
+    return ", ".join(f"{t} ({ARCHITECTURES[t]})" if t in ARCHITECTURES else t for t in targets)
+
+
+# ---- building ------------------------------------------------------------------------------------------------------
+
+
+def build_engine(
+    model: Path | files.CheckedModel,
+    *,
+    library: trt_shim.LibraryName,
+    target: str | None = None,
+    shapes: Profile | None = None,
+    options: EngineOptions | None = None,
+    device: str = "cuda:0",
+    progress: Progress | None = None,
+    rebuild: bool = False,
+) -> EngineBuild:
+    """Builds an engine, or returns the cached one.
+
+    Args:
+        model: An ONNX file; passed through the loading gate if it has not been.
+        library: ``tensorrt`` or ``tensorrt-rtx``.
+        target: Compute capability to build for (``sm86``, ``8.6``); None is that of `device`. TensorRT builds only
+            for the GPU it builds on.
+        shapes: Accepted shapes by input name; None accepts batches 1 to 64 and is fastest at 8.
+        options: How to build.
+        device: GPU to build on or for, where `target` is None.
+        progress: Called from another thread while the library works.
+        rebuild: Build even where a sound engine is cached.
+
+    Returns:
+        The engine in the cache.
+
+    Raises:
+        UsageError: Shapes or target do not fit; the message lists what does.
+        RuntimeUnavailable: The library is missing, or a GPU is needed and there is none.
+        BadModel: The file did not pass the gate, or was changed since.
+        UnsupportedModel: The library can't build this model; names the node.
+        OutOfMemory: The build needs more memory than the GPU has.
+    """
+    options = options or EngineOptions()
+    loaded = trt_shim.load(library)
+    chosen = _choose_target(loaded, target, device)
+    checked = model if isinstance(model, files.CheckedModel) else files.check_onnx(model)
+    profile = fit_profile(checked.inputs, shapes)
+    key = engine_key(checked, loaded, chosen.name, profile, options, gpu=chosen.gpu)
+    job = _Job(checked, loaded, chosen, profile, options, progress or _no_progress)
+    found = engines.find_or_build(key, job.build, rebuild=rebuild)
+    record = found.record
+    return EngineBuild(
+        path=found.path,
+        key=key.digest,
+        seconds=record.seconds,
+        cached=found.cached,
+        replaced=found.replaced,
+        size_bytes=record.size_bytes,
+        sha256=record.sha256,
+        library=library,
+        library_version=loaded.version,
+        target=chosen.name,
+        profile=profile,
+        layers=record.layers,
+        file=found,
+    )
+
+
+def engine_key(
+    checked: files.CheckedModel,
+    library: trt_shim.Library,
+    target: str,
+    profile: Profile,
+    options: EngineOptions,
+    *,
+    gpu: nvidia.Gpu | None = None,
+) -> engines.EngineKey:
+    """Returns the cache key of an engine: everything that changes it.
+
+    The GPU's model is part of it where the builder times kernels on it: another model of the same compute capability
+    would choose others. Timing caches are not: they shorten the build.
+    """
+    return engines.EngineKey(
+        model_sha256=checked.sha256,
+        external_sha256={name: files.sha256_file(checked.path.parent / name) for name in checked.external_data},
+        profile=profile,
+        precision=next((checked.metadata[k] for k in _PRECISION_KEYS if k in checked.metadata), ""),
+        tf32=options.tf32,
+        library=library.name,
+        library_version=library.version,
+        target=target,
+        gpu="" if gpu is None else f"{gpu.name}, {gpu.multiprocessors} multiprocessors",
+        options={
+            "workspace_bytes": options.workspace_bytes if options.workspace_bytes is not None else "library's own",
+            "optimization_level": (
+                options.optimization_level if options.optimization_level is not None else "library's own"
+            ),
+            "cuda_graph": options.cuda_graph,
+        },
+    )
+
+
+def _no_progress(phase: str, done: int, steps: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Job:
+    checked: files.CheckedModel
+    library: trt_shim.Library
+    target: _Target
+    profile: Profile
+    options: EngineOptions
+    progress: Progress
+
+    def build(self) -> engines.BuiltEngine:
+        begin = time.monotonic()
+        cancelled = threading.Event()
+        plan, layers = _interruptible(lambda: self._build_in_thread(cancelled), cancelled)
+        return engines.BuiltEngine(
+            plan=plan,
+            seconds=round(time.monotonic() - begin, 3),
+            dimensions={spec.name: spec.shape for spec in (*self.checked.inputs, *self.checked.outputs)},
+            layers=layers,
+            model=self.checked.path.name,
+        )
+
+    def _build_in_thread(self, cancelled: threading.Event) -> tuple[bytes, tuple[Mapping[str, Any], ...]]:
+        if self.target.gpu is None:
+            return self._build(cancelled)
+        import torch
+
+        with torch.cuda.device(self.target.gpu.device):
+            return self._build(cancelled)
+
+    def _build(self, cancelled: threading.Event) -> tuple[bytes, tuple[Mapping[str, Any], ...]]:
+        library, trt = self.library, self.library.trt
+        what = f"{library.title} can't build {self.checked.path.name}"
+        with library.messages() as messages:
+            builder = trt.Builder(library.logger)
+            network = library.create_network(builder)
+            parser = trt.OnnxParser(network, library.logger)
+            parsed = parser.parse(_read_checked(self.checked), str(self.checked.path))
+            errors = [_parser_problem(parser.get_error(i)) for i in range(parser.num_errors)]
+        if not parsed:
+            raise UnsupportedModel(parse_failure(what, errors), fix="choose another runtime, or change the model")
+        layers = _inspect(network)
+        with library.messages() as messages:
+            config = self._configure(builder, cancelled)
+            timings = self._use_timings(config)
+            plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            if cancelled.is_set():
+                raise _CancelledError
+            raise library.failure(what, messages, fix="resnet-onnx doctor")
+        self._keep_timings(config, timings)
+        return bytes(memoryview(plan)), layers
+
+    def _configure(self, builder: Any, cancelled: threading.Event) -> Any:
+        library, trt, options = self.library, self.library.trt, self.options
+        config = builder.create_builder_config()
+        if options.tf32:
+            config.set_flag(trt.BuilderFlag.TF32)
+        else:
+            config.clear_flag(trt.BuilderFlag.TF32)  # both libraries set it by themselves
+        if options.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        if options.cuda_graph:
+            config.max_aux_streams = 0
+        if library.is_rtx:
+            library.set_target(config, self.target.name)
+        profile = builder.create_optimization_profile()
+        for name, accepted in self.profile.items():
+            profile.set_shape(name, accepted.minimum, accepted.optimum, accepted.maximum)
+        config.add_optimization_profile(profile)
+        monitor = library.progress_monitor(self.progress, cancelled.is_set)
+        if monitor is not None:
+            config.progress_monitor = monitor
+        return config
+
+    def _timings_name(self) -> str:
+        gpu = self.target.gpu
+        owner = "" if gpu is None else f"{gpu.name}-{gpu.multiprocessors}"
+        digest = hashlib.sha256(owner.encode()).hexdigest()[:16]
+        return f"{self.library.name}-{self.library.version}-{self.target.name}-{digest}"
+
+    def _use_timings(self, config: Any) -> bytes | None:
+        """Gives the builder the timings of earlier builds; returns them, or None where none are used."""
+        if not self.options.timing_cache or self.target.gpu is None:
+            return None
+        before = engines.load_timings(self._timings_name())
+        config.set_timing_cache(config.create_timing_cache(before), False)
+        return before
+
+    def _keep_timings(self, config: Any, before: bytes | None) -> None:
+        if before is None:
+            return
+        timings = config.get_timing_cache()
+        after = bytes(memoryview(timings.serialize()))
+        if after != before:
+            engines.store_timings(self._timings_name(), after)
+
+
+class _CancelledError(Exception):
+    """The build ended because it was asked to."""
+
+
+def _interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
+    """Runs `work` in a thread, so that Ctrl-C reaches Python while the library works, and then ends the build."""
+    results: list[_T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again by the thread that waits
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="engine-build", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(timeout=0.1)
+    except BaseException:
+        cancelled.set()
+        thread.join(timeout=5)
+        raise
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _read_checked(checked: files.CheckedModel) -> bytes:
+    """Returns the bytes that passed the gate; refuses a file that was changed since."""
+    data = checked.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != checked.sha256:
+        raise BadModel(f"{checked.path} was changed while it was being used", fix="run the command again")
+    return data
+
+
+# ---- what was parsed -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ParserProblem:
+    """One error of the ONNX parser.
+
+    Attributes:
+        node: Name of the ONNX node, or "".
+        operator: Its operator, or "".
+        reason: The parser's own words.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"node '{self.node}' ({self.operator}): " if self.node else ""
+        return where + self.reason
+
+
+def _parser_problem(error: Any) -> ParserProblem:
+    return ParserProblem(error.node_name(), error.node_operator(), " ".join(error.desc().split()))
+
+
+def parse_failure(what: str, problems: Sequence[ParserProblem]) -> str:
+    """Returns the message for a model that the parser refused: the first problems, and how many more."""
+    shown = list(dict.fromkeys(str(problem) for problem in problems))
+    if not shown:
+        return f"{what}: the parser refused it and gave no reason"
+    more = f"; and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return f"{what}: {'; '.join(shown[:3])}{more}"
+
+
+def _inspect(network: Any) -> tuple[Mapping[str, Any], ...]:
+    """Returns the layers of a parsed network as rows of type, precision and count; the commonest first."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        tensor = layer.get_output(0) if layer.num_outputs else None
+        precision = "" if tensor is None else trt_shim.PRECISIONS.get(tensor.dtype.name, tensor.dtype.name.lower())
+        counts[layer.type.name.lower().replace("_", " "), precision] += 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple({"type": kind, "precision": precision, "count": n} for (kind, precision), n in ordered)
