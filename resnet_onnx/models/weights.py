@@ -345,11 +345,14 @@ def _sound_float32(name: str, tensor: Tensor, origin: str) -> Tensor:
 def random_state_dict(
     config: NetworkConfig, preprocessing: Preprocessing, *, seed: int, pictures: NDArray[np.uint8]
 ) -> StateDict:
-    """Draws He-initialised weights and sets the batch-norm statistics by running pictures through.
+    """Draws He-initialised weights; running pictures through sets batch-norm statistics and the classifier's bias.
 
     Without the statistics the activations of a deep random net grow from block to block until nothing measured on it
-    means anything. torch's global random state is neither used nor changed. The same seed and pictures give the same
-    weights on one machine with one number of threads.
+    means anything. The bias makes the logits average to zero over the pictures: without it they hardly depend on the
+    picture, every picture gets the same class, and an agreement of classes proves nothing.
+
+    torch's global random state is neither used nor changed. The same seed and pictures give the same weights on one
+    machine with one number of threads.
 
     Args:
         config: The architecture.
@@ -369,12 +372,15 @@ def random_state_dict(
     for norm in norms:
         norm.train()  # the norms alone: dropout would draw from the global random state
         norm.momentum = None  # a plain average over the batches
+    logits = []
     with torch.inference_mode():
-        for start in range(0, len(pictures) if norms else 0, _PICTURES_AT_ONCE):
+        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
             batch = pictures[start : start + _PICTURES_AT_ONCE]
             if len(batch) > 1:  # a deep net can leave one value per channel of a single small picture: no variance
-                network(torch.from_numpy(preprocessing.normalise(batch)))
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+                logits.append(network(torch.from_numpy(preprocessing.normalise(batch))))
+    state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    state[f"{_classifier(config)}.bias"] = -torch.cat(logits).mean(dim=0)
+    return state
 
 
 def imagenet_state_dict(entry: catalog.CatalogEntry, *, progress: bool = False) -> StateDict:
