@@ -31,13 +31,13 @@ DEFAULT_BATCHES = (1, 8, 64)
 
 ARCHITECTURES = {
     "sm75": "Turing",
-    "sm80": "Ampere (A100)",
+    "sm80": "Ampere A100",
     "sm86": "Ampere",
     "sm89": "Ada",
     "sm90": "Hopper",
-    "sm100": "Blackwell (B200)",
-    "sm120": "Blackwell (RTX 50)",
-    "sm121": "Blackwell (GB10)",
+    "sm100": "Blackwell B200",
+    "sm120": "Blackwell RTX 50",
+    "sm121": "Blackwell GB10",
 }
 """What people call the compute capabilities (CUDA C++ Programming Guide, "Compute Capabilities")."""
 
@@ -87,6 +87,7 @@ class EngineBuild:
         target: Compute capability it was built for, ``sm86``.
         profile: Accepted shapes by input name.
         layers: Layers of the parsed network: rows of ``type``, ``precision`` and ``count``.
+        warnings: What the library warned of while it built.
         file: The same for ``runtimes.engines``.
     """
 
@@ -102,6 +103,7 @@ class EngineBuild:
     target: str
     profile: Profile
     layers: tuple[Mapping[str, Any], ...]
+    warnings: tuple[str, ...]
     file: engines.EngineFile
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ class EngineBuild:
             "target": self.target,
             "shapes": {name: str(accepted) for name, accepted in self.profile.items()},
             "layers": [dict(row) for row in self.layers],
+            "warnings": list(self.warnings),
         }
 
 
@@ -222,7 +225,8 @@ def fit_profile(inputs: Sequence[TensorSpec], given: Profile | None) -> Profile:
         ):
             if isinstance(want, int):
                 if not low == high == want:
-                    raise UsageError(f"--shapes gives input {spec} the extent {low} to {high} where it is {want}")
+                    given_extent = str(low) if low == high else f"{low} to {high}"
+                    raise UsageError(f"--shapes gives input {spec} the extent {given_extent} where it is {want}")
                 continue
             before = extents.setdefault(want, ((low, usual, high), spec.name))
             if before[0] != (low, usual, high):
@@ -329,6 +333,9 @@ def build_engine(
         OutOfMemory: The build needs more memory than the GPU has.
     """
     options = options or EngineOptions()
+    if library == "tensorrt":
+        # Without a GPU nothing is built; and the driver is the first thing to install.
+        nvidia.require_gpu(device, runtime=library, package=trt_shim.extra(library))
     loaded = trt_shim.load(library)
     chosen = _choose_target(loaded, target, device)
     checked = model if isinstance(model, files.CheckedModel) else files.check_onnx(model)
@@ -350,6 +357,7 @@ def build_engine(
         target=chosen.name,
         profile=profile,
         layers=record.layers,
+        warnings=record.warnings,
         file=found,
     )
 
@@ -402,18 +410,10 @@ class _Job:
     progress: Progress
 
     def build(self) -> engines.BuiltEngine:
-        begin = time.monotonic()
         cancelled = threading.Event()
-        plan, layers = _interruptible(lambda: self._build_in_thread(cancelled), cancelled)
-        return engines.BuiltEngine(
-            plan=plan,
-            seconds=round(time.monotonic() - begin, 3),
-            dimensions={spec.name: spec.shape for spec in (*self.checked.inputs, *self.checked.outputs)},
-            layers=layers,
-            model=self.checked.path.name,
-        )
+        return _interruptible(lambda: self._build_in_thread(cancelled), cancelled)
 
-    def _build_in_thread(self, cancelled: threading.Event) -> tuple[bytes, tuple[Mapping[str, Any], ...]]:
+    def _build_in_thread(self, cancelled: threading.Event) -> engines.BuiltEngine:
         if self.target.gpu is None:
             return self._build(cancelled)
         import torch
@@ -421,7 +421,8 @@ class _Job:
         with torch.cuda.device(self.target.gpu.device):
             return self._build(cancelled)
 
-    def _build(self, cancelled: threading.Event) -> tuple[bytes, tuple[Mapping[str, Any], ...]]:
+    def _build(self, cancelled: threading.Event) -> engines.BuiltEngine:
+        begin = time.monotonic()
         library, trt = self.library, self.library.trt
         what = f"{library.title} can't build {self.checked.path.name}"
         with library.messages() as messages:
@@ -432,6 +433,8 @@ class _Job:
             errors = [_parser_problem(parser.get_error(i)) for i in range(parser.num_errors)]
         if not parsed:
             raise UnsupportedModel(parse_failure(what, errors), fix="choose another runtime, or change the model")
+        warnings = _warnings(messages)
+        self._check_types(network, what)
         layers = _inspect(network)
         with library.messages() as messages:
             config = self._configure(builder, cancelled)
@@ -442,7 +445,27 @@ class _Job:
                 raise _CancelledError
             raise library.failure(what, messages, fix="resnet-onnx doctor")
         self._keep_timings(config, timings)
-        return bytes(memoryview(plan)), layers
+        return engines.BuiltEngine(
+            plan=bytes(memoryview(plan)),
+            seconds=round(time.monotonic() - begin, 3),
+            dimensions={spec.name: spec.shape for spec in (*self.checked.inputs, *self.checked.outputs)},
+            layers=layers,
+            warnings=(*warnings, *_warnings(messages)),
+            model=self.checked.path.name,
+        )
+
+    def _check_types(self, network: Any, what: str) -> None:
+        """The parser narrows float64 to float32 without a word; a caller would never know."""
+        tensors = [network.get_input(i) for i in range(network.num_inputs)]
+        tensors += [network.get_output(i) for i in range(network.num_outputs)]
+        wanted = {spec.name: spec.dtype for spec in (*self.checked.inputs, *self.checked.outputs)}
+        for tensor in tensors:
+            found = self.library.dtype(tensor.dtype, tensor.name)
+            if wanted.get(tensor.name, found) != found:
+                raise UnsupportedModel(
+                    f"{what}: '{tensor.name}' is {wanted[tensor.name]}, of which it would make {found}",
+                    fix="choose another runtime, or export the model in fp32",
+                )
 
     def _configure(self, builder: Any, cancelled: threading.Event) -> Any:
         library, trt, options = self.library, self.library.trt, self.options
@@ -459,10 +482,10 @@ class _Job:
             config.max_aux_streams = 0
         if library.is_rtx:
             library.set_target(config, self.target.name)
-        profile = builder.create_optimization_profile()
+        optimization_profile = builder.create_optimization_profile()
         for name, accepted in self.profile.items():
-            profile.set_shape(name, accepted.minimum, accepted.optimum, accepted.maximum)
-        config.add_optimization_profile(profile)
+            optimization_profile.set_shape(name, accepted.minimum, accepted.optimum, accepted.maximum)
+        config.add_optimization_profile(optimization_profile)
         monitor = library.progress_monitor(self.progress, cancelled.is_set)
         if monitor is not None:
             config.progress_monitor = monitor
@@ -550,8 +573,36 @@ class ParserProblem:
         return where + self.reason
 
 
-def _parser_problem(error: Any) -> ParserProblem:
-    return ParserProblem(error.node_name(), error.node_operator(), " ".join(error.desc().split()))
+def _parser_problem(parser_error: Any) -> ParserProblem:
+    return ParserProblem(
+        parser_error.node_name(),
+        parser_error.node_operator(),
+        plain_reason(parser_error.desc(), parser_error.code().name),
+    )
+
+
+def plain_reason(description: str, code: str) -> str:
+    """Returns the parser's words without what only its makers need.
+
+    Args:
+        description: ``ParserError.desc``: for an operator that the parser does not know it is the bare word ``false``.
+        code: Name of the ``ErrorCode``.
+    """
+    text = " ".join(description.split())
+    if text in ("", "false") and code.startswith("UNSUPPORTED"):
+        return {
+            "UNSUPPORTED_NODE": "the operator is not supported",
+            "UNSUPPORTED_NODE_ATTR": "an attribute of the operator is not supported",
+            "UNSUPPORTED_NODE_DATATYPE": "a data type of the operator is not supported",
+            "UNSUPPORTED_NODE_SHAPE": "a shape of the operator is not supported",
+        }.get(code, "it is not supported")
+    # Without a driver every error drags the failed look for one behind it.
+    before, _, _ = text.partition(" [checkMacros.cpp::catchCudaError")
+    return before or text
+
+
+def _warnings(messages: Sequence[trt_shim.Message]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(" ".join(m.text.split()) for m in messages if m.severity == "WARNING"))
 
 
 def parse_failure(what: str, problems: Sequence[ParserProblem]) -> str:

@@ -140,6 +140,7 @@ class EngineRecord:
         seconds: How long the build took.
         dimensions: Names of the axes by input or output name (``["batch", 3, 224, 224]``); an engine forgets them.
         layers: What the builder said of it: rows of ``type``, ``precision``, ``count``.
+        warnings: What the library warned of while it built.
         model: What the model was called.
     """
 
@@ -149,6 +150,7 @@ class EngineRecord:
     seconds: float
     dimensions: Mapping[str, tuple[int | str, ...]]
     layers: tuple[Mapping[str, Any], ...]
+    warnings: tuple[str, ...]
     model: str
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +163,7 @@ class EngineRecord:
             "seconds": self.seconds,
             "dimensions": {name: list(axes) for name, axes in self.dimensions.items()},
             "layers": [dict(row) for row in self.layers],
+            "warnings": list(self.warnings),
             "model": self.model,
         }
 
@@ -191,6 +194,7 @@ class BuiltEngine:
         seconds: How long the build took.
         dimensions: As in ``EngineRecord``.
         layers: As in ``EngineRecord``.
+        warnings: As in ``EngineRecord``.
         model: What the model was called.
     """
 
@@ -198,6 +202,7 @@ class BuiltEngine:
     seconds: float
     dimensions: Mapping[str, tuple[int | str, ...]]
     layers: tuple[Mapping[str, Any], ...]
+    warnings: tuple[str, ...]
     model: str
 
 
@@ -240,6 +245,7 @@ def find_or_build(key: EngineKey, build: Callable[[], BuiltEngine], *, rebuild: 
             seconds=built.seconds,
             dimensions=built.dimensions,
             layers=built.layers,
+            warnings=built.warnings,
             model=built.model,
         )
         record_path(path).unlink(missing_ok=True)
@@ -286,6 +292,7 @@ def _read_record(engine: Path) -> EngineRecord:
             seconds=float(value["seconds"]),
             dimensions={name: tuple(axes) for name, axes in value["dimensions"].items()},
             layers=tuple(value["layers"]),
+            warnings=tuple(value["warnings"]),
             model=str(value["model"]),
         )
     except FileNotFoundError as error:

@@ -54,12 +54,12 @@ class TensorRTFamilyRuntime(Runtime):
         self._torch = load_library("torch", runtime=self.name, package="resnet-onnx")
         trt = library.trt
         with self._torch.cuda.device(self.device), library.messages() as messages:
-            runtime = trt.Runtime(library.logger)
-            runtime.engine_host_code_allowed = False
-            engine = runtime.deserialize_cuda_engine(plan)
+            deserializer = trt.Runtime(library.logger)
+            deserializer.engine_host_code_allowed = False
+            engine = deserializer.deserialize_cuda_engine(plan)
         if engine is None:
             raise library.failure(f"{self.name} can't load the engine {path}", messages)
-        self._runtime, self._engine = runtime, engine
+        self._deserializer, self._engine = deserializer, engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._profile = {
             name: engines.ShapeRange(*(tuple(dims) for dims in engine.get_tensor_profile_shape(name, 0)))
@@ -111,10 +111,10 @@ class TensorRTFamilyRuntime(Runtime):
         return _PreparedEngine(self, feeds, scope)
 
     def _close(self) -> None:
-        # Contexts before their engine, the engine before its runtime.
+        # Contexts before their engine, the engine before what deserialised it.
         self._lane = None
         del self._engine
-        del self._runtime
+        del self._deserializer
 
 
 class _Lane:
@@ -333,9 +333,9 @@ def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacem
     except (ValueError, KeyError, TypeError):
         layers = []
     rows = []
-    for layer in layers:
-        name = layer.get("Name", "") if isinstance(layer, dict) else str(layer)
-        kind = str(layer.get("LayerType", "")) if isinstance(layer, dict) else ""
+    for row in layers:
+        name = row.get("Name", "") if isinstance(row, dict) else str(row)
+        kind = str(row.get("LayerType", "")) if isinstance(row, dict) else ""
         rows.append(NodePlacement(str(name), kind, provider, device))
     return tuple(rows) or (NodePlacement("*", "", provider, device),)
 
