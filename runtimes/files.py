@@ -458,6 +458,7 @@ _MAGIC = (
     (b"\x89HDF", "an HDF5 file"),
     (b"\x7fELF", "a program or shared library"),
     (b"ftrt", "a TensorRT engine"),
+    (b"vtrt", "a TensorRT-RTX engine"),
     (b"\x1c\x00\x00\x00TFL3", "a TensorFlow Lite model"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),

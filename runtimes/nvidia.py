@@ -46,6 +46,7 @@ class Gpu:
         memory_bytes: Of the device, in total.
         multiprocessors: Number of streaming multiprocessors.
         driver: Version of the driver (``580.65.06``), or "" where NVML is silent.
+        cuda: Newest CUDA that the driver serves, (13, 0).
     """
 
     index: int
@@ -55,6 +56,7 @@ class Gpu:
     memory_bytes: int
     multiprocessors: int
     driver: str
+    cuda: tuple[int, int]
 
     @property
     def device(self) -> str:
@@ -133,8 +135,11 @@ def gpus(*, fix: str | None = None) -> tuple[Gpu, ...]:
     _call(cuda, "cuDeviceGetCount", ctypes.byref(count), fix=fix)
     if count.value == 0:
         raise RuntimeUnavailable(driver_problem(_NO_DEVICE), fix=fix)
+    version = ctypes.c_int()
+    _call(cuda, "cuDriverGetVersion", ctypes.byref(version), fix=fix)
+    served = (version.value // 1000, version.value % 1000 // 10)
     driver = driver_version()
-    return tuple(_describe(cuda, index, driver, fix) for index in range(count.value))
+    return tuple(_describe(cuda, index, driver, served, fix) for index in range(count.value))
 
 
 def driver_problem(code: int) -> str:
@@ -155,7 +160,7 @@ def _call(cuda: Any, function: str, *arguments: Any, fix: str | None) -> None:
         raise RuntimeUnavailable(driver_problem(code), fix=fix)
 
 
-def _describe(cuda: Any, index: int, driver: str, fix: str | None) -> Gpu:
+def _describe(cuda: Any, index: int, driver: str, served: tuple[int, int], fix: str | None) -> Gpu:
     handle, number, size = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name, uuid = ctypes.create_string_buffer(256), (ctypes.c_ubyte * 16)()
     _call(cuda, "cuDeviceGet", ctypes.byref(handle), index, fix=fix)
@@ -176,6 +181,7 @@ def _describe(cuda: Any, index: int, driver: str, fix: str | None) -> Gpu:
         memory_bytes=size.value,
         multiprocessors=attributes[2],
         driver=driver,
+        cuda=served,
     )
 
 
@@ -276,19 +282,20 @@ def read_sensors(gpu: Gpu) -> Sensors:
             power_w=None if power is None else power / 1000,
             power_limit_w=None if limit is None else limit / 1000,
             temperature_c=nvml.ask("nvmlDeviceGetTemperature", None, handle, nvml.constant("NVML_TEMPERATURE_GPU")),
-            throttled=throttle_reasons(int(nvml.ask("nvmlDeviceGetCurrentClocksThrottleReasons", 0, handle))),
+            throttled=throttle_reasons(int(nvml.ask("nvmlDeviceGetCurrentClocksEventReasons", 0, handle))),
         )
 
 
 def describe() -> dict[str, Any]:
     """Returns driver and GPUs for results and ``doctor``; never raises for a machine without them.
 
-    Keys: ``driver``, ``reason`` (why there are none, or ""), ``gpus`` (name, device, memory, clocks …).
+    Keys: ``driver``, ``cuda`` (newest that it serves), ``reason`` (why there are no GPUs, or ""), ``gpus`` (name,
+    device, memory, clocks …).
     """
     try:
         found = gpus()
     except RuntimeUnavailable as missing:
-        return {"driver": driver_version(), "reason": missing.message, "gpus": []}
+        return {"driver": driver_version(), "cuda": "", "reason": missing.message, "gpus": []}
     rows = []
     for gpu in found:
         now = read_sensors(gpu)
@@ -308,4 +315,5 @@ def describe() -> dict[str, Any]:
                 "throttled": list(now.throttled),
             }
         )
-    return {"driver": found[0].driver, "reason": "", "gpus": rows}
+    cuda = ".".join(str(n) for n in found[0].cuda)
+    return {"driver": found[0].driver, "cuda": cuda, "reason": "", "gpus": rows}

@@ -35,6 +35,7 @@ class TensorRTFamilyRuntime(Runtime):
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
         gpu = nvidia.require_gpu(device, runtime=cls.name, package=trt_shim.extra(cls.library_name))
+        check_driver(gpu, trt_shim.cuda_major(cls.library_name))
         library = trt_shim.load(cls.library_name)
         check_capability(library, gpu)
         return library.version, tuple(nvidia.gpu_names())
@@ -291,6 +292,16 @@ class _PreparedEngine(Prepared):
         self._lane.synchronize()
         self._graph = None
         del self._lane
+
+
+def check_driver(gpu: nvidia.Gpu, needed: int | None) -> None:
+    """Raises ``RuntimeUnavailable`` for a driver that is too old for a library built for CUDA `needed`."""
+    if needed is not None and gpu.cuda[0] < needed:
+        raise RuntimeUnavailable(
+            f"the NVIDIA driver {gpu.driver} serves CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, the installed library needs "
+            f"CUDA {needed}",
+            fix=f"install a driver for CUDA {needed} or newer (nvidia.com/drivers)",
+        )
 
 
 def check_capability(library: trt_shim.Library, gpu: nvidia.Gpu) -> None:

@@ -109,6 +109,15 @@ def extra(name: str) -> str:
     return _KNOWN[name].extra
 
 
+def cuda_major(name: str) -> int | None:
+    """Returns the CUDA version that the installed package is built for, or None where its name does not say."""
+    for package in _KNOWN[name].packages:
+        found = re.search(r"-cu(\d+)$", package)
+        if found and package_version(package):
+            return int(found[1])
+    return None
+
+
 @functools.cache
 def load(name: LibraryName) -> Library:
     """Loads ``tensorrt`` or ``tensorrt_rtx``.
