@@ -42,7 +42,6 @@ ARCHITECTURES = {
 """What people call the compute capabilities (CUDA C++ Programming Guide, "Compute Capabilities")."""
 
 _LEVELS = range(6)
-_PRECISION_KEYS = ("precision", "resnet_onnx.precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +379,7 @@ def engine_key(
         model_sha256=checked.sha256,
         external_sha256={name: files.sha256_file(checked.path.parent / name) for name in checked.external_data},
         profile=profile,
-        precision=next((checked.metadata[k] for k in _PRECISION_KEYS if k in checked.metadata), ""),
+        precision=next((v for k, v in checked.metadata.items() if k.rpartition(".")[2] == "precision"), ""),
         tf32=options.tf32,
         library=library.name,
         library_version=library.version,

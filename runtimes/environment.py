@@ -60,16 +60,16 @@ def load_library(module: str, *, runtime: str, package: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == module.partition(".")[0]:
             raise RuntimeUnavailable(
-                f"runtime '{runtime}' can't run here: the library '{module}' is not installed",
+                f"the library '{module}' of runtime '{runtime}' is not installed",
                 fix=f"pip install '{package}'",
             ) from error
         raise RuntimeUnavailable(
-            f"runtime '{runtime}' can't run here: '{module}' needs '{error.name}', which is not installed",
+            f"the library '{module}' of runtime '{runtime}' needs '{error.name}', which is not installed",
             fix=f"pip install '{package}'",
         ) from error
     except (ImportError, OSError) as error:
         raise RuntimeUnavailable(
-            f"runtime '{runtime}' can't run here: '{module}' is installed but can't be loaded: {error}",
+            f"the library '{module}' of runtime '{runtime}' is installed but can't be loaded: {error}",
             fix=f"pip install --force-reinstall '{package}'",
         ) from error
 
