@@ -230,11 +230,11 @@ def find_or_build(key: EngineKey, build: Callable[[], BuiltEngine], *, rebuild: 
     folder = files.cache_dir(_FOLDER)
     path = folder / f"{key.digest}{SUFFIX}"
     if not rebuild:
-        found, _ = _look_up(path, key)
+        found, _ = _look_up(path)
         if found is not None:
             return found
     with _lock(path):
-        found, damage = (None, "") if rebuild else _look_up(path, key)
+        found, damage = (None, "") if rebuild else _look_up(path)
         if found is not None:
             return found
         built = build()
@@ -258,17 +258,16 @@ def _lock(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(path.with_suffix(".lock"), mode=0o600)
 
 
-def _look_up(path: Path, key: EngineKey) -> tuple[EngineFile | None, str]:
+def _look_up(path: Path) -> tuple[EngineFile | None, str]:
     """Returns the sound entry, or None and what is wrong with the one that is there."""
     if not path.exists():
         return None, ""
     try:
         record = _read_record(path)
+        _check_name(path, record)
         _read_verified(path, record)
     except BadModel as damage:
         return None, damage.message
-    if record.key.digest != key.digest:
-        return None, f"{path} is recorded as built from something else"
     _touch(path)
     return EngineFile(path, record, cached=True), ""
 
@@ -299,6 +298,14 @@ def _read_record(engine: Path) -> EngineRecord:
         raise BadModel(f"the engine {engine} has no record ({path.name}) beside it") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise BadModel(f"the record {path} can't be read ({error})", fix="build the engine again") from error
+
+
+def _check_name(engine: Path, record: EngineRecord) -> None:
+    if engine.stem != record.key.digest:
+        raise BadModel(
+            f"the engine {engine} was built from something else than its name says",
+            fix="build it again: resnet-onnx build",
+        )
 
 
 def _read_verified(engine: Path, record: EngineRecord) -> bytes:
@@ -340,6 +347,7 @@ def load_engine(path: Path, *, trust: bool) -> tuple[bytes, EngineRecord | None]
     _check_regular(path)
     if is_ours(path):
         record = _read_record(path)
+        _check_name(path, record)
         plan = _read_verified(path, record)
         _touch(path)
         return plan, record
