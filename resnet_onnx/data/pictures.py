@@ -7,6 +7,7 @@ libjpeg through torchvision for plain JPEG, Pillow for everything else. Both giv
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ MAX_PIXELS = 89_478_485
 
 MAX_BYTES = 512 * 1024 * 1024
 """Largest encoded picture that is read at all, in bytes."""
+
+_TORCH_SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
+"""What torchvision puts in front of a decoder's message."""
+
+_MISSING = 128
+_MORE_SCAN_DATA = b"\x35\x9a\xc6\x53" * 16
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = 1
@@ -179,9 +186,35 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    pixels: NDArray[np.uint8] = decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    def pixels_of(encoded: bytearray) -> NDArray[np.uint8]:
+        rgb = decode_jpeg(torch.frombuffer(encoded, dtype=torch.uint8), mode=ImageReadMode.RGB)
+        pixels: NDArray[np.uint8] = rgb.permute(1, 2, 0).numpy()
+        return pixels
+
+    pixels = pixels_of(bytearray(data))
+    # A file that was cut and then closed with an end marker decodes without complaint: libjpeg leaves what is missing
+    # middle grey. Where the last corner is exactly that, more data in front of the end marker tells: a decoder that
+    # has all of its picture ignores it, one that was short of data makes another picture of it.
+    if (pixels[-4:, -4:] == _MISSING).all() and (end := _end_of_scan(data)) is not None:
+        longer = bytearray(data[:end] + _MORE_SCAN_DATA + data[end:])
+        if not np.array_equal(pixels, pixels_of(longer)):
+            raise ValueError("its data ends before the picture does")
     return pixels
+
+
+def _end_of_scan(data: bytes) -> int | None:
+    """Returns where the end marker stands, which the first picture's scan runs up to (ITU-T T.81, annex B)."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # fill byte
+            at += 1
+            continue
+        is_scan = data[at + 1] == 0xDA
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if is_scan:
+            found = data.find(b"\xff\xd9", at)
+            return found if found >= 0 else None
+    return None
 
 
 def _decode_any(picture: Image.Image) -> NDArray[np.uint8]:
@@ -217,4 +250,4 @@ def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     if not text:
         return type(error).__name__
-    return text[0].rsplit(".cpp:", 1)[-1].partition(", ")[2] or text[0]  # torch puts its own source line in front
+    return _TORCH_SOURCE_LINE.sub("", text[0])[:200]
