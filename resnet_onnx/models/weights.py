@@ -8,7 +8,7 @@ import re
 import socket
 import urllib.error
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +40,7 @@ _BATCHES_TRACKED = ".num_batches_tracked"
 _NAMED_IN_MESSAGE = 3
 _PICTURES_AT_ONCE = 16
 _SILENCE_SECONDS = 30.0  # of the server, before a download counts as failed
+_FETCH_AGAIN = "download or copy it again, and compare sizes"
 _RESAVE = "save the weights alone where they were made: safetensors.torch.save_file(model.state_dict(), PATH)"
 
 
@@ -72,7 +73,7 @@ def read_state_dict(path: Path) -> StateDict:
     except OSError as error:
         raise BadWeights(f"can't read the weights {path}: {error.strerror or error}", fix="check the path") from error
     if size_bytes == 0:
-        raise BadWeights(f"{path} is empty, expected weights", fix="download or copy it again")
+        raise BadWeights(f"{path} is empty, expected weights", fix=_FETCH_AGAIN)
     if head[:2] == b"PK":
         _check_archive(path)
         tensors = _tensors_of(_read_pickle(path), path)
@@ -94,20 +95,24 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses archives that are programs, and those whose entries could unpack to more than the file."""
+    """Refuses archives that are programs, that could unpack to more than the file, or whose checksums are wrong."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BadWeights(
-            f"{path} is damaged or cut short: {error}", fix="download or copy it again, and compare sizes"
-        ) from error
+            _refuse_foreign_archive(path, entries)
+            # torch's own reader leaves the checksums unread, and a flipped bit in a weight would pass.
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise BadWeights(f"{path} is damaged or cut short: {error}", fix=_FETCH_AGAIN) from error
+    if damaged is not None:
+        raise BadWeights(f"{path} is damaged: the checksum of its entry '{damaged}' is wrong", fix=_FETCH_AGAIN)
+
+
+def _refuse_foreign_archive(path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
     inside = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in inside):
         raise BadWeights(f"{path} is a TorchScript archive: it contains a program, not only weights", fix=_RESAVE)
-    if any(name.rsplit("/", 1)[-1] in ("archive_format", "archive_version") for name in inside) or any(
-        name.endswith(".json") and "models/" in name for name in inside
-    ):
+    if any(name.rsplit("/", 1)[-1] in ("archive_format", "archive_version") for name in inside):
         raise BadWeights(f"{path} is an exported program (.pt2), not a weights file", fix=_RESAVE)
     if sum(name.endswith("/data.pkl") for name in inside) != 1:
         raise BadWeights(f"{path} is a zip archive, but not one that torch.save wrote")
@@ -128,9 +133,7 @@ def _read_pickle(path: Path) -> object:
                 fix=_RESAVE,
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise BadWeights(
-            f"{path} is damaged or not a PyTorch state dict: {reason}", fix="download or copy it again"
-        ) from error
+        raise BadWeights(f"{path} is damaged or not a PyTorch state dict: {reason}", fix=_FETCH_AGAIN) from error
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -138,7 +141,7 @@ def _read_safetensors(path: Path) -> StateDict:
         return safetensors.torch.load_file(path, device="cpu")
     except Exception as error:  # SafetensorError has no common base, and unknown dtypes raise KeyError
         raise BadWeights(
-            f"{path} is damaged or not a safetensors file: {str(error)[:160]}", fix="download or copy it again"
+            f"{path} is damaged or not a safetensors file: {str(error)[:160]}", fix=_FETCH_AGAIN
         ) from error
 
 
