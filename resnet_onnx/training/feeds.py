@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import multiprocessing
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
 from typing import final
 
 import numpy as np
@@ -11,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from resnet_onnx.data.batches import batches, prepared_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
-from resnet_onnx.data.transforms import prepare
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training.augmentation import random_resized_crop, seed_for
-from runtimes.errors import BadData, BadPicture, ToolkitError
+from runtimes.errors import BadPicture, ToolkitError, Unavailable
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Prepared pictures up to this size are kept in memory; CIFAR-10 has 0.15 GiB."""
@@ -90,6 +92,7 @@ class StreamFeed(Feed):
             _Pictures(dataset, preprocessing, smallest_area, seed),
             batch_sampler=self._order,
             num_workers=workers,
+            multiprocessing_context=_context() if workers else None,
             collate_fn=_collate,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -105,9 +108,9 @@ class StreamFeed(Feed):
             except RuntimeError as error:
                 if isinstance(error, ToolkitError) or "worker" not in str(error):
                     raise
-                raise BadData(
-                    f"a worker process that loads pictures died ({error})",
-                    fix="it may have run out of memory: use fewer workers (--workers 0 loads in this process)",
+                raise Unavailable(
+                    f"a worker process that loads pictures died ({' '.join(str(error).split())[:200]})",
+                    fix="it may have run out of memory: use fewer workers (0 loads in this process)",
                 ) from error
             if item is None:
                 return
@@ -119,6 +122,12 @@ class StreamFeed(Feed):
     def close(self) -> None:
         """Ends worker processes."""
         self._loader = None  # type: ignore[assignment]  # torch ends them when nothing refers to the loader
+
+
+def _context() -> BaseContext:
+    """Workers come from a clean server process: a fork of this one would inherit the locks of its threads."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return multiprocessing.get_context(method)
 
 
 class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -148,13 +157,13 @@ class _Pictures(Dataset[_Loaded]):
         epoch, index = key
         # An exception raised in a worker would reach the training as another one, with a traceback in its message.
         try:
+            if self._smallest_area is None:
+                prepared = prepared_picture(self._dataset, index, self._preprocessing)
+                return torch.from_numpy(np.ascontiguousarray(prepared.transpose(2, 0, 1))), index
             item = self._dataset.read(index)
             picture = decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
         except ToolkitError as error:
             return error
-        if self._smallest_area is None:
-            prepared = prepare(picture, self._preprocessing)
-            return torch.from_numpy(np.ascontiguousarray(prepared.transpose(2, 0, 1))), index
         seed = seed_for(self._seed, "crop", epoch, index)
         return random_resized_crop(picture, self._preprocessing, self._smallest_area, seed), index
 
@@ -191,13 +200,10 @@ def open_feed(
         BadPicture: A picture can't be decoded.
     """
     size = preprocessing.image_size
-    stream = StreamFeed(dataset, preprocessing, device, smallest_area=smallest_area, seed=seed, workers=workers)
     if smallest_area is not None or len(dataset) * 3 * size * size > IN_MEMORY_BYTES:
-        return stream
+        return StreamFeed(dataset, preprocessing, device, smallest_area=smallest_area, seed=seed, workers=workers)
     pictures = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
-    filled = 0
-    for batch, _ in stream.batches(torch.arange(len(dataset)), LOADING_BATCH, epoch=0):
-        pictures[filled : filled + len(batch)] = batch
-        filled += len(batch)
-    stream.close()
+    with batches(dataset, preprocessing, batch_size=LOADING_BATCH, workers=workers, as_bytes=True) as loaded:
+        for batch in loaded:
+            pictures[torch.from_numpy(batch.indices)] = torch.from_numpy(batch.pictures).permute(0, 3, 1, 2)
     return MemoryFeed(pictures, dataset.labels, device)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from resnet_onnx.data.batches import default_workers
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.models.build import build
 from resnet_onnx.models.catalog import CatalogEntry
@@ -156,7 +156,7 @@ def train(
 
         def open_(dataset: PictureSet, smallest_area: float | None) -> Feed:
             report(Progress(stage="loading", epoch=before.epoch if before else 0, epochs=recipe.epochs))
-            asked = (0 if len(dataset) <= FEW_PICTURES else _cores()) if workers is None else workers
+            asked = (0 if len(dataset) <= FEW_PICTURES else default_workers()) if workers is None else workers
             feed = open_feed(
                 dataset, entry.preprocessing, chosen, smallest_area=smallest_area, seed=seed, workers=asked
             )
@@ -548,7 +548,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
