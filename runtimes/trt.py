@@ -143,13 +143,13 @@ class _Lane:
         shapes = {name: tuple(array.shape) for name, array in feeds.items()}
         if all(self._shapes.get(name) == shape for name, shape in shapes.items()):
             return
+        self._shapes = {}  # a failure half-way must not look bound
         with self._guard("binding"), runtime._library.messages() as messages:
             accepted = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
             unknown = list(context.infer_shapes()) if accepted else sorted(shapes)
-            if unknown:
-                raise runtime._library.failure(
-                    f"{runtime.name} can't settle the shapes of {', '.join(unknown)}", messages
-                )
+        if unknown:
+            raise runtime._library.failure(f"{runtime.name} can't settle the shapes of {', '.join(unknown)}", messages)
+        with self._guard("reserving memory"):
             for spec in runtime.outputs:
                 shapes[spec.name] = tuple(context.get_tensor_shape(spec.name))
             for spec in (*runtime.inputs, *runtime.outputs):
@@ -164,8 +164,9 @@ class _Lane:
             return
         torch = self._torch
         self.stream.synchronize()  # nothing may still use the smaller buffer
-        self._device[name] = torch.empty(max(size, 1), dtype=torch.uint8, device=self._owner.device)
-        self._host[name] = torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True)
+        device = torch.empty(size, dtype=torch.uint8, device=self._owner.device)
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._device[name], self._host[name] = device, host
 
     def fill(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Copies the arrays into pinned memory."""

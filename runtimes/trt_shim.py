@@ -241,7 +241,7 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     errors = [m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR")]
     text = " | ".join(dict.fromkeys(" ".join(e.split()) for e in errors)) or "the library gave no reason"
     low = text.lower()
-    if any(sign in low for sign in ("out of memory", "outofmemory", "cudaerror 2:", "memory allocation failed")):
+    if any(sign in low for sign in ("out of memory", "outofmemory", "cudaerror 2:", "workspace limit")):
         return OutOfMemory(
             f"{what}: it needs more memory than the GPU or the workspace limit allows: {text[:300]}",
             fix="use a smaller batch, or a larger workspace",

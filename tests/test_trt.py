@@ -1,0 +1,939 @@
+"""TensorRT and TensorRT-RTX without a GPU: probing, the shim, shapes, real ahead-of-time builds, the adapter's steps.
+
+What only a GPU can show is in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import functools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from fake_tensorrt import MODULE as FAKE_MODULE
+from fake_tensorrt import STREAMS, FakeTorch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx_models import save, small_conv, weight
+
+from converters import tensorrt_family
+from converters.tensorrt_family import EngineOptions, build_engine, default_profile, fit_profile, parse_shapes
+from runtimes import engines, files, nvidia, registry, trt, trt_shim
+from runtimes.engines import ShapeRange
+from runtimes.errors import (
+    BadFeeds,
+    BadModel,
+    OutOfMemory,
+    RunFailed,
+    RuntimeUnavailable,
+    UnsupportedModel,
+    UsageError,
+)
+from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = ("sm86", "sm89")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RESNET_ONNX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", load)
+
+
+@pytest.fixture(scope="session")
+def rtx() -> trt_shim.Library:
+    """TensorRT-RTX, which builds without a GPU; skips where it is not installed."""
+    if trt_shim.installed_version("tensorrt-rtx") is None:
+        pytest.skip("TensorRT-RTX is not installed (pip install 'resnet-onnx[tensorrt-rtx]')")
+    return trt_shim.load("tensorrt-rtx")
+
+
+# ---- probing
+
+
+@pytest.mark.usefixtures("no_driver")
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_without_a_driver_the_answer_names_it_and_what_to_do(name: str) -> None:
+    answer = registry.probe(name)
+    assert not answer.available
+    assert answer.reason == f"no NVIDIA driver was found ({nvidia.CUDA_DRIVER})"
+    assert answer.fix.splitlines() == [
+        f"on a machine with an NVIDIA GPU: pip install 'resnet-onnx[{name}]'",
+        "build an engine without a GPU:   resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm89",
+        "what runs here:                  resnet-onnx doctor",
+    ]
+    with pytest.raises(RuntimeUnavailable, match=f"runtime '{name}' can't run here: no NVIDIA driver") as refusal:
+        registry.require(name)
+    assert refusal.value.exit_code == 3
+
+
+PROBE = """
+import json, sys, time
+from runtimes import nvidia, registry
+nvidia.CUDA_DRIVER = "libno-such-driver.so.1"
+begin = time.perf_counter()
+answers = [registry.probe(name).reason for name in ("tensorrt", "tensorrt-rtx")]
+heavy = [m for m in ("torch", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino") if m in sys.modules]
+print(json.dumps([time.perf_counter() - begin, heavy, answers]))
+"""
+
+
+def test_probing_without_a_driver_is_quick_and_loads_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT, check=True)
+    seconds, heavy, answers = json.loads(done.stdout)
+    assert heavy == []
+    assert answers == ["no NVIDIA driver was found (libno-such-driver.so.1)"] * 2
+    assert seconds < 1
+
+
+class FakeDriver:
+    """libcuda with two GPUs, or one that answers every call with an error."""
+
+    def __init__(self, error: int = 0, count: int = 2, cuda: int = 13000) -> None:
+        self.error, self.count, self.cuda = error, count, cuda
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.error
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = self.count
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+        version._obj.value = self.cuda
+        return 0
+
+    def cuDeviceGet(self, handle: Any, index: int) -> int:  # noqa: N802
+        handle._obj.value = index
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, handle: Any) -> int:  # noqa: N802
+        name.value = (b"NVIDIA RTX A6000", b"NVIDIA GeForce GTX 1080")[handle.value]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size: Any, handle: Any) -> int:  # noqa: N802
+        size._obj.value = 48 * 2**30
+        return 0
+
+    def cuDeviceGetUuid_v2(self, uuid: Any, handle: Any) -> int:  # noqa: N802
+        uuid[:] = bytes(range(16))
+        return 0
+
+    def cuDeviceGetAttribute(self, number: Any, attribute: int, handle: Any) -> int:  # noqa: N802
+        # By CUdevice_attribute of cuda.h: major and minor number of the compute capability, multiprocessors.
+        number._obj.value = {75: (8, 6), 76: (6, 1), 16: (84, 20)}[attribute][handle.value]
+        return 0
+
+
+def drive(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: driver)
+
+
+def test_gpus_are_listed_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    drive(monkeypatch, FakeDriver())
+    first, second = nvidia.gpus()
+    assert (first.device, first.name, first.compute_capability, first.target) == (
+        "cuda:0",
+        "NVIDIA RTX A6000",
+        (8, 6),
+        "sm86",
+    )
+    assert (second.device, second.compute_capability) == ("cuda:1", (6, 1))
+    assert (first.cuda, first.multiprocessors, first.memory_bytes) == ((13, 0), 84, 48 * 2**30)
+    assert first.uuid == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+    assert nvidia.gpu_names()[0] == "cuda:0 NVIDIA RTX A6000 (compute capability 8.6, 48 GiB)"
+    with pytest.raises(RuntimeUnavailable, match="there is no device cuda:2; this machine has cuda:0 NVIDIA RTX A6000"):
+        nvidia.require_gpu("cuda:2", runtime="tensorrt")
+    described = nvidia.describe()
+    assert [row["compute_capability"] for row in described["gpus"]] == ["8.6", "6.1"]
+    assert described["cuda"] == "13.0"
+    assert described["gpus"][0]["clock_mhz"] is None  # no NVML here, or no such GPU
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(35, "older than the CUDA libraries"), (100, "finds no GPU"), (803, "restart the machine"), (12345, "CUresult")],
+)
+def test_a_driver_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, code: int, words: str) -> None:
+    drive(monkeypatch, FakeDriver(error=code))
+    with pytest.raises(RuntimeUnavailable, match=rf"{words}.*\(CUDA error {code}\)"):
+        nvidia.gpus()
+
+
+def test_a_driver_without_gpus_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    drive(monkeypatch, FakeDriver(count=0))
+    with pytest.raises(RuntimeUnavailable, match="finds no GPU"):
+        nvidia.gpus()
+
+
+A6000 = nvidia.Gpu(
+    index=0,
+    name="NVIDIA RTX A6000",
+    uuid="0",
+    compute_capability=(8, 6),
+    memory_bytes=48 * 2**30,
+    multiprocessors=84,
+    driver="580.65.06",
+    cuda=(13, 0),
+)
+
+
+def test_an_old_driver_or_gpu_is_named(rtx: trt_shim.Library) -> None:
+    from dataclasses import replace
+
+    trt.check_driver(A6000, 13)
+    with pytest.raises(RuntimeUnavailable, match=r"driver 580\.65\.06 serves CUDA 12\.8, the .* needs CUDA 13"):
+        trt.check_driver(replace(A6000, cuda=(12, 8)), 13)
+    trt.check_capability(rtx, A6000)
+    for capability in ((6, 1), (9, 0)):
+        with pytest.raises(RuntimeUnavailable, match=rf"does not support .*compute capability {capability[0]}\."):
+            trt.check_capability(rtx, replace(A6000, compute_capability=capability))
+
+
+def test_the_installed_package_says_its_cuda_version(rtx: trt_shim.Library) -> None:
+    assert trt_shim.cuda_major("tensorrt-rtx") in (12, 13)
+
+
+def test_a_throttled_clock_is_told_in_words() -> None:
+    assert nvidia.throttle_reasons(0x1 | 0x4 | 0x40) == ("power limit", "thermal limit (hardware)")
+    assert nvidia.throttle_reasons(0x1 | 0x2) == ()
+
+
+# ---- names
+
+
+CLASSES = {
+    "trt": "",
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "parser_error": "ParserError",
+    "config": "IBuilderConfig",
+    "optimization_profile": "IOptimizationProfile",
+    "deserializer": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
+    "inspector": "EngineInspector",
+    "layer": "ILayer",
+    "tensor": "ITensor",
+    "timings": "ITimingCache",
+}
+"""What a variable of that name holds, in the three files that use the library."""
+
+SOURCES = ("runtimes/trt_shim.py", "runtimes/trt.py", "converters/tensorrt_family.py")
+
+
+def names_used(source: str) -> set[tuple[str, str]]:
+    """Returns (class, attribute) for every use of the library; class "" is the module."""
+    used = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = node.value
+        name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+        if name.lstrip("_") in CLASSES:
+            used.add((CLASSES[name.lstrip("_")], node.attr))
+        elif isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name) and owner.value.id == "trt":
+            used.add((owner.attr, node.attr))  # trt.BuilderFlag.TF32
+    return used
+
+
+USED = set().union(*(names_used((ROOT / path).read_text()) for path in SOURCES))
+
+
+def test_every_name_that_we_use_is_in_the_installed_module(rtx: trt_shim.Library) -> None:
+    assert len(USED) > 50
+    missing = [
+        f"{owner}.{name}" for owner, name in USED if not hasattr(getattr(rtx.trt, owner) if owner else rtx.trt, name)
+    ]
+    assert missing == []
+
+
+def test_a_name_that_the_module_lacks_is_found(rtx: trt_shim.Library) -> None:
+    used = names_used("builder.build_serialised_network(network)\nself._engine.max_batch_size\ntrt.BuilderFlag.FP16")
+    assert {n for c, n in used if c and not hasattr(getattr(rtx.trt, c), n)} == {
+        "build_serialised_network",
+        "max_batch_size",
+        "FP16",
+    }
+
+
+def test_names_that_only_rtx_has_are_used_by_the_shim_alone() -> None:
+    for path in SOURCES:
+        used = {name for _, name in names_used((ROOT / path).read_text())}
+        assert (used & trt_shim.ONLY_RTX == trt_shim.ONLY_RTX) is (path == "runtimes/trt_shim.py"), path
+        assert path == "runtimes/trt_shim.py" or not used & trt_shim.ONLY_RTX
+
+
+def test_tensorrt_itself_has_every_other_name() -> None:
+    if trt_shim.installed_version("tensorrt") is None:
+        pytest.skip("TensorRT is not installed (pip install 'resnet-onnx[tensorrt]')")
+    module = trt_shim.load("tensorrt").trt
+    for owner, name in USED:
+        if not {owner, name} & trt_shim.ONLY_RTX:
+            assert hasattr(getattr(module, owner) if owner else module, name), f"{owner}.{name}"
+
+
+def test_every_nvml_function_that_we_ask_exists() -> None:
+    import pynvml
+
+    asked = {
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "runtimes/nvidia.py").read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(("nvml", "NVML_"))
+    }
+    assert len(asked) > 8
+    assert [name for name in asked if not hasattr(pynvml, name)] == []
+
+
+def test_the_rtx_precisions_and_dtypes_are_known(rtx: trt_shim.Library) -> None:
+    members = rtx.trt.DataType.__members__
+    assert set(trt_shim._DTYPES) <= set(members)
+    assert rtx.dtype(members["BF16"], "x").itemsize == 2
+    with pytest.raises(UnsupportedModel, match="tensor 'x' has the type FP8"):
+        rtx.dtype(members["FP8"], "x")
+
+
+# ---- the library's own words
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Error Code 2: OutOfMemory (Requested size was 315155104 bytes.)", OutOfMemory),
+        ("Version tag does not match. Note: Current Version: 205, Serialized Engine Version: 0", BadModel),
+        (
+            "The engine plan file is generated on an incompatible device, expecting compute 8.6 got 8.9",
+            UnsupportedModel,
+        ),
+        ("Engine compute capability 86 does not match", UnsupportedModel),
+        ("Could not find any implementation for node conv1", UnsupportedModel),
+    ],
+)
+def test_the_librarys_errors_become_ours(text: str, kind: type[Exception]) -> None:
+    messages = [trt_shim.Message("WARNING", "out of memory soon"), trt_shim.Message("ERROR", text)]
+    found = trt_shim.explain("opening", messages)
+    assert type(found) is kind
+    assert text[:30] in found.message
+    assert "soon" not in found.message
+
+
+def test_a_library_that_gives_no_reason_is_quoted_so() -> None:
+    assert trt_shim.explain("opening", []).message == "opening: the library gave no reason"
+
+
+# ---- shapes and targets
+
+
+def test_shapes_are_read() -> None:
+    assert parse_shapes("input:1x3x224x224,8x3x224x224,32x3x224x224; tokens:0:4x7") == {
+        "input": ShapeRange((1, 3, 224, 224), (8, 3, 224, 224), (32, 3, 224, 224)),
+        "tokens:0": ShapeRange((4, 7), (4, 7), (4, 7)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("", "no shapes given"),
+        ("1x3x8x8", "names no input"),
+        (":1x3", "names no input"),
+        ("x:", "'' is no shape"),
+        ("x:1x3,2x3", "given 2 shapes, expected 3"),
+        ("x:1x3,2x3,3x3,4x3", "given 4 shapes"),
+        ("x:1xa,2x3,3x3", "'1xa' is no shape"),
+        ("x:1x-3,2x3,3x3", "'1x-3' is no shape"),
+        ("x:0x3,2x3,3x3", "between 1 and"),
+        ("x:1x99999999999", "is no shape"),
+        ("x:4x3,2x3,8x3", "minimum ≤ optimum"),
+        ("x:1x3,2x3,3x3x3", "same number of axes"),
+        ("x:1x3;x:2x3", "given shapes twice"),
+    ],
+)
+def test_nonsense_shapes_are_usage_errors(argument: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        parse_shapes(argument)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(categories=("L", "N"), include_characters=":._/"), min_size=1).filter(
+            lambda name: name == name.strip()
+        ),
+        st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_written_shapes_are_read_back(inputs: dict[str, list[tuple[int, int, int]]]) -> None:
+    profile = {
+        name: ShapeRange(
+            tuple(a for a, _, _ in axes), tuple(a + b for a, b, _ in axes), tuple(a + b + c for a, b, c in axes)
+        )
+        for name, axes in inputs.items()
+    }
+    assert parse_shapes(";".join(f"{name}:{accepted}" for name, accepted in profile.items())) == profile
+
+
+FLOAT = np.dtype(np.float32)
+PICTURES = TensorSpec("input", FLOAT, ("batch", 3, 8, 8))
+
+
+def test_the_default_profile_opens_the_batch() -> None:
+    fixed = TensorSpec("scale", FLOAT, (2, 2))
+    assert default_profile([PICTURES, fixed]) == {
+        "input": ShapeRange((1, 3, 8, 8), (8, 3, 8, 8), (64, 3, 8, 8)),
+        "scale": ShapeRange((2, 2), (2, 2), (2, 2)),
+    }
+    with pytest.raises(UsageError, match="open dimensions besides the batch") as refusal:
+        default_profile([TensorSpec("input", FLOAT, ("batch", 3, "height", "width"))])
+    assert "--shapes 'input:" in (refusal.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ("other:1x3x8x8", "names other, but the inputs are input: float32"),
+        ("input:1x3x8", "3 axes, expected 4"),
+        ("input:1x3x9x9", "the extent 9 where it is 8"),
+        ("input:1x1x8x8,1x3x8x8,1x3x8x8", "the extent 1 to 3 where it is 3"),
+    ],
+)
+def test_shapes_that_do_not_fit_the_model_are_usage_errors(shapes: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        fit_profile([PICTURES], parse_shapes(shapes))
+
+
+def test_one_dimension_has_one_range_in_all_inputs() -> None:
+    both = [PICTURES, TensorSpec("mask", FLOAT, ("batch", 8))]
+    assert set(fit_profile(both, parse_shapes("input:1x3x8x8,8x3x8x8,64x3x8x8"))) == {"input", "mask"}
+    with pytest.raises(UsageError, match="dimension 'batch'"):
+        fit_profile(both, parse_shapes("input:1x3x8x8,2x3x8x8,4x3x8x8"))
+
+
+@pytest.mark.parametrize("argument", ["sm86", "SM86", "sm_86", "8.6", "86"])
+def test_a_target_is_read_in_every_common_form(argument: str) -> None:
+    assert tensorrt_family.parse_target(argument) == "sm86"
+
+
+def test_two_digit_architectures_are_read() -> None:
+    assert [tensorrt_family.parse_target(a) for a in ("12.0", "sm121")] == ["sm120", "sm121"]
+
+
+def test_targets_of_rtx_are_those_of_its_enum(rtx: trt_shim.Library) -> None:
+    assert {"sm75", "sm80", "sm86", "sm89", "sm120"} <= set(rtx.targets())
+    assert set(rtx.targets()) <= set(tensorrt_family.ARCHITECTURES)
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+@pytest.mark.parametrize("target", ["sm61", "sm90", "9.0"])
+def test_an_unknown_target_lists_the_known_ones(tmp_path: Path, target: str) -> None:
+    model = small_conv(tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match=rf"can't build for '{target}': choose sm75 \(Turing\), .*sm89 \(Ada\)"):
+        build_engine(model, library="tensorrt-rtx", target=target)
+    with pytest.raises(UsageError, match="'ada' is no compute capability"):
+        build_engine(model, library="tensorrt-rtx", target="ada")
+
+
+@pytest.mark.usefixtures("rtx", "cache", "no_driver")
+def test_without_a_gpu_the_target_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the GPU to build for must be named: sm75") as refusal:
+        build_engine(small_conv(tmp_path / "net.onnx"), library="tensorrt-rtx")
+    assert refusal.value.fix == "--target sm89"
+
+
+@pytest.mark.usefixtures("cache", "no_driver")
+def test_tensorrt_itself_does_not_build_without_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="no NVIDIA driver was found") as refusal:
+        build_engine(small_conv(tmp_path / "net.onnx"), library="tensorrt")
+    assert "--runtime tensorrt-rtx --target" in (refusal.value.fix or "")
+
+
+# ---- real builds
+
+
+def layer_count(build: tensorrt_family.EngineBuild, kind: str, precision: str) -> int:
+    return sum(row["count"] for row in build.layers if (row["type"], row["precision"]) == (kind, precision))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """Exports a catalog network with random weights, once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def export(name: str, side: int) -> Path:
+        import torch
+
+        from converters import torch_export
+        from resnet_onnx.models import catalog
+        from resnet_onnx.models.build import build
+
+        module = build(catalog.lookup(name).config, generator=torch.Generator().manual_seed(0)).eval()
+        path = folder / f"{name}.onnx"
+        torch_export.export(module, (torch.zeros(2, 3, side, side),), path, torch_export.ExportOptions(), {})
+        return path
+
+    return export
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+@pytest.mark.parametrize(
+    ("name", "side", "convolutions"), [("resnet18", 224, 20), ("resnet50", 224, 53), ("cifar-resnet20", 32, 19)]
+)
+def test_residual_networks_build_for_two_targets_without_a_gpu(
+    exported: Callable[[str, int], Path], name: str, side: int, convolutions: int
+) -> None:
+    model = exported(name, side)
+    builds = [build_engine(model, library="tensorrt-rtx", target=target) for target in TARGETS]
+    for target, build in zip(TARGETS, builds, strict=True):
+        assert (build.target, build.cached) == (target, False)
+        assert build.size_bytes == build.path.stat().st_size > 0.9 * model.stat().st_size
+        assert layer_count(build, "convolution", "fp32") == convolutions
+        assert {row["precision"] for row in build.layers} - {"int64"} == {"fp32"}  # int64: computing with shapes
+        assert build.profile["input"].maximum == (64, 3, side, side)
+        print(f"{name} {target}: {build.size_bytes / 1e6:.1f} MB in {build.seconds:.2f} s")
+    assert builds[0].key != builds[1].key
+    assert build_engine(model, library="tensorrt-rtx", target=TARGETS[0]).cached
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+@pytest.mark.parametrize("name", ["light_resnet50", "light_squeezenet", "light_vgg19"])
+def test_foreign_models_build_for_two_targets_without_a_gpu(name: str) -> None:
+    model = Path(onnx.__file__).parent / "backend/test/data/light" / f"{name}.onnx"
+    for target in TARGETS:
+        build = build_engine(model, library="tensorrt-rtx", target=target)
+        assert not build.cached
+        assert build.size_bytes > 1_000_000
+        assert layer_count(build, "convolution", "fp32") == sum(
+            n.op_type == "Conv" for n in onnx.load(model).graph.node
+        )
+
+
+def halves(model: Path, target: Path) -> Path:
+    """The convolution in fp16 between casts."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["xh"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["xh", "w"], ["yh"], name="conv1", pads=[1] * 4),
+        helper.make_node("Cast", ["yh"], ["y"], to=TensorProto.FLOAT),
+    ]
+    return save(target, nodes, {"w": weight(np.float16)})
+
+
+def quantised(target: Path, zero_point: type = np.int8) -> Path:
+    """The convolution in int8: Q/DQ on the input, DQ on the weight."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quantise"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["xd"], name="dequantise"),
+        helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"], name="dequantise_weight", axis=0),
+        helper.make_node("Conv", ["xd", "wd"], ["y"], name="conv1", pads=[1] * 4),
+    ]
+    arrays = {
+        "s": np.array(0.1, np.float32),
+        "z": np.array(128 if zero_point is np.uint8 else 0, zero_point),
+        "wq": np.ones((4, 3, 3, 3), np.int8),
+        "ws": np.full(4, 0.1, np.float32),
+        "wz": np.zeros(4, np.int8),
+    }
+    return save(target, nodes, arrays)
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_precision_is_the_graphs(tmp_path: Path) -> None:
+    half = build_engine(halves(tmp_path, tmp_path / "half.onnx"), library="tensorrt-rtx", target="sm86")
+    assert layer_count(half, "convolution", "fp16") == 1
+    quant = build_engine(quantised(tmp_path / "int8.onnx"), library="tensorrt-rtx", target="sm86")
+    assert layer_count(quant, "quantize", "int8") == 1
+    assert layer_count(quant, "convolution", "fp32") == 1  # fused with its Q/DQ only inside the engine
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_pictures_as_bytes_are_accepted(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["xf"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["xf", "w"], ["y"], name="conv1", pads=[1] * 4),
+    ]
+    model = save(
+        tmp_path / "bytes.onnx",
+        nodes,
+        {"w": weight()},
+        element=TensorProto.UINT8,
+        output_element=TensorProto.FLOAT,
+    )
+    assert not build_engine(model, library="tensorrt-rtx", target="sm86").cached
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_the_parsers_refusal_names_the_node(tmp_path: Path) -> None:
+    det = save(tmp_path / "det.onnx", [helper.make_node("Det", ["x"], ["y"], name="strange")], {}, channels=3)
+    with pytest.raises(
+        UnsupportedModel, match=r"can't build u8\.onnx: node 'quantise' \(QuantizeLinear\): .*zero point"
+    ):
+        build_engine(quantised(tmp_path / "u8.onnx", np.uint8), library="tensorrt-rtx", target="sm86")
+    with pytest.raises(UnsupportedModel, match=r"node 'strange' \(Det\): the operator is not supported$") as refusal:
+        build_engine(det, library="tensorrt-rtx", target="sm86")
+    assert refusal.value.exit_code == 3
+    assert engines.list_engines() == []
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_float64_is_not_narrowed_in_silence(tmp_path: Path) -> None:
+    model = save(
+        tmp_path / "double.onnx",
+        [helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        {},
+        element=TensorProto.DOUBLE,
+        channels=3,
+    )
+    with pytest.raises(UnsupportedModel, match="'x' is float64, of which it would make float32"):
+        build_engine(model, library="tensorrt-rtx", target="sm86")
+
+
+def test_many_parser_errors_become_three_and_a_count() -> None:
+    problems = [tensorrt_family.ParserProblem(f"n{i}", "Det", "no") for i in range(5)]
+    assert tensorrt_family.parse_failure("X can't build y", [*problems, problems[0]]) == (
+        "X can't build y: node 'n0' (Det): no; node 'n1' (Det): no; node 'n2' (Det): no; and 2 more"
+    )
+    assert tensorrt_family.parse_failure("X", []) == "X: the parser refused it and gave no reason"
+    noise = "type Int32 [checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (cudaError 35)"
+    assert tensorrt_family.plain_reason(noise, "INVALID_NODE") == "type Int32"
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_equal_graph_names_with_other_shapes_do_not_collide(tmp_path: Path) -> None:
+    """onnxruntime#32254: a cache keyed on the graph's name hands out the engine of another shape."""
+    small = small_conv(tmp_path / "small.onnx", side=8, graph_name="main_graph")
+    large = small_conv(tmp_path / "large.onnx", side=16, graph_name="main_graph")
+    keys = {build_engine(model, library="tensorrt-rtx", target="sm86").key for model in (small, large)}
+    profiles = [parse_shapes(f"x:1x3x8x8,{n}x3x8x8,{n}x3x8x8") for n in (2, 4)]
+    builds = [build_engine(small, library="tensorrt-rtx", target="sm86", shapes=shapes) for shapes in profiles]
+    assert [build.cached for build in builds] == [False, False]
+    assert len(keys | {build.key for build in builds}) == 4
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_options_reach_the_builder_and_the_key(tmp_path: Path) -> None:
+    model = small_conv(tmp_path / "net.onnx")
+    choices = [
+        EngineOptions(),
+        EngineOptions(tf32=True),
+        EngineOptions(optimization_level=0),
+        EngineOptions(workspace_bytes=2**28),
+        EngineOptions(cuda_graph=True),
+    ]
+    builds = [build_engine(model, library="tensorrt-rtx", target="sm86", options=options) for options in choices]
+    assert len({build.key for build in builds}) == len(choices)
+    without = EngineOptions(timing_cache=False)
+    assert build_engine(model, library="tensorrt-rtx", target="sm86", options=without).key == builds[0].key
+    with pytest.raises(OutOfMemory, match="workspace"):
+        build_engine(model, library="tensorrt-rtx", target="sm86", options=EngineOptions(workspace_bytes=1))
+
+
+def test_tf32_is_off_unless_asked(rtx: trt_shim.Library, cache: Path, tmp_path: Path) -> None:
+    checked = files.check_onnx(small_conv(tmp_path / "net.onnx"))
+    profile = default_profile(checked.inputs)
+    builder = rtx.trt.Builder(rtx.logger)
+    for tf32 in (False, True):
+        job = tensorrt_family._Job(
+            checked,
+            rtx,
+            tensorrt_family._Target("sm86", None),
+            profile,
+            EngineOptions(tf32=tf32, workspace_bytes=2**28, optimization_level=2, cuda_graph=True),
+            lambda *step: None,
+        )
+        config = job._configure(builder, threading.Event())
+        assert config.get_flag(rtx.trt.BuilderFlag.TF32) is tf32
+        assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 2**28
+        assert (config.builder_optimization_level, config.max_aux_streams) == (2, 0)
+        assert config.get_compute_capability(0) == rtx.trt.ComputeCapability.SM86
+
+
+@pytest.mark.parametrize("wrong", [{"workspace_bytes": 0}, {"optimization_level": 6}, {"optimization_level": -1}])
+def test_impossible_options_are_usage_errors(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        EngineOptions(**wrong)
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_progress_goes_from_nothing_to_everything(tmp_path: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    build_engine(
+        small_conv(tmp_path / "net.onnx"),
+        library="tensorrt-rtx",
+        target="sm86",
+        progress=lambda *step: steps.append(step),
+    )
+    phase, done, total = steps[0]
+    assert done == 0 < total
+    assert steps[-1] == (phase, total, total)
+    assert all(0 <= done <= total for _, done, total in steps)
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_an_interrupted_build_ends_at_once_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives in the thread that waits; the library must stop at its next step."""
+    interrupted = threading.Event()
+    join = threading.Thread.join
+
+    def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name == "engine-build" and not interrupted.is_set() and steps:
+            interrupted.set()
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    steps: list[str] = []
+
+    def slow(phase: str, done: int, total: int) -> None:
+        steps.append(phase)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupt)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(small_conv(tmp_path / "net.onnx"), library="tensorrt-rtx", target="sm86", progress=slow)
+    assert time.monotonic() - begin < 5
+    assert interrupted.is_set()
+    assert engines.list_engines() == []
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_a_model_changed_after_the_gate_is_refused(tmp_path: Path) -> None:
+    model = small_conv(tmp_path / "net.onnx")
+    checked = files.check_onnx(model)
+    small_conv(model, side=16)
+    with pytest.raises(BadModel, match="was changed while it was being used"):
+        build_engine(checked, library="tensorrt-rtx", target="sm86")
+
+
+@pytest.mark.usefixtures("rtx", "cache")
+def test_external_data_is_part_of_the_key(tmp_path: Path) -> None:
+    keys = []
+    for scale in (1, 2):
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        model = onnx.load(small_conv(folder / "plain.onnx"))
+        array = weight() * scale
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(array, "w"))
+        onnx.save_model(
+            model, folder / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        build = build_engine(folder / "net.onnx", library="tensorrt-rtx", target="sm86")
+        assert not build.cached
+        keys.append(build.file.record.key)
+    assert keys[0].model_sha256 == keys[1].model_sha256
+    assert keys[0].external_sha256 != keys[1].external_sha256
+    assert keys[0].digest != keys[1].digest
+
+
+# ---- the adapter, on stand-ins for the library and for torch's CUDA half
+
+
+@pytest.fixture
+def fakes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeTorch]]:
+    library = trt_shim.Library("tensorrt", FAKE_MODULE, "TensorRT")
+    monkeypatch.setattr(trt_shim, "load", lambda name: library)
+    monkeypatch.setattr(trt, "load_library", lambda module, **words: FakeTorch)
+    monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
+    FakeTorch.allocated.clear()
+    FakeTorch.out_of_memory = False
+    STREAMS.clear()
+    yield FakeTorch
+    FakeTorch.out_of_memory = False
+
+
+def cached_engine(plan: bytes = b"plan", **changes: Any) -> Path:
+    key = engines.EngineKey(
+        **{
+            "model_sha256": "a" * 64,
+            "profile": {"x": ShapeRange((1, 3), (2, 3), (4, 3))},
+            "precision": "fp32",
+            "tf32": False,
+            "library": "tensorrt",
+            "library_version": "10.99.0",
+            "target": "sm86",
+            **changes,
+        }
+    )
+    built = engines.BuiltEngine(
+        plan=plan,
+        seconds=0,
+        dimensions={"x": ("batch", 3), "y": ("batch", 3)},
+        layers=(),
+        warnings=(),
+        model="net.onnx",
+    )
+    return engines.find_or_build(key, lambda: built).path
+
+
+def open_fake(path: Path, **options: Any) -> trt.TensorRTRuntime:
+    return trt.TensorRTRuntime(ModelSource(path=path), device="cuda:0", options=RuntimeOptions(**options))
+
+
+def batch(count: int, start: float = 0) -> np.ndarray:
+    return np.arange(start, start + 3 * count, dtype=np.float32).reshape(count, 3)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_an_engine_opens_with_the_names_of_its_onnx_file() -> None:
+    with open_fake(cached_engine()) as runtime:
+        assert [str(spec) for spec in (*runtime.inputs, *runtime.outputs)] == [
+            "x: float32[batch, 3]",
+            "y: float32[batch, 3]",
+        ]
+        assert [(row.node, row.provider, row.device) for row in runtime.placement()] == [
+            ("conv1 + relu", "TensorRT engine", "cuda:0"),
+            ("fc", "TensorRT engine", "cuda:0"),
+        ]
+        assert runtime.recorded["tf32"] is False
+        assert runtime.recorded["shapes"] == {"x": "1x3,2x3,4x3"}
+        assert runtime.recorded["trusted_by_user"] is False
+
+
+@pytest.mark.usefixtures("fakes")
+def test_changing_batches_give_each_its_own_result() -> None:
+    with open_fake(cached_engine()) as runtime:
+        results = [(n, runtime.run({"x": batch(n, n)})["y"]) for n in (2, 4, 1, 4, 3)]
+        for count, result in results:
+            np.testing.assert_array_equal(result, batch(count, count) * 2)
+
+
+def test_buffers_grow_once_and_then_stay(fakes: type[FakeTorch]) -> None:
+    with open_fake(cached_engine()) as runtime:
+        for _ in range(50):
+            for count in (4, 1, 3):
+                runtime.run({"x": batch(count)})
+        assert fakes.allocated == [48] * 4  # input and output, each on the device and pinned
+        assert runtime._engine.contexts == 1
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize("scope", ["device", "end-to-end"])
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_prepared_run_repeats_the_same_work(scope: Any, cuda_graph: bool) -> None:
+    with open_fake(cached_engine(), cuda_graph=cuda_graph) as runtime:
+        feeds = {"x": batch(2)}
+        with runtime.prepare(feeds, scope=scope) as prepared:
+            before = runtime._engine.runs
+            for _ in range(5):
+                prepared.enqueue()
+            assert runtime._engine.runs == before  # nothing waits inside enqueue
+            prepared.synchronize()
+            assert runtime._engine.runs == before + 5
+            np.testing.assert_array_equal(prepared.outputs()["y"], batch(2) * 2)
+            if scope == "end-to-end":
+                feeds["x"][:] = batch(2, 100)
+                prepared.enqueue()
+                np.testing.assert_array_equal(prepared.outputs()["y"], batch(2, 100) * 2)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_prepared_runs_have_a_context_and_a_stream_each() -> None:
+    with open_fake(cached_engine()) as runtime:
+        pair = [runtime.prepare({"x": batch(n)}) for n in (1, 2)]
+        assert runtime._engine.contexts == 2
+        assert len(STREAMS) == 2
+        pair[0].enqueue()
+        pair[1].enqueue()
+        pair[1].synchronize()
+        assert [len(queue) for queue in STREAMS.values()] == [1, 0]
+        for prepared in pair:
+            prepared.close()
+
+
+@pytest.mark.usefixtures("fakes")
+def test_shapes_outside_the_profile_are_refused_before_the_gpu_sees_them() -> None:
+    with open_fake(cached_engine()) as runtime:
+        for call in (runtime.run, runtime.prepare):
+            with pytest.raises(BadFeeds, match=r"tensorrt: input 'x' was given shape 5×3, .* 1×3 up to 4×3"):
+                call({"x": batch(5)})
+        assert runtime._engine.runs == 0
+
+
+@pytest.mark.usefixtures("fakes")
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"target": "sm89"}, UnsupportedModel, "built for sm89, but cuda:0 is NVIDIA RTX A6000"),
+        ({"library_version": "10.14.0"}, BadModel, r"built by tensorrt 10\.14\.0, here is tensorrt 10\.99\.0"),
+        ({"library": "tensorrt-rtx"}, BadModel, "built by tensorrt-rtx"),
+        ({"plan": b"other"}, BadModel, "made by another version of the library"),
+    ],
+)
+def test_an_engine_that_does_not_belong_here_is_refused(changes: Any, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        open_fake(cached_engine(**changes))
+
+
+@pytest.mark.usefixtures("fakes")
+def test_an_engine_from_elsewhere_is_executed_only_when_trusted(tmp_path: Path) -> None:
+    outside = tmp_path / "gift.engine"
+    outside.write_bytes(b"plan")
+    with pytest.raises(BadModel, match="not built by this machine's own cache"):
+        open_fake(outside)
+    with open_fake(outside, trust_engine=True) as runtime:
+        assert runtime.recorded["trusted_by_user"] is True
+        assert [str(spec) for spec in runtime.inputs] == ["x: float32[x.0, 3]"]
+        np.testing.assert_array_equal(runtime.run({"x": batch(2)})["y"], batch(2) * 2)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_an_onnx_file_is_answered_with_how_to_build(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="runtime 'tensorrt' opens engines") as refusal:
+        open_fake(small_conv(tmp_path / "net.onnx"))
+    assert "resnet-onnx build" in (refusal.value.fix or "")
+
+
+def test_failures_of_the_device_have_their_own_errors(fakes: type[FakeTorch]) -> None:
+    with open_fake(cached_engine()) as runtime:
+        runtime._engine.fail_with = "Cuda failure: launch timed out"
+        with pytest.raises(RunFailed, match="launch timed out"):
+            runtime.run({"x": batch(1)})
+        runtime._engine.fail_with = "Error Code 2: OutOfMemory"
+        with pytest.raises(OutOfMemory):
+            runtime.run({"x": batch(1)})
+        runtime._engine.fail_with, runtime._engine.refuse_shapes = "", True
+        with pytest.raises(UnsupportedModel, match="can't settle the shapes of x: static dimension mismatch"):
+            runtime.run({"x": batch(2)})
+        with pytest.raises(UnsupportedModel):  # not taken for bound after the failure
+            runtime.run({"x": batch(1)})
+        runtime._engine.refuse_shapes = False
+        fakes.out_of_memory = True
+        with pytest.raises(OutOfMemory, match=r"Tried to allocate 2\.00 GiB"):
+            runtime.run({"x": batch(4)})
+        fakes.out_of_memory = False
+        np.testing.assert_array_equal(runtime.run({"x": batch(4)})["y"], batch(4) * 2)
+
+
+def test_a_report_without_layers_is_one_row_for_the_engine() -> None:
+    for report in ("", "{}", "[1]", "null"):
+        (row,) = trt.layer_placement(report, "TensorRT engine", "cuda:1")
+        assert (row.node, row.device) == ("*", "cuda:1")
+    detailed = json.dumps({"Layers": [{"Name": "conv1", "LayerType": "Convolution"}]})
+    assert trt.layer_placement(detailed, "p", "cuda:0")[0].operator == "Convolution"
+
+
+def test_the_uuid_is_written_as_nvml_does() -> None:
+    raw = bytes((ctypes.c_ubyte * 16)(*range(240, 256)))
+    assert nvidia.uuid_text(raw) == "f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff"
