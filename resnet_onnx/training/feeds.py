@@ -91,6 +91,7 @@ class StreamFeed(Feed):
         self._loader = DataLoader(
             _Pictures(dataset, preprocessing, smallest_area, seed),
             batch_sampler=self._order,
+            generator=torch.Generator(),  # else it draws from the generator whose state a checkpoint keeps
             num_workers=workers,
             multiprocessing_context=_context() if workers else None,
             collate_fn=_collate,

@@ -1,0 +1,597 @@
+"""Training: recipes say what they mean, a run learns, stops safely and goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
+from resnet_onnx.models.catalog import CatalogEntry, lookup
+from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.training import feeds, loop
+from resnet_onnx.training.augmentation import Normaliser, augment, pad_colour, random_resized_crop, seed_for
+from resnet_onnx.training.checkpoint import read_checkpoint
+from resnet_onnx.training.loop import Progress, TrainingResult, train
+from resnet_onnx.training.recipes import Recipe, default_recipe, lookup_recipe, recipe_names
+from resnet_onnx.training.splits import TrainingData, hold_out, open_training_data
+from runtimes.errors import (
+    BadData,
+    BadWeights,
+    CheckFailed,
+    FileProblem,
+    RuntimeUnavailable,
+    UsageError,
+)
+
+CPU = torch.device("cpu")
+
+
+def small_net(size: int = 8) -> CatalogEntry:
+    entry = lookup("cifar-resnet8")
+    return replace(entry, preprocessing=replace(entry.preprocessing, image_size=size, resize=size))
+
+
+def small_set(count: int = 64, classes: int = 2, size: int = 8, seed: int = 0) -> PictureSet:
+    """Noise of two brightnesses: learnable, and made in no time."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    pictures = rng.integers(0, 120, (count, size, size, 3)) + (labels * (130 // classes))[:, None, None, None]
+    return from_arrays("noise", pictures.astype(np.uint8), labels, [f"class {i}" for i in range(classes)])
+
+
+SMALL = lookup_recipe("digits").override(epochs=3, batch_size=16, pad=1, precision="fp32")
+
+
+def small_run(out: Path, recipe: Recipe = SMALL, **options: Any) -> TrainingResult:
+    data = options.pop("data", None) or TrainingData(train=small_set())
+    return train(small_net(), data, recipe=recipe, out=out, **({"threads": 1, "workers": 0} | options))
+
+
+def state_bytes(out: Path) -> dict[str, bytes]:
+    names = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
+    found = {f"last/{name}": (out / "last" / name).read_bytes() for name in names}
+    return {**found, "best": (out / "best" / "model.safetensors").read_bytes()}
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+# ---- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_every_recipe_survives_json_and_can_be_overridden() -> None:
+    assert {"digits", "cifar-fast", "cifar-paper", "folder"} <= set(recipe_names())
+    for name in recipe_names():
+        recipe = lookup_recipe(name)
+        assert Recipe.from_json(recipe.to_json()) == recipe
+        assert recipe.override(epochs=2, flip=None).epochs == 2
+        assert recipe.override(flip=None).flip is recipe.flip
+        assert recipe.source
+    assert not lookup_recipe("digits").flip
+
+
+def test_the_papers_schedule_is_64k_steps_with_drops_at_32k_and_48k() -> None:
+    recipe = lookup_recipe("cifar-paper")
+    steps_per_epoch = 45_000 // recipe.batch_size
+    steps = recipe.epochs * steps_per_epoch
+    assert abs(steps - 64_000) < 200
+    rates = [recipe.learning_rate_at(step, 64_000) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert (recipe.momentum, recipe.weight_decay, recipe.batch_size, recipe.pad) == (0.9, 1e-4, 128, 4)
+    assert recipe.validation * 50_000 == 5_000
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+def test_a_warmed_up_schedule_rises_to_its_peak_and_falls_to_nearly_zero(schedule: Any) -> None:
+    recipe = lookup_recipe("cifar-fast").override(schedule=schedule, warmup=0.25, learning_rate=0.4)
+    rates = [recipe.learning_rate_at(step, 1000) for step in range(1000)]
+    assert rates[:250] == sorted(rates[:250])
+    assert rates[250:] == sorted(rates[250:], reverse=True)
+    assert max(rates) == pytest.approx(0.4, rel=0.01)
+    assert 0 < rates[-1] < 0.001
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"epochs": True},
+        {"batch_size": 1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": "fast"},
+        {"momentum": 1.0},
+        {"momentum": 0.0},
+        {"weight_decay": -1e-4},
+        {"schedule": "triangle"},
+        {"schedule": "step"},
+        {"milestones": (0.5,)},
+        {"warmup": 1.0},
+        {"crop": "none"},
+        {"crop": "resized"},
+        {"pad": 0},
+        {"precision": "fp8"},
+        {"validation": 0.95},
+        {"label_smoothing": 1.0},
+        {"flip": 1},
+        {"unknown": 1},
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused_and_names_the_field(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        lookup_recipe("digits").override(**change)
+    named = {"schedule": "schedule", "milestones": "milestones", "momentum": "momentum"}.get(next(iter(change)))
+    assert (named or next(iter(change))) in caught.value.message
+
+
+def test_milestones_must_rise_between_0_and_1() -> None:
+    paper = lookup_recipe("cifar-paper")
+    for milestones in ((0.5, 0.5), (0.75, 0.5), (0.5, 1.0), (0.0, 0.5)):
+        with pytest.raises(UsageError, match="milestones"):
+            paper.override(milestones=milestones)
+
+
+def test_the_default_recipe_follows_the_data_and_the_network() -> None:
+    assert default_recipe("digits", image_size=32, pictures=1400).name == "digits"
+    assert default_recipe("./digits", image_size=224, pictures=1400).name == "folder"
+    assert default_recipe("cifar.zip", image_size=32, pictures=50_000).name == "cifar-fast"
+    assert default_recipe("pets", image_size=32, pictures=500).name == "folder-small"
+    with pytest.raises(UsageError, match="no recipe 'cifar': choose digits"):
+        lookup_recipe("cifar")
+
+
+# ---- augmentation ---------------------------------------------------------------------------------------------------
+
+
+def test_pad_and_crop_shows_windows_of_the_padded_picture_each_by_its_own_numbers() -> None:
+    recipe = SMALL.override(pad=2)
+    pictures = torch.randint(1, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    fill = torch.tensor([0, 0, 0], dtype=torch.uint8)
+    changed = augment(pictures, recipe, fill, torch.Generator().manual_seed(3))
+    padded = torch.nn.functional.pad(pictures, (2, 2, 2, 2))
+    places = Counter()
+    for before, after in zip(padded, changed, strict=True):
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if torch.equal(before[:, top : top + 8, left : left + 8], after)
+        ]
+        assert len(found) == 1
+        places[found[0]] += 1
+    assert len(places) > 15  # of 25
+    assert torch.equal(changed, augment(pictures, recipe, fill, torch.Generator().manual_seed(3)))
+
+
+def test_about_half_of_the_pictures_are_mirrored_and_the_rest_untouched() -> None:
+    recipe = lookup_recipe("cifar-fast").override(crop="none", pad=0)
+    pictures = torch.randint(0, 256, (400, 3, 4, 4), dtype=torch.uint8)
+    changed = augment(pictures, recipe, torch.zeros(3, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    kept = [torch.equal(a, b) for a, b in zip(pictures, changed, strict=True)]
+    mirrored = [torch.equal(a.flip(2), b) for a, b in zip(pictures, changed, strict=True)]
+    assert all(k != m for k, m in zip(kept, mirrored, strict=True))
+    assert 150 < sum(mirrored) < 250
+
+
+def test_padding_with_the_mean_is_zero_to_the_network() -> None:
+    normaliser = Normaliser(Preprocessing(), CPU)
+    colour = pad_colour(SMALL.override(padding="mean"), normaliser)
+    assert normaliser(colour.view(1, 3, 1, 1)).abs().max() < 0.01
+    assert pad_colour(SMALL, normaliser).tolist() == [0, 0, 0]
+
+
+def test_bytes_are_normalised_as_the_model_does_it_everywhere_else() -> None:
+    preprocessing = Preprocessing(image_size=8, resize=8)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    ours = Normaliser(preprocessing, CPU)(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+    np.testing.assert_array_equal(ours.numpy(), preprocessing.normalise(pictures))
+
+
+@settings(deadline=None)  # the first call loads torchvision
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**63 - 1))
+def test_a_random_resized_crop_fits_any_picture_and_depends_on_its_seed_alone(
+    height: int, width: int, seed: int
+) -> None:
+    picture = np.full((height, width, 3), 200, dtype=np.uint8)
+    cut = random_resized_crop(picture, Preprocessing(image_size=6, resize=6), 0.1, seed)
+    assert (cut.dtype, cut.shape) == (torch.uint8, (3, 6, 6))
+    assert cut.eq(200).all()
+    assert torch.equal(cut, random_resized_crop(picture, Preprocessing(image_size=6, resize=6), 0.1, seed))
+
+
+def test_random_resized_crops_differ_between_seeds() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    cuts = {
+        random_resized_crop(picture, Preprocessing(image_size=6, resize=6), 0.1, s).numpy().tobytes() for s in range(20)
+    }
+    assert len(cuts) == 20
+
+
+def test_seeds_of_different_purposes_never_meet() -> None:
+    seeds = {seed_for(seed, what, i) for seed in range(5) for what in ("a", "b") for i in range(50)}
+    assert len(seeds) == 500
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.01, 0.9), st.integers(0, 2**32))
+def test_holding_out_takes_a_share_of_every_class_and_never_all_of_it(
+    labels: list[int], share: float, seed: int
+) -> None:
+    array = np.asarray(labels, dtype=np.int64)
+    kept, held = hold_out(array, share, seed)
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    for label, count in Counter(labels).items():
+        expected = min(max(1, round(share * count)), count - 1)
+        assert int((array[held] == label).sum()) == expected
+    again = hold_out(array, share, seed)
+    np.testing.assert_array_equal(held, again[1])
+
+
+def test_without_a_split_of_its_own_a_folder_has_no_test_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def fill(folder: Path) -> None:
+        for name in ("ants", "bees"):
+            (folder / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (9, 9), (i * 20, 80, 10)).save(folder / name / f"{i}.png")
+
+    fill(tmp_path / "flat")
+    found = open_training_data(str(tmp_path / "flat"))
+    assert (len(found.train), found.validation, found.test) == (6, None, None)
+    fill(tmp_path / "both" / "train")
+    fill(tmp_path / "both" / "val")
+    found = open_training_data(str(tmp_path / "both"))
+    assert found.validation is not None
+    assert (len(found.train), len(found.validation), found.test) == (6, 6, None)
+    (tmp_path / "both" / "val").rename(tmp_path / "both" / "test")
+    found = open_training_data(str(tmp_path / "both"))
+    assert found.test is not None
+    assert (found.validation, len(found.test)) == (None, 6)
+    (tmp_path / "both" / "test").rename(tmp_path / "elsewhere")
+    assert open_training_data(str(tmp_path / "both")).test is None
+
+
+def test_digits_hold_out_nothing_from_the_test_split() -> None:
+    data = open_training_data("digits").with_validation(0.1, seed=0)
+    assert data.validation is not None
+    assert data.test is not None
+    parts = [{s.item_name(i) for i in range(len(s))} for s in (data.train, data.validation, data.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+    assert min(Counter(data.validation.labels.tolist()).values()) >= 13
+
+
+def test_data_that_nothing_can_be_learned_from_is_refused() -> None:
+    pair = small_set(classes=2)
+    with pytest.raises(BadData, match="one class"):
+        TrainingData(train=replace(pair, classes=("only",), labels=np.zeros(64, dtype=np.int64)))
+    with pytest.raises(BadData, match="no pictures of class 1"):
+        TrainingData(train=replace(pair, labels=np.zeros(64, dtype=np.int64)))
+    with pytest.raises(BadData, match="no class folders"):
+        TrainingData(train=replace(pair, classes=()))
+    with pytest.raises(BadData, match="differ in class 2"):
+        TrainingData(train=pair, test=small_set(classes=3))
+    with pytest.raises(BadData, match="too few to hold some out"):
+        TrainingData(train=small_set(count=2)).with_validation(0.1, 0)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def test_digits_reach_97_percent_in_6_epochs_and_the_checkpoint_does_it_again(tmp_path: Path) -> None:
+    data = open_training_data("digits")
+    recipe = default_recipe("digits", image_size=32, pictures=len(data.train))
+    result = train(lookup("cifar-resnet20"), data, recipe=recipe, out=tmp_path / "run", threads=1)
+    assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4, 5, 6]
+    assert result.test_top1 is not None
+    assert result.test_top1 >= 0.97
+    assert result.best["top1"] >= 0.97
+    network = read_checkpoint(result.checkpoint).network()
+    assert network.labels == tuple("0123456789")
+    assert data.test is not None
+    module = network.load()
+    feed = feeds.open_feed(data.test, network.preprocessing, CPU, smallest_area=None, seed=0, workers=0)
+    assert loop.measure(module, feed, Normaliser(network.preprocessing, CPU))[0] == result.test_top1
+    assert read_checkpoint(result.checkpoint).metrics["test_top1"] == result.test_top1
+
+
+def test_the_result_the_history_and_both_checkpoints_agree(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    result = small_run(tmp_path / "run", progress=seen.append)
+    assert [row["epoch"] for row in result.epochs] == [1, 2, 3]
+    assert [p.finished for p in seen if p.finished] == result.epochs
+    assert all(p.loss is not None for p in seen if p.step)
+    best = max(result.epochs, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
+    assert result.best == {"epoch": best["epoch"], "top1": best["validation_top1"]}
+    assert result.test_top1 is None
+    assert result.images_per_second > 0
+    kept, last = read_checkpoint(result.checkpoint), read_checkpoint(result.last)
+    assert (kept.epoch, last.epoch) == (best["epoch"], 3)
+    assert kept.labels == ("class 0", "class 1")
+    assert last.recipe == SMALL.to_json() == result.recipe.to_json()
+    assert last.metrics == result.epochs[-1]
+    assert (last.resumable, kept.resumable) == (True, False)
+
+
+def test_one_seed_gives_one_result_and_another_gives_another(tmp_path: Path) -> None:
+    first, second = small_run(tmp_path / "a"), small_run(tmp_path / "b")
+    assert without_times(first.epochs) == without_times(second.epochs)
+    assert state_bytes(tmp_path / "a") == state_bytes(tmp_path / "b")
+    small_run(tmp_path / "c", seed=1)
+    assert state_bytes(tmp_path / "c") != state_bytes(tmp_path / "a")
+
+
+def test_training_leaves_the_callers_random_numbers_and_threads_alone(tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    small_run(tmp_path / "run", SMALL.override(epochs=1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_streamed_pictures_train_to_the_same_bits_as_pictures_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run(tmp_path / "memory")
+    monkeypatch.setattr(feeds, "IN_MEMORY_BYTES", 0)
+    small_run(tmp_path / "stream")
+    assert state_bytes(tmp_path / "memory") == state_bytes(tmp_path / "stream")
+
+
+def test_random_resized_crops_train_to_the_same_bits_with_and_without_workers(tmp_path: Path) -> None:
+    recipe = lookup_recipe("folder").override(epochs=2, batch_size=16, precision="fp32")
+    data = TrainingData(train=small_set(size=20))
+    small_run(tmp_path / "alone", recipe, data=data)
+    small_run(tmp_path / "helped", recipe, data=data, workers=1)
+    assert state_bytes(tmp_path / "alone") == state_bytes(tmp_path / "helped")
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_whether_streamed_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    for name in ("ants", "bees"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9), (i * 20, 80, 10)).save(tmp_path / "data" / name / f"{i}.png")
+    (tmp_path / "data" / "bees" / "2.png").write_bytes(b"no picture")
+    for limit in (feeds.IN_MEMORY_BYTES, 0):
+        monkeypatch.setattr(feeds, "IN_MEMORY_BYTES", limit)
+        with pytest.raises(Exception, match=r"bees/2\.png") as caught:
+            small_run(tmp_path / f"run{limit}", data=open_training_data(str(tmp_path / "data")))
+        assert getattr(caught.value, "exit_code", None) == 2
+
+
+def test_fewer_pictures_than_a_batch_and_no_validation_still_train(tmp_path: Path) -> None:
+    recipe = SMALL.override(batch_size=500, validation=0.0)
+    result = small_run(tmp_path / "run", recipe)
+    assert [row["steps"] for row in result.epochs] == [1, 1, 1]
+    assert result.best == {"epoch": 3, "top1": None}
+    assert read_checkpoint(result.checkpoint).epoch == 3
+
+
+def test_precision_auto_is_resolved_and_recorded(tmp_path: Path) -> None:
+    result = small_run(tmp_path / "run", SMALL.override(precision="auto", epochs=1))
+    expected = "bf16" if loop.computes_bf16(CPU) else "fp32"
+    assert result.recipe.precision == expected
+    assert read_checkpoint(result.last).recipe["precision"] == expected
+    again = small_run(tmp_path / "run", SMALL.override(precision="auto", epochs=1), resume=True)
+    assert again.recipe.precision == expected
+
+
+def test_training_starts_from_given_weights(tmp_path: Path) -> None:
+    first = small_run(tmp_path / "first", SMALL.override(epochs=1))
+    state = read_checkpoint(first.last).module_state()
+    still = SMALL.override(epochs=1, learning_rate=1e-12)
+    second = small_run(tmp_path / "second", still, initial_state=state)
+    found = read_checkpoint(second.last).module_state()
+    assert torch.allclose(found["conv1.weight"], state["conv1.weight"], atol=1e-9)
+    with pytest.raises(BadWeights, match="do not fit the network"):
+        small_run(tmp_path / "third", initial_state={k: v for k, v in state.items() if "fc" not in k})
+
+
+# ---- stopping and going on ------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_training import SMALL, small_run
+from resnet_onnx.training.loop import Progress
+
+def slowly(progress: Progress) -> None:
+    if progress.finished:
+        print(progress.epoch, flush=True)
+    time.sleep(0.05)
+
+small_run(Path(sys.argv[2]), SMALL, progress=slowly)
+"""
+
+
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(here), str(tmp_path / "killed")],
+        cwd=here.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    time.sleep(0.08)  # into the second epoch, which has four steps of 50 ms
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert read_checkpoint(tmp_path / "killed" / "last").epoch < 3
+    resumed = small_run(tmp_path / "killed", resume=True)
+    assert resumed.resumed_from in (1, 2)
+    whole = small_run(tmp_path / "whole", resume=True)
+    assert whole.resumed_from is None
+    assert without_times(resumed.epochs) == without_times(whole.epochs)
+    assert resumed.best == whole.best
+    assert state_bytes(tmp_path / "killed") == state_bytes(tmp_path / "whole")
+
+
+class Dropping(torch.nn.Module):
+    """A net whose training draws from torch's own generator, as VGG's dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(3 * 8 * 8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = self.fc(torch.nn.functional.dropout(x.flatten(1), 0.5, self.training))
+        return kept
+
+
+def test_ctrl_c_leaves_a_usable_state_and_dropout_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "build", lambda _: Dropping())
+
+    def interrupt(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (2, 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path / "stopped", progress=interrupt)
+    assert read_checkpoint(tmp_path / "stopped" / "last").epoch == 1
+    assert sorted(p.name for p in (tmp_path / "stopped").iterdir()) == [".lock", "best", "last"]
+    small_run(tmp_path / "stopped", resume=True)
+    small_run(tmp_path / "whole")
+    assert state_bytes(tmp_path / "stopped") == state_bytes(tmp_path / "whole")
+
+
+def test_a_complete_run_is_resumed_without_looking_at_a_picture(tmp_path: Path) -> None:
+    data = TrainingData(train=small_set(), test=small_set(seed=5))
+    first = small_run(tmp_path / "run", data=data)
+    before = state_bytes(tmp_path / "run")
+    seen: list[Progress] = []
+    again = small_run(tmp_path / "run", data=data, resume=True, progress=seen.append)
+    assert seen == []
+    assert (again.epochs, again.best, again.test_top1) == (first.epochs, first.best, first.test_top1)
+    assert again.resumed_from == 3
+    assert state_bytes(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"recipe": SMALL.override(epochs=4)}, "recipe epochs was 3, now 4"),
+        ({"recipe": SMALL.override(precision="bf16")}, "recipe precision was 'fp32', now 'bf16'"),
+        ({"seed": 7}, r"another seed \(0 before, now 7\)"),
+        ({"data": TrainingData(train=small_set(count=66))}, "another data"),
+        ({"data": TrainingData(train=small_set(classes=4))}, "another labels|another config"),
+    ],
+)
+def test_resuming_something_else_is_refused_and_nothing_changes(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    small_run(tmp_path / "run", SMALL.override(epochs=3))
+    before = state_bytes(tmp_path / "run")
+    with pytest.raises(UsageError, match=message):
+        small_run(tmp_path / "run", resume=True, **changed)
+    assert state_bytes(tmp_path / "run") == before
+
+
+def test_a_folder_with_a_training_is_not_overwritten(tmp_path: Path) -> None:
+    small_run(tmp_path / "run", SMALL.override(epochs=1))
+    before = state_bytes(tmp_path / "run")
+    with pytest.raises(UsageError, match="holds a training already") as caught:
+        small_run(tmp_path / "run", SMALL.override(epochs=1))
+    assert "--resume" in str(caught.value.fix)
+    assert state_bytes(tmp_path / "run") == before
+
+
+def test_a_damaged_last_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    small_run(tmp_path / "run", SMALL.override(epochs=1))
+    path = tmp_path / "run" / "last" / "optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadWeights, match=r"optimizer\.safetensors is damaged"):
+        small_run(tmp_path / "run", SMALL.override(epochs=1), resume=True)
+
+
+def test_a_kill_between_last_and_best_is_made_good(tmp_path: Path) -> None:
+    import shutil
+
+    result = small_run(tmp_path / "run", SMALL.override(validation=0.0))
+    good = state_bytes(tmp_path / "run")
+    shutil.rmtree(result.checkpoint)
+    (tmp_path / "run" / ".last.1.abc.tmp").mkdir()
+    again = small_run(tmp_path / "run", SMALL.override(validation=0.0), resume=True)
+    assert again.best["epoch"] == 3
+    assert state_bytes(tmp_path / "run") == good
+    assert not (tmp_path / "run" / ".last.1.abc.tmp").exists()
+
+
+def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    recipe = SMALL.override(epochs=40, learning_rate=1000.0, weight_decay=1.0, momentum=0.0, nesterov=False)
+    with pytest.raises(CheckFailed, match=r"diverged: .* in epoch \d+") as caught:
+        small_run(tmp_path / "run", recipe.override(batch_size=500))
+    assert caught.value.exit_code == 1
+    assert "learning rate" in str(caught.value.fix)
+    kept = read_checkpoint(tmp_path / "run" / "last")
+    assert f"(epoch {kept.epoch})" in caught.value.message
+    assert all(value.isfinite().all() for value in kept.module_state().values())
+
+
+def test_a_folder_that_cannot_be_written_is_one_message_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    seen: list[Progress] = []
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(FileProblem, match="can't write into"):
+            small_run(out, progress=seen.append)
+    assert seen == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_two_trainings_into_one_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "run" / ".lock", is_singleton=False),
+        pytest.raises(FileProblem, match="another process is training into"),
+    ):
+        small_run(tmp_path / "run")
+    small_run(tmp_path / "run", SMALL.override(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("device", "error"), [("tpu", UsageError), ("meta", UsageError), ("cuda:99", RuntimeUnavailable)]
+)
+def test_a_device_that_is_not_here_is_named(tmp_path: Path, device: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=device):
+        small_run(tmp_path / "run", device=device)
+
+
+def test_jpegs_of_a_zip_are_learned_from(tmp_path: Path, shared_data: Path) -> None:
+    whole = open_dataset(shared_data / "cifar10-jpeg.zip", split="train")
+    rng = np.random.default_rng(0)
+    pair = [np.flatnonzero(whole.labels == label)[:300] for label in (0, 6)]  # airplanes and frogs
+    chosen = whole.subset(rng.permutation(np.concatenate(pair)))
+    data = TrainingData(
+        train=replace(chosen, classes=("airplane", "frog"), labels=(chosen.labels == 6).astype(np.int64))
+    )
+    recipe = lookup_recipe("folder-small").override(epochs=3)
+    result = train(small_net(32), data, recipe=recipe, out=tmp_path / "run", threads=1, workers=0)
+    assert result.best["top1"] >= 0.85
