@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +146,11 @@ def predict(
                     f"{runtime.source.name}: has {scores.shape[1]} outputs and {len(labels)} labels",
                     fix="give the model's own labels",
                 )
-            for name, row, index in zip(batch.names, scores, batch.indices, strict=True):
-                if np.isnan(row).any() or np.isposinf(row).any():
-                    raise BadModel(f"{runtime.source.name}: gave NaN or Inf for {name}", fix="check it with parity")
+            unusable = (np.isnan(scores) | np.isposinf(scores)).any(axis=1)
+            if unusable.any():
+                name = batch.names[int(unusable.argmax())]
+                raise BadModel(f"{runtime.source.name}: gave NaN or Inf for {name}", fix="check it with parity")
+            for name, row, index in zip(batch.names, probabilities(scores), batch.indices, strict=True):
                 top = tuple(
                     Candidate(labels[best] if labels is not None else f"class {best}", int(best), float(share))
                     for best, share in _likeliest(row, top_k)
@@ -164,18 +167,19 @@ def predict(
 
 
 def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turns one picture's outputs into probabilities: softmax, unless they are probabilities already.
+    """Turns a model's outputs into probabilities: softmax, unless all of them are probabilities already.
 
     Args:
-        scores: float64 [classes], logits or probabilities.
+        scores: float64 [..., classes], logits or probabilities.
 
     Returns:
-        float64 [classes], in [0, 1], summing to 1.
+        float64 [..., classes], in [0, 1], summing to 1 along the last axis.
     """
-    if scores.min() >= 0 and scores.max() <= 1 and abs(scores.sum() - 1) <= _SUM_TOLERANCE:
+    sums = scores.sum(axis=-1)
+    if scores.min() >= 0 and scores.max() <= 1 and (np.abs(sums - 1) <= _SUM_TOLERANCE).all():
         return scores
-    shifted = np.exp(scores - scores.max())
-    result: NDArray[np.float64] = shifted / shifted.sum()
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
 
 
@@ -223,7 +227,8 @@ def draw(predictions: Sequence[Prediction], out: Path) -> None:
             below.text(0.98, line, f"{candidate.probability:.1%}", va="center", ha="right", fontsize=8.5)
     if len(predictions) > len(shown):
         figure.suptitle(f"the first {len(shown)} of {len(predictions)} pictures", fontsize=10)
-    with atomic_file(Path(out)) as temporary:
+    with atomic_file(Path(out)) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a box stands for an unknown letter
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
@@ -233,7 +238,6 @@ def _plain(text: str, width: int) -> str:
     return short.replace("$", r"\$")
 
 
-def _likeliest(scores: NDArray[np.float64], count: int) -> list[tuple[int, float]]:
-    shares = probabilities(scores)
+def _likeliest(shares: NDArray[np.float64], count: int) -> list[tuple[int, float]]:
     order = np.argsort(-shares, kind="stable")[:count]
     return [(int(index), float(shares[index])) for index in order]
