@@ -7,6 +7,7 @@ import http.client
 import re
 import socket
 import urllib.error
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,8 @@ def _refuse_foreign_archive(path: Path, entries: Sequence[zipfile.ZipInfo]) -> N
 def _read_pickle(path: Path) -> object:
     """Reads what torch.save wrote with the restricted reader; a training script's Namespace of options may be in it."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way, and all of them mean the same to the user
         foreign = re.search(r"(?:GLOBAL|global) `?([\w.]+)", str(error))
@@ -437,7 +439,10 @@ def _told_plainly(url: str, entry: catalog.CatalogEntry) -> Iterator[None]:
     try:
         yield
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        reason = getattr(error, "reason", error)
+        if isinstance(error, urllib.error.HTTPError):
+            reason = f"HTTP {error.code}"
+            error.close()
         raise NetworkUnavailable(
             f"can't download the ImageNet weights of {entry.name}: "
             f"there is no network, or {url} does not answer ({reason})",

@@ -1,0 +1,713 @@
+"""Weights: reading them safely, fitting them, drawing them, downloading them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import http.server
+import io
+import pickle
+import random
+import socket
+import threading
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from resnet_onnx.models import catalog, weights
+from resnet_onnx.models.build import build, build_empty
+from resnet_onnx.models.configs import NetworkConfig, ResNetConfig, with_classes
+from resnet_onnx.models.network import Network
+from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.models.weights import (
+    fit_state_dict,
+    imagenet_state_dict,
+    load_network,
+    random_state_dict,
+    read_state_dict,
+    recognise,
+    store_state_dict,
+)
+from runtimes.errors import BadWeights, NetworkUnavailable, UsageError
+
+SMALL = catalog.lookup("cifar-resnet8").config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These nets are small: two threads on a busy machine spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_state() -> dict[str, Tensor]:
+    """A state dict of a small CIFAR net with statistics that are not all zero and one."""
+    return _filled(build(SMALL, generator=torch.Generator().manual_seed(0))).state_dict()
+
+
+def _filled(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Gives a module made without initialisation weights that keep activations finite, and uneven batch norms."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
+                if module.bias is not None:
+                    module.bias.normal_(0, 0.1, generator=generator)
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                assert module.num_batches_tracked is not None
+                module.num_batches_tracked.zero_()
+    return network.eval()
+
+
+def _relative_rmse(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).double().square().mean().sqrt() / theirs.double().square().mean().sqrt())
+
+
+def _loaded(config: NetworkConfig, state: dict[str, Tensor]) -> nn.Module:
+    network = build_empty(config)
+    network.load_state_dict(state, strict=True)
+    return network.eval()
+
+
+# ---- other people's networks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg19"])
+def test_torchvision_weights_give_torchvisions_outputs(name: str) -> None:
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)(weights=None)
+    theirs = _filled(theirs.to_empty(device="cpu"))
+    config, state = fit_state_dict(catalog.lookup(name).config, theirs.state_dict(), origin="torchvision")
+    assert config == catalog.lookup(name).config
+    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(pictures)
+        assert expected.std() > 1e-3
+        assert _relative_rmse(_loaded(config, state)(pictures), expected) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
+def test_timm_weights_give_timms_outputs(name: str) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(name, pretrained=False)
+    theirs = _filled(theirs.to_empty(device="cpu"))
+    config, state = fit_state_dict(catalog.lookup(name).config, theirs.state_dict(), origin="timm")
+    side = 224 if name == "vgg16" else 64  # timm's VGG pools differently from torchvision's at other sizes
+    pictures = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert _relative_rmse(_loaded(config, state)(pictures), theirs(pictures)) <= 2e-6 if "vgg" in name else 1e-6
+
+
+def test_v1_differs_from_torchvision() -> None:
+    """The comparison above can fail: the same tensors in the paper's variant are another function."""
+    with torch.device("meta"):
+        theirs = torchvision.models.resnet50(weights=None)
+    theirs = _filled(theirs.to_empty(device="cpu"))
+    config, state = fit_state_dict(catalog.lookup("resnet50-v1").config, theirs.state_dict(), origin="torchvision")
+    pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert _relative_rmse(_loaded(config, state)(pictures), theirs(pictures)) > 1e-2
+
+
+@pytest.mark.parametrize(("depth", "correct"), [(20, 795), (32, 808)])
+def test_published_cifar_weights_keep_their_accuracy(shared_data: Path, depth: int, correct: int) -> None:
+    """Every tenth test picture; all 10,000 give 81.03 % and 82.56 %."""
+    state = read_state_dict(shared_data / f"cifar-resnet{depth}.th")
+    config, state = fit_state_dict(catalog.lookup(f"cifar-resnet{depth}").config, state, origin="akamaster")
+    network = _loaded(config, state)
+    with zipfile.ZipFile(shared_data / "cifar10-jpeg.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("test/") and name.endswith(".jpg"))[::10]
+        pictures = np.stack([np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in names])
+    classes = sorted({name.split("/")[1] for name in names})
+    labels = np.array([classes.index(name.split("/")[1]) for name in names])
+    normalised = torch.from_numpy(Preprocessing(image_size=32, resize=32).normalise(pictures))
+    with torch.inference_mode():
+        predicted = torch.cat([network(batch).argmax(1) for batch in normalised.split(250)]).numpy()
+    assert abs(int((predicted == labels).sum()) - correct) <= 1  # other decoders and kernels may flip one
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".pth", ".th", ".pt", ".safetensors", ".bin"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_kind_of_file_is_read(tmp_path: Path, small_state: dict[str, Tensor], ending: str, legacy: bool) -> None:
+    path = tmp_path / f"weights{ending}"
+    if ending == ".safetensors":
+        safetensors.torch.save_file(small_state, path)
+    else:
+        torch.save(small_state, path, _use_new_zipfile_serialization=not legacy)
+    read = read_state_dict(path)
+    assert read.keys() == small_state.keys()
+    assert all(torch.equal(read[name], small_state[name]) for name in read)
+
+
+@pytest.mark.parametrize("wrapper", weights.WRAPPERS)
+def test_wrappers_of_training_scripts_are_taken_off(
+    tmp_path: Path, small_state: dict[str, Tensor], wrapper: str
+) -> None:
+    checkpoint = {
+        "epoch": 3,
+        "rng": torch.get_rng_state(),
+        "args": argparse.Namespace(lr=0.1),
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
+        wrapper: small_state,
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    assert read_state_dict(tmp_path / "checkpoint.pth").keys() == small_state.keys()
+
+
+def test_trained_weights_come_before_their_average(tmp_path: Path, small_state: dict[str, Tensor]) -> None:
+    averaged = {name: torch.zeros_like(tensor) for name, tensor in small_state.items()}
+    torch.save({"model_ema": averaged, "model": small_state}, tmp_path / "checkpoint.pth")
+    assert torch.equal(read_state_dict(tmp_path / "checkpoint.pth")["conv1.weight"], small_state["conv1.weight"])
+
+
+class _Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+class _HostileExec(_Hostile):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, (f"import pathlib; pathlib.Path({str(self.target)!r}).touch()",))
+
+
+@pytest.mark.parametrize("hostile", [_Hostile, _HostileExec])
+@pytest.mark.parametrize("container", ["zip", "legacy", "bare pickle", "inside"])
+def test_a_hostile_pickle_is_refused_and_not_run(
+    tmp_path: Path, small_state: dict[str, Tensor], hostile: type[_Hostile], container: str
+) -> None:
+    target, path = tmp_path / "created", tmp_path / "weights.pth"
+    if container == "bare pickle":
+        path.write_bytes(pickle.dumps(hostile(target)))
+    elif container == "inside":
+        torch.save({"state_dict": small_state, "epoch": hostile(target)}, path)
+    else:
+        torch.save(hostile(target), path, _use_new_zipfile_serialization=container == "zip")
+    with pytest.raises(BadWeights) as caught:
+        read_state_dict(path)
+    assert not target.exists()
+    if container == "bare pickle":
+        assert "not a PyTorch state dict" in caught.value.message
+    else:
+        assert "weights.pth is refused: it asks for" in caught.value.message
+        assert "safetensors" in (caught.value.fix or "")
+    with contextlib.suppress(Exception):  # the file is a real threat: plain unpickling does run it
+        torch.load(path, weights_only=False)
+    if container != "bare pickle":
+        assert target.exists()
+
+
+def _write_torchscript(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(build(SMALL).eval(), torch.zeros(1, 3, 32, 32)), str(path))
+
+
+def _write_exported_program(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
+
+
+def _write_zip(path: Path, compression: int, names: tuple[str, ...]) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name in names:
+            archive.writestr(name, b"\0" * 1000)
+
+
+_STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: None, "can't read the weights"),
+        (lambda p: p.mkdir(), "is a folder"),
+        (lambda p: p.touch(), "is empty"),
+        (lambda p: p.write_bytes(b"\x80"), "damaged or not a PyTorch state dict"),
+        (lambda p: p.write_text("these are not weights, but a page of text"), "is no weights file"),
+        (lambda p: p.write_bytes(random.Random(0).randbytes(4096)), "is no weights file"),
+        (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 99), "is no weights file"),
+        (lambda p: p.write_bytes((2**60).to_bytes(8, "little") + b"{}" + b"\0" * 99), "not a safetensors file"),
+        (lambda p: p.write_bytes((2).to_bytes(8, "little") + b"{}"), "holds no tensors"),
+        (lambda p: torch.save({}, p), "holds no tensors"),
+        (lambda p: torch.save({"epoch": 1, "lr": 0.1}, p), "its entries are 'epoch', 'lr'"),
+        (lambda p: torch.save(torch.zeros(3), p), "holds a single tensor"),
+        (lambda p: torch.save([torch.zeros(3)], p), "holds a list"),
+        (lambda p: torch.save({"w": torch.zeros(1).expand(10**6)}, p), "more than the file holds"),
+        (lambda p: torch.save({"w": torch.eye(3).to_sparse(), "v": torch.eye(3)}, p), "'w' is sparse"),
+        (lambda p: torch.save({"w": torch.empty(3, device="meta"), "v": torch.eye(3)}, p), "'w' is"),
+        (_write_torchscript, "TorchScript archive"),
+        (_write_exported_program, "exported program"),
+        (lambda p: _write_zip(p, _STORED, ("a.npy",)), "not one that torch.save wrote"),
+        (lambda p: _write_zip(p, _DEFLATED, ("x/data.pkl", "x/data/0")), "compressed entries"),
+        (lambda p: _write_zip(p, _STORED, ("x/data.pkl", "x/version")), "damaged or not a PyTorch state dict"),
+    ],
+)
+def test_a_file_that_is_no_weights_file_is_one_clear_error(tmp_path: Path, write: Any, message: str) -> None:
+    path = tmp_path / "weights.pth"
+    write(path)
+    with pytest.raises(BadWeights) as caught:
+        read_state_dict(path)
+    assert message in caught.value.message
+    assert str(path) in caught.value.message
+    assert caught.value.exit_code == 2
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400 + len(str(path))
+
+
+def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.pth"
+    loop.symlink_to(loop)
+    with pytest.raises(BadWeights, match="can't read the weights"):
+        read_state_dict(loop)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_cut_file_is_refused(tmp_path: Path, small_state: dict[str, Tensor], kind: str) -> None:
+    path = tmp_path / "weights"
+    if kind == "safetensors":
+        safetensors.torch.save_file(small_state, path)
+    else:
+        torch.save(small_state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    dice = random.Random(0)
+    for cut in sorted({dice.randrange(len(whole)) for _ in range(60)} | {1, 8, 9, 64, len(whole) - 1}):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(BadWeights):
+            read_state_dict(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_flipped_bits_are_refused_or_harmless_where_the_format_has_checksums(
+    tmp_path: Path, small_state: dict[str, Tensor], kind: str
+) -> None:
+    """Only the zip format has checksums; in the others a flip inside the numbers can't be told, but never crashes."""
+    path = tmp_path / "weights"
+    if kind == "safetensors":
+        safetensors.torch.save_file(small_state, path)
+    else:
+        torch.save(small_state, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    dice = random.Random(1)
+    refused = 0
+    for turn in range(120):
+        flipped = bytearray(whole)
+        position = dice.randrange(len(whole)) if turn % 2 else dice.randrange(3000)
+        flipped[position] ^= 1 << dice.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            read = read_state_dict(path)
+        except BadWeights:
+            refused += 1
+            continue
+        if kind == "zip":
+            assert all(torch.equal(read[name], small_state[name]) for name in small_state)
+    assert refused > (90 if kind == "zip" else 10)
+
+
+# ---- fitting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "_orig_mod.module."])
+def test_prefixes_and_dialects_are_understood(small_state: dict[str, Tensor], prefix: str) -> None:
+    theirs = {prefix + name.replace("fc.", "linear."): tensor for name, tensor in small_state.items()}
+    config, state = fit_state_dict(SMALL, theirs, origin="theirs")
+    assert config == SMALL
+    assert all(torch.equal(state[name], small_state[name]) for name in small_state)
+
+
+def test_an_averaged_model_s_counter_is_no_weight(small_state: dict[str, Tensor]) -> None:
+    averaged = {"n_averaged": torch.tensor(5), **{f"module.{name}": t for name, t in small_state.items()}}
+    assert fit_state_dict(SMALL, averaged, origin="ema")[1].keys() == small_state.keys()
+
+
+def test_batch_counters_may_be_absent(small_state: dict[str, Tensor]) -> None:
+    old = {name: tensor for name, tensor in small_state.items() if "num_batches" not in name}
+    assert fit_state_dict(SMALL, old, origin="old")[1].keys() == small_state.keys()
+
+
+@pytest.mark.parametrize("option", ["A", "B", "C"])
+@pytest.mark.parametrize("asked", ["A", "B", "C"])
+def test_shortcut_option_and_classes_are_the_weights_own(option: Any, asked: Any) -> None:
+    assert isinstance(SMALL, ResNetConfig)
+    theirs = with_classes(replace(SMALL, shortcut=option), 17)
+    state = {name.replace("downsample", "shortcut"): t for name, t in build(theirs).state_dict().items()}
+    config, fitted = fit_state_dict(replace(SMALL, shortcut=asked), state, origin="theirs")
+    assert config == theirs
+    assert fitted["fc.weight"].shape == (17, 64)
+
+
+def test_a_plain_net_stays_plain(small_state: dict[str, Tensor]) -> None:
+    plain = catalog.lookup("cifar-plain8").config
+    assert fit_state_dict(plain, small_state, origin="plain")[0] == plain
+    assert isinstance(SMALL, ResNetConfig)
+    with pytest.raises(BadWeights, match=r"does not fit.*unexpected \(layer2\.0\.downsample"):
+        fit_state_dict(plain, build(replace(SMALL, shortcut="B")).state_dict(), origin="residual")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32_copies(small_state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    theirs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in small_state.items()}
+    _, state = fit_state_dict(SMALL, theirs, origin="half")
+    for name, tensor in state.items():
+        assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
+        assert torch.equal(tensor, theirs[name].to(tensor.dtype))
+
+
+def test_fitted_tensors_are_copies_that_stand_alone(small_state: dict[str, Tensor]) -> None:
+    strided = {name: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in small_state.items()}
+    _, state = fit_state_dict(SMALL, strided, origin="x")
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    small_state["fc.bias"].add_(1)
+    assert not torch.equal(state["fc.bias"], small_state["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("layer2.0.conv1.weight", float("nan"), "'layer2.0.conv1.weight' has NaN or infinity"),
+        ("fc.bias", float("inf"), "'fc.bias' has NaN or infinity"),
+        ("bn1.running_mean", float("-inf"), "'bn1.running_mean' has NaN or infinity"),
+        ("bn1.running_var", -1.0, "'bn1.running_var' has a negative variance"),
+    ],
+)
+def test_numbers_that_cannot_be_weights_are_refused_by_name(
+    small_state: dict[str, Tensor], name: str, value: float, message: str
+) -> None:
+    small_state[name].view(-1)[0] = value
+    with pytest.raises(BadWeights) as caught:
+        fit_state_dict(SMALL, small_state, origin="file.pth")
+    assert caught.value.message.startswith("file.pth: ")
+    assert message in caught.value.message
+
+
+def test_values_beyond_float32_and_whole_numbers_are_refused(small_state: dict[str, Tensor]) -> None:
+    too_large = {**small_state, "fc.bias": torch.full((10,), 1e300, dtype=torch.float64)}
+    with pytest.raises(BadWeights, match=r"'fc\.bias' has values too large for float32"):
+        fit_state_dict(SMALL, too_large, origin="x")
+    with pytest.raises(BadWeights, match=r"'fc\.bias' is int8, expected a floating dtype"):
+        fit_state_dict(SMALL, {**small_state, "fc.bias": torch.zeros(10, dtype=torch.int8)}, origin="x")
+
+
+def test_two_tensors_for_one_name_are_refused(small_state: dict[str, Tensor]) -> None:
+    with pytest.raises(BadWeights, match=r"two tensors are both 'fc\.bias'"):
+        fit_state_dict(SMALL, {**small_state, "linear.bias": torch.zeros(10)}, origin="x")
+
+
+@pytest.mark.parametrize(
+    ("asked", "really", "parts"),
+    [
+        ("cifar-resnet20", "cifar-resnet8", ("missing (layer1.1.conv1.weight", "these look like cifar-resnet8")),
+        ("cifar-resnet8", "cifar-resnet20", ("unexpected (layer1.1.conv1.weight", "these look like cifar-resnet20")),
+        ("resnet18", "cifar-resnet8", ("conv1.weight is [16, 3, 3, 3], expected [64, 3, 7, 7]", "cifar-resnet8")),
+        ("vgg16", "cifar-resnet8", ("does not fit vgg16", "missing (features.0.weight")),
+        ("resnet50", "resnet34", ("does not fit resnet50", "these look like resnet34: --model resnet34")),
+        ("resnet34", "resnet101", ("does not fit resnet34", "these look like resnet101: --model resnet101")),
+    ],
+)
+def test_a_misfit_names_tensors_and_the_network_that_fits(asked: str, really: str, parts: tuple[str, ...]) -> None:
+    state = build_empty(with_classes(catalog.lookup(really).config, 5)).state_dict()
+    with pytest.raises(BadWeights) as caught:
+        fit_state_dict(catalog.lookup(asked).config, state, origin="file.pth")
+    whole = f"{caught.value.message} | {caught.value.fix}"
+    assert whole.startswith("file.pth does not fit ")
+    for part in parts:
+        assert part in whole
+    assert len(whole) < 800
+
+
+def test_weights_of_no_catalog_network_are_told(small_state: dict[str, Tensor]) -> None:
+    del small_state["layer3.0.bn2.bias"]
+    with pytest.raises(BadWeights) as caught:
+        fit_state_dict(SMALL, small_state, origin="x")
+    assert "1 missing (layer3.0.bn2.bias)" in caught.value.message
+    assert "fit no network of the catalog" in (caught.value.fix or "")
+    with torch.device("meta"):
+        normed = torchvision.models.vgg16_bn(weights=None)
+    with pytest.raises(BadWeights) as caught:
+        fit_state_dict(catalog.lookup("vgg16").config, normed.state_dict(), origin="x")
+    assert "batch normalisation" in (caught.value.fix or "")
+
+
+def test_networks_are_recognised_by_their_tensors(small_state: dict[str, Tensor]) -> None:
+    assert recognise(small_state) == ["cifar-resnet8"]
+    assert recognise(build_empty(catalog.lookup("resnet50").config).state_dict()) == ["resnet50", "resnet50-v1"]
+    assert recognise({"a": torch.zeros(1)}) == []
+
+
+# ---- random weights -------------------------------------------------------------------------------------------------
+
+
+def _pictures(count: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth coloured noise: pictures that differ, with more than pixel noise in them."""
+    dice = np.random.default_rng(seed)
+    coarse = dice.integers(0, 256, (count, 8, 8, 3)).repeat(side // 8, 1).repeat(side // 8, 2)
+    return np.clip(coarse + dice.integers(-20, 21, coarse.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *(("resnet18", 64), ("resnet50-v1", 64), ("resnet152", 64), ("plain34", 64), ("vgg16", 64)),
+        *(("cifar-resnet20", 32), ("cifar-resnet110", 32), ("cifar-plain56", 32)),
+    ],
+)
+def test_random_networks_answer_differently_to_different_pictures(name: str, side: int) -> None:
+    entry = catalog.lookup(name)
+    pictures = _pictures(8, side)
+    state = random_state_dict(entry.config, entry.preprocessing, seed=0, pictures=pictures)
+    network = _loaded(entry.config, state)
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(entry.preprocessing.normalise(pictures)))
+    assert torch.isfinite(logits).all()
+    assert 0.05 < logits.std(dim=0).mean() < 5
+    assert logits.argmax(dim=1).unique().numel() >= 3
+
+
+def test_batch_norm_statistics_are_those_of_the_pictures() -> None:
+    entry = catalog.lookup("cifar-resnet8")
+    pictures = _pictures(16, 32)
+    state = random_state_dict(entry.config, entry.preprocessing, seed=0, pictures=pictures)
+    network = _loaded(entry.config, state)
+    before: list[Tensor] = []
+    network.get_submodule("bn1").register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
+    with torch.inference_mode():
+        network(torch.from_numpy(entry.preprocessing.normalise(pictures)))
+    torch.testing.assert_close(state["bn1.running_mean"], before[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(state["bn1.running_var"], before[0].var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+def test_random_weights_follow_the_seed_and_leave_global_randomness_alone() -> None:
+    entry = catalog.lookup("cifar-resnet8")
+
+    def draw(seed: int) -> dict[str, Tensor]:
+        return random_state_dict(entry.config, entry.preprocessing, seed=seed, pictures=_pictures(18, 32))
+
+    before = torch.get_rng_state()
+    first, again, other = draw(0), draw(0), draw(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    assert store_state_dict(first) == store_state_dict(again)
+    vgg = catalog.lookup("vgg16")
+    random_state_dict(with_classes(vgg.config, 3), vgg.preprocessing, seed=0, pictures=_pictures(2, 32))
+    assert torch.equal(torch.get_rng_state(), before)  # VGG's dropout would have drawn
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        np.zeros((1, 32, 32, 3), np.uint8),
+        np.zeros((4, 3, 32, 32), np.uint8),
+        np.zeros((4, 32, 32, 3), np.float32),
+        np.zeros((32, 32, 3), np.uint8),
+    ],
+)
+def test_pictures_of_another_kind_are_refused(pictures: Any) -> None:
+    entry = catalog.lookup("cifar-resnet8")
+    with pytest.raises(UsageError, match="uint8"):
+        random_state_dict(entry.config, entry.preprocessing, seed=0, pictures=pictures)
+
+
+# ---- keeping and opening --------------------------------------------------------------------------------------------
+
+
+def _network(path: Path, sha256: str) -> Network:
+    return Network(
+        name="cifar-resnet8",
+        config=SMALL,
+        preprocessing=catalog.lookup("cifar-resnet8").preprocessing,
+        labels=None,
+        weights=path,
+        weights_sha256=sha256,
+        weights_source="test",
+        trained=False,
+    )
+
+
+def test_a_stored_network_opens_again_bit_identical(small_state: dict[str, Tensor]) -> None:
+    path, sha256 = store_state_dict(small_state)
+    assert path.name == f"{sha256}.safetensors"
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    assert store_state_dict(dict(reversed(small_state.items())))[1] == sha256
+    network = _network(path, sha256).load()
+    assert not network.training
+    loaded = network.state_dict()
+    assert all(torch.equal(loaded[name], small_state[name]) for name in small_state)
+    path.unlink()  # nothing of it is still needed
+    assert network(torch.zeros(2, 3, 32, 32)).isfinite().all()
+
+
+def test_damaged_missing_and_foreign_weights_do_not_open(tmp_path: Path, small_state: dict[str, Tensor]) -> None:
+    path, sha256 = store_state_dict(small_state)
+    copy = tmp_path / "weights.safetensors"
+    flipped = bytearray(path.read_bytes())
+    flipped[-5] ^= 1
+    copy.write_bytes(flipped)
+    with pytest.raises(BadWeights, match="SHA-256"):
+        _network(copy, sha256).load()
+    copy.unlink()
+    with pytest.raises(BadWeights, match="are gone"):
+        _network(copy, sha256).load()
+    copy.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(BadWeights, match="damaged"):
+        load_network(SMALL, copy)
+    with pytest.raises(BadWeights, match="does not fit cifar-resnet20"):
+        load_network(catalog.lookup("cifar-resnet20").config, path)
+    safetensors.torch.save_file({**small_state, "fc.bias": small_state["fc.bias"].half()}, copy)
+    with pytest.raises(BadWeights, match=r"'fc\.bias' is torch\.float16"):
+        load_network(SMALL, copy)
+
+
+# ---- downloading ----------------------------------------------------------------------------------------------------
+
+
+class _Server:
+    """A stand-in for torchvision's server on this machine."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                data = outer.content.get(self.path)
+                self.send_response(200 if data is not None else 404)
+                self.send_header("Content-Length", str(len(data or b"")))
+                self.end_headers()
+                self.wfile.write(data or b"")
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    stand_in = _Server()
+    yield stand_in
+    stand_in.close()
+
+
+def _point_torchvision_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1._value_, "url", url)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RESNET_ONNX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "downloads"
+
+
+@pytest.fixture(scope="module")
+def published() -> tuple[bytes, dict[str, Tensor]]:
+    """What the server would send: a ResNet-18 of its own."""
+    state = _filled(build(catalog.lookup("resnet18").config, generator=torch.Generator().manual_seed(9))).state_dict()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue(), state
+
+
+def test_imagenet_weights_are_downloaded_once_and_checked(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path, published: tuple[bytes, dict[str, Tensor]]
+) -> None:
+    data, expected = published
+    name = f"/resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    server.content[name] = data
+    _point_torchvision_at(monkeypatch, server.url + name)
+    entry = catalog.lookup("resnet18")
+    state = imagenet_state_dict(entry)
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    imagenet_state_dict(entry)
+    assert server.asked == [name]
+    cached = own_cache / name[1:]
+    damaged = bytearray(cached.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    cached.write_bytes(damaged)
+    state = imagenet_state_dict(entry)
+    assert server.asked == [name, name]
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_a_download_with_another_hash_is_refused_and_not_kept(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path, published: tuple[bytes, dict[str, Tensor]]
+) -> None:
+    server.content["/resnet18-deadbeef.pth"] = published[0]
+    _point_torchvision_at(monkeypatch, f"{server.url}/resnet18-deadbeef.pth")
+    with pytest.raises(BadWeights, match="not what torchvision published"):
+        imagenet_state_dict(catalog.lookup("resnet18"))
+    assert list(own_cache.iterdir()) == []
+
+
+def test_without_a_network_the_message_says_so(
+    server: _Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{free.getsockname()[1]}/resnet18-f37072fd.pth"
+    unknown = "http://no-such-host.invalid/resnet18-f37072fd.pth"
+    for url in (refused, unknown, f"{server.url}/resnet18-f37072fd.pth"):
+        _point_torchvision_at(monkeypatch, url)
+        with pytest.raises(NetworkUnavailable) as caught:
+            imagenet_state_dict(catalog.lookup("resnet18"))
+        assert caught.value.exit_code == 3
+        assert "there is no network" in caught.value.message
+        assert url in caught.value.message
+        assert "--weights resnet18-f37072fd.pth" in (caught.value.fix or "")
+    assert "HTTP 404" in caught.value.message
+    assert list(own_cache.iterdir()) == []
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("resnet50-v1", "use resnet50,"), ("plain34", "--weights PATH"), ("cifar-resnet20", "--weights PATH")],
+)
+def test_networks_without_imagenet_weights_say_what_to_do(name: str, fix: str) -> None:
+    with pytest.raises(UsageError, match=f"no ImageNet weights for {name}") as caught:
+        imagenet_state_dict(catalog.lookup(name))
+    assert fix in (caught.value.fix or "")
