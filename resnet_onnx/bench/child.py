@@ -1,0 +1,165 @@
+"""What runs in the child process of one runtime: opens the model, prepares rows, takes samples.
+
+One request at a time comes as a pickle on stdin and is answered by one on the pipe that was stdout; what libraries
+print goes to stderr. The child ends when its parent does: stdin then ends, even in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.bench.clock import Slice, WarmUp, sample, warm_up
+from runtimes.base import Prepared, Runtime
+from runtimes.errors import OutOfMemory, ToolkitError
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What an opened runtime says of itself.
+
+    Attributes:
+        version: Of the library.
+        device: Where it computes.
+        recorded: Options as they were really set.
+        placement: How many nodes each provider runs on each device, ``"provider, device"`` → count.
+        inputs: Specs of the model's inputs.
+    """
+
+    version: str
+    device: str
+    recorded: Mapping[str, Any]
+    placement: Mapping[str, int]
+    inputs: tuple[TensorSpec, ...]
+
+
+class Worker:
+    """The requests that a child answers; one method each."""
+
+    def __init__(self) -> None:
+        self._runtime: Runtime | None = None
+        self._rows: dict[int, list[Prepared]] = {}
+
+    def open(self, runtime: str, source: ModelSource, device: str | None, options: RuntimeOptions) -> Opened:
+        """Opens the model."""
+        opened = open_runtime(runtime, source, device=device, options=options)
+        self._runtime = opened
+        counts = Counter(f"{node.provider}, {node.device}" for node in opened.placement())
+        return Opened(
+            version=opened.version,
+            device=opened.device,
+            recorded=dict(opened.recorded),
+            placement=dict(counts.most_common()),
+            inputs=opened.inputs,
+        )
+
+    def prepare(self, row: int, feeds: Feeds, batch: int, streams: int, scope: Scope, limit_s: float) -> WarmUp:
+        """Prepares one row and warms it up."""
+        runtime = self._opened()
+        whole = enlarge(feeds, runtime.inputs, batch)
+        prepared: list[Prepared] = []
+        try:
+            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(streams))
+            answer = warm_up(prepared, limit_s=limit_s)
+        except BaseException:
+            for each in prepared:
+                each.close()
+            raise
+        self._rows[row] = prepared
+        return answer
+
+    def sample(self, row: int, seconds: float, discard: int) -> Slice:
+        """Takes the samples of one round of a row."""
+        return sample(self._rows[row], seconds=seconds, discard=discard)
+
+    def release(self, row: int) -> None:
+        """Frees what a row holds."""
+        for prepared in self._rows.pop(row, ()):
+            prepared.close()
+
+    def peaks(self, threads: int) -> Any:
+        """Measures the machine's peaks."""
+        from resnet_onnx.bench.roofline import measure_peaks
+
+        return measure_peaks(threads)
+
+    def _opened(self) -> Runtime:
+        if self._runtime is None:
+            raise RuntimeError("prepare was asked for before open")
+        return self._runtime
+
+
+def enlarge(feeds: Feeds, inputs: tuple[TensorSpec, ...], batch: int) -> dict[str, NDArray[Any]]:
+    """Repeats samples along the first axis up to a batch, so that no large batch has to be handed between processes.
+
+    An input whose first dimension is fixed stays as it is.
+
+    Raises:
+        OutOfMemory: The inputs alone are larger than the memory that is free.
+    """
+    import psutil
+
+    symbolic = {spec.name for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    needed = sum(a.nbytes // max(1, len(a)) * batch for name, a in feeds.items() if name in symbolic)
+    free = int(psutil.virtual_memory().available)
+    if needed > free:
+        raise OutOfMemory(
+            f"the inputs of a batch of {batch} need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free",
+            fix="use a smaller batch",
+        )
+    return {
+        name: np.resize(array, (batch, *array.shape[1:])) if name in symbolic and len(array) != batch else array
+        for name, array in feeds.items()
+    }
+
+
+def main() -> None:
+    """Answers requests until stdin ends."""
+    # Ctrl-C reaches the whole group; the parent decides what becomes of its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(os.fdopen(os.dup(0), "rb"), requests), daemon=True).start()
+    worker = Worker()
+    while True:
+        method, arguments = requests.get()
+        answer = _answer(worker, method, arguments)
+        pickle.dump(answer, replies, protocol=pickle.HIGHEST_PROTOCOL)
+        replies.flush()
+
+
+def _answer(worker: Worker, method: str, arguments: dict[str, Any]) -> tuple[str, Any]:
+    try:
+        return "value", getattr(worker, method)(**arguments)
+    except ToolkitError as error:
+        error.__cause__ = error.__context__ = None
+        return "error", error
+    except MemoryError as error:
+        return "error", OutOfMemory(f"not enough memory: {error}".rstrip(": "), fix="use a smaller batch or model")
+    except Exception as error:  # carried to the parent, where it is reported as a fault of ours
+        return "fault", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+
+
+def _receive(stream: BinaryIO, requests: queue.SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
+    """Hands requests on; ends the process when the parent is gone, whatever the main thread is doing."""
+    try:
+        while True:
+            requests.put(pickle.load(stream))  # from our own parent over a private pipe, never from a file
+    except (EOFError, OSError, pickle.UnpicklingError):
+        sys.stderr.flush()
+        os._exit(0)

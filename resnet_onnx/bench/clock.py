@@ -1,0 +1,247 @@
+"""The clock: times single runs of prepared work, and watches what else the machine did meanwhile.
+
+This is the only place where time is taken.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.base import Prepared
+
+Nanoseconds = NDArray[np.int64]
+
+WARM_WITHIN = 0.02
+"""Warm-up ends when the median of the last window of runs is this close to the one before."""
+
+_WINDOW_S, _MOST_IN_WINDOW = 0.2, 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """What the machine did beside the timed runs.
+
+    Attributes:
+        wall_s: How long was watched.
+        others_cpu_s: CPU time that other processes used on the cores that this one may use.
+        stolen_cpu_s: CPU time that the hypervisor gave to other virtual machines.
+        involuntary_switches: How often a thread of this process was made to give up its core.
+        cores: Cores watched.
+    """
+
+    wall_s: float = 0.0
+    others_cpu_s: float = 0.0
+    stolen_cpu_s: float = 0.0
+    involuntary_switches: int = 0
+    cores: int = 1
+
+    def __add__(self, other: Disturbance) -> Disturbance:
+        return Disturbance(
+            wall_s=self.wall_s + other.wall_s,
+            others_cpu_s=self.others_cpu_s + other.others_cpu_s,
+            stolen_cpu_s=self.stolen_cpu_s + other.stolen_cpu_s,
+            involuntary_switches=self.involuntary_switches + other.involuntary_switches,
+            cores=max(self.cores, other.cores),
+        )
+
+    @property
+    def others_share(self) -> float:
+        """CPU time of others as a fraction of what the watched cores have."""
+        return max(0.0, self.others_cpu_s) / (self.wall_s * self.cores) if self.wall_s > 0 else 0.0
+
+    @property
+    def stolen_share(self) -> float:
+        """Stolen time as a fraction of what the watched cores have."""
+        return self.stolen_cpu_s / (self.wall_s * self.cores) if self.wall_s > 0 else 0.0
+
+    @property
+    def switches_per_s(self) -> float:
+        """Involuntary context switches per second."""
+        return self.involuntary_switches / self.wall_s if self.wall_s > 0 else 0.0
+
+
+class Watch:
+    """Reads the machine's CPU counters at its start and says on ``stop`` what others did since."""
+
+    def __init__(self) -> None:
+        self._cores = _watched_cores()
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, float, float, float, int]:
+        import psutil
+
+        busy = stolen = 0.0
+        for index, times in enumerate(psutil.cpu_times(percpu=True)):
+            if self._cores is None or index in self._cores:
+                # "guest" is contained in "user" (man 5 proc), and waiting for a disk leaves the core free.
+                busy += sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+                stolen += getattr(times, "steal", 0.0)
+        own = os.times()
+        return perf_counter(), busy, stolen, own.user + own.system, _involuntary_switches()
+
+    def stop(self) -> Disturbance:
+        """Returns what happened since the start."""
+        now = self._read()
+        wall, busy, stolen, own, switches = (b - a for a, b in zip(self._start, now, strict=True))
+        return Disturbance(
+            wall_s=wall,
+            # May come out slightly negative: the kernel counts both in ticks. Sums over slices even that out.
+            others_cpu_s=busy - own,
+            stolen_cpu_s=stolen,
+            involuntary_switches=int(switches),
+            cores=len(self._cores) if self._cores is not None else os.cpu_count() or 1,
+        )
+
+
+def _watched_cores() -> frozenset[int] | None:
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _involuntary_switches() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """How a warm-up went.
+
+    Attributes:
+        runs: Untimed runs before the first sample.
+        seconds: How long they took.
+        settled: Whether their times stopped changing before the limit.
+        run_s: Median time of the last runs.
+    """
+
+    runs: int
+    seconds: float
+    settled: bool
+    run_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The samples of one round of one row.
+
+    Attributes:
+        times_ns: Time of each run; with several streams those of all streams, one stream after the other.
+        runs_per_s: Runs that were completed per second, all streams together.
+        spent_s: Wall time, the discarded first run included.
+        disturbance: What the machine did beside.
+    """
+
+    times_ns: Nanoseconds
+    runs_per_s: float
+    spent_s: float
+    disturbance: Disturbance
+
+
+def warm_up(prepared: Sequence[Prepared], *, limit_s: float) -> WarmUp:
+    """Runs until the times stop falling: two windows of runs with medians within ``WARM_WITHIN``, or `limit_s`."""
+    start = perf_counter()
+    runs, window = 0, 1
+    before = None
+    while True:
+        times = _concurrently(prepared, partial(_repeat, count=window))
+        now = float(np.median(np.concatenate(times))) / 1e9
+        runs += window * len(prepared)
+        seconds = perf_counter() - start
+        settled = before is not None and abs(now - before) <= WARM_WITHIN * before
+        if settled or seconds >= limit_s:
+            return WarmUp(runs=runs, seconds=seconds, settled=settled, run_s=now)
+        before = now
+        window = int(np.clip(_WINDOW_S / max(now, 1e-9), 1, _MOST_IN_WINDOW))
+
+
+def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) -> Slice:
+    """Times single runs for about `seconds`; each stream makes at least one.
+
+    Args:
+        prepared: One per stream; more than one run at the same time, each in its own thread.
+        seconds: When to start no further run. A run that was started is finished.
+        discard: Untimed runs before: another process's work has just been in the caches.
+    """
+    begin = perf_counter()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        watch = Watch()
+        deadline = perf_counter_ns() + int(seconds * 1e9)
+        times = _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
+        disturbance = watch.stop()
+    finally:
+        if collecting:
+            gc.enable()
+    # Each stream's own rate: the streams do not end at the same moment, and the rest of one must not count as idling.
+    rate = float(sum(t.size / t.sum() * 1e9 for t in times))
+    return Slice(
+        times_ns=np.concatenate(times),
+        runs_per_s=rate,
+        spent_s=perf_counter() - begin,
+        disturbance=disturbance,
+    )
+
+
+def _until(prepared: Prepared, deadline_ns: int, discard: int) -> Nanoseconds:
+    enqueue, synchronize, clock = prepared.enqueue, prepared.synchronize, perf_counter_ns
+    times: list[int] = []
+    for _ in range(discard):
+        enqueue()
+        synchronize()
+    while True:
+        start = clock()
+        enqueue()
+        synchronize()
+        end = clock()
+        times.append(end - start)
+        if end >= deadline_ns:
+            return np.array(times, np.int64)
+
+
+def _repeat(prepared: Prepared, count: int) -> Nanoseconds:
+    enqueue, synchronize, clock = prepared.enqueue, prepared.synchronize, perf_counter_ns
+    times = np.empty(count, np.int64)
+    for index in range(count):
+        start = clock()
+        enqueue()
+        synchronize()
+        times[index] = clock() - start
+    return times
+
+
+def _concurrently(prepared: Sequence[Prepared], work: Callable[[Prepared], Nanoseconds]) -> list[Nanoseconds]:
+    """Does `work` on each, at the same time where there are several; an error of any is raised."""
+    if len(prepared) == 1:
+        return [work(prepared[0])]
+    results: list[Any] = [None] * len(prepared)
+    gate = threading.Barrier(len(prepared))
+
+    def run(index: int) -> None:
+        gate.wait()
+        try:
+            results[index] = work(prepared[index])
+        except BaseException as error:  # handed to the caller's thread below
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(prepared))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

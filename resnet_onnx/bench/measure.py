@@ -1,0 +1,317 @@
+"""Measures rows in interleaved rounds, each runtime in a process of its own.
+
+A row is one runtime at one batch size and number of streams. Rows take turns in short slices, in another order each
+round, so that a drift of clocks or of neighbours hits all of them alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.bench.child import Opened
+from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
+from resnet_onnx.bench.processes import Child, ChildDied
+from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
+from runtimes.errors import ToolkitError, UsageError
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
+
+Scenario = Literal["latency", "throughput"]
+Progress = Callable[[str], None]
+
+PRECISION_TARGET = 0.01
+FEWEST_ROUNDS = 3
+"""One round sees no drift; two can't tell it from noise."""
+
+ENOUGH_SAMPLES = samples_needed(90)
+"""A row goes on until p90 can be reported, where `duration` allows it."""
+
+_SLICES_PER_ROW, _SLICE_S, _RUNS_PER_SLICE = 8, (0.05, 1.0), 3
+_LONGEST_WARM_UP_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A model on a runtime, to be opened in a process of its own.
+
+    Attributes:
+        runtime: Its name.
+        source: The model.
+        device: Where, or None for the runtime's default.
+        options: Threads and precision switches.
+    """
+
+    runtime: str
+    source: ModelSource
+    device: str | None = None
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured, and for how long.
+
+    Attributes:
+        batches: Batch sizes.
+        streams: Numbers of concurrent runs.
+        duration_s: Measuring time of a row at most, its warm-up excluded.
+        scope: ``device`` or ``end-to-end``.
+        precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
+        seed: Of the order in which rows take turns.
+    """
+
+    batches: tuple[int, ...] = (1, 8)
+    streams: tuple[int, ...] = (1,)
+    duration_s: float = 5.0
+    scope: Scope = "device"
+    precision_target: float = PRECISION_TARGET
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, values in (("batch", self.batches), ("streams", self.streams)):
+            if not values or min(values) < 1:
+                raise UsageError(f"{name} must be at least 1, not {', '.join(map(str, values)) or 'nothing'}")
+        if not self.duration_s > 0:
+            raise UsageError(f"duration must be more than 0 seconds, not {self.duration_s}")
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One row while it is measured, and what came of it.
+
+    Attributes:
+        contender: Which model on which runtime.
+        batch: Batch size.
+        streams: Concurrent runs.
+        scope: What a run covers.
+        opened: What the runtime says of itself, or None where it was never opened.
+        warm_up: How the warm-up went, or None.
+        slices: The samples, a slice per round.
+        error: Why the row could not be measured to its end, or None.
+    """
+
+    contender: Contender
+    batch: int
+    streams: int
+    scope: Scope
+    opened: Opened | None = None
+    warm_up: WarmUp | None = None
+    slices: list[Slice] = field(default_factory=list)
+    error: ToolkitError | None = None
+
+    def __str__(self) -> str:
+        streams = f", {self.streams} streams" if self.streams > 1 else ""
+        return f"{self.contender.runtime} batch {self.batch}{streams}"
+
+    @property
+    def spent_s(self) -> float:
+        """Measuring time so far."""
+        return sum(part.spent_s for part in self.slices)
+
+    @property
+    def times_ns(self) -> NDArray[np.int64]:
+        """All samples in order."""
+        return np.concatenate([part.times_ns for part in self.slices]) if self.slices else np.empty(0, np.int64)
+
+    @property
+    def disturbance(self) -> Disturbance:
+        """What the machine did beside, over all slices."""
+        return sum((part.disturbance for part in self.slices), Disturbance())
+
+    def seconds_per_run(self) -> Interval | None:
+        """Returns what the images per second are computed from, or None without samples.
+
+        With one stream that is the time of a run; with several, the time from one completed run to the next, one value
+        a round: they share the machine, so that their single times say nothing of it.
+        """
+        if not self.slices:
+            return None
+        if self.streams > 1:
+            return median_interval(np.array([1 / part.runs_per_s for part in self.slices]))
+        return median_interval(self.times_ns / 1e9)
+
+
+def measure(
+    contenders: Sequence[Contender], feeds: Feeds, plan: Plan, *, progress: Progress = lambda _: None
+) -> list[Row]:
+    """Measures every contender at every batch size and number of streams.
+
+    Args:
+        contenders: The runtimes.
+        feeds: Inputs of any number of samples; a row repeats them up to its batch.
+        plan: Sizes, times and targets.
+        progress: Told what is going on, between the slices.
+
+    Returns:
+        Rows by contender, batch and streams, in the order asked. A row that ran out of memory, failed, or whose
+        process died has its ``error`` set; the others are not affected.
+    """
+    rows = [
+        Row(contender=contender, batch=batch, streams=streams, scope=plan.scope)
+        for contender in contenders
+        for batch in plan.batches
+        for streams in plan.streams
+    ]
+    with _Crew(rows, feeds, plan) as crew:
+        progress(f"opening {', '.join(dict.fromkeys(c.runtime for c in contenders))}")
+        crew.open()
+        for index, row in enumerate(rows):
+            progress(f"warming up {row}")
+            crew.prepare(index)
+        _rounds(crew, rows, plan, progress)
+    return rows
+
+
+def _rounds(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) -> None:
+    order = random.Random(plan.seed)
+    waiting = [index for index, row in enumerate(rows) if row.error is None]
+    number = 0
+    while waiting:
+        number += 1
+        order.shuffle(waiting)
+        for index in waiting:
+            if rows[index].error is None:
+                left = sum(max(0.0, plan.duration_s - rows[i].spent_s) for i in waiting if rows[i].error is None)
+                progress(f"round {number}: {rows[index]} · at most {left:.0f} s left")
+                crew.sample(index, slice_seconds(rows[index], plan))
+        waiting = [index for index in waiting if not _done(rows[index], plan)]
+
+
+def slice_seconds(row: Row, plan: Plan) -> float:
+    """Returns how long the next slice of a row may take: short, a few runs long, within what is left."""
+    shortest, longest = _SLICE_S
+    run_s = row.warm_up.run_s if row.warm_up else 0.0
+    wanted = max(min(max(plan.duration_s / _SLICES_PER_ROW, shortest), longest), _RUNS_PER_SLICE * run_s)
+    # The last run may start just before the end, and the first one is discarded.
+    return max(0.0, min(wanted, plan.duration_s - row.spent_s - run_s))
+
+
+def _done(row: Row, plan: Plan) -> bool:
+    if row.error is not None or not row.slices:
+        return row.error is not None
+    run_s = row.warm_up.run_s if row.warm_up else 0.0
+    # What is left has to hold a discarded run and a timed one.
+    if row.spent_s + 2 * run_s >= plan.duration_s:
+        return True
+    if len(row.slices) < FEWEST_ROUNDS or row.times_ns.size < ENOUGH_SAMPLES:
+        return False
+    interval = row.seconds_per_run()
+    return interval is not None and interval.relative_half_width <= plan.precision_target
+
+
+class _Crew:
+    """The child processes of one measurement, one per contender."""
+
+    def __init__(self, rows: Sequence[Row], feeds: Feeds, plan: Plan) -> None:
+        self._rows, self._feeds, self._plan = rows, feeds, plan
+        self._children: dict[int, Child] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def open(self) -> None:
+        """Starts all processes and opens the models in them, at the same time: nothing is timed yet."""
+        contenders = {id(row.contender): row.contender for row in self._rows}
+        for key, contender in contenders.items():
+            self._start(key, contender)
+        for key in contenders:
+            self._opened(key)
+
+    def prepare(self, index: int) -> None:
+        """Prepares a row and warms it up, unless its runtime could not be opened."""
+        row = self._rows[index]
+        if row.error is not None:
+            return
+        with self._recorded(index):
+            row.warm_up = self._child(row).call(
+                "prepare",
+                row=index,
+                feeds=self._feeds,
+                batch=row.batch,
+                streams=row.streams,
+                scope=row.scope,
+                limit_s=min(_LONGEST_WARM_UP_S, self._plan.duration_s),
+            )
+
+    def sample(self, index: int, seconds: float) -> None:
+        """Takes one slice of a row, and frees the row where it was its last."""
+        row = self._rows[index]
+        with self._recorded(index):
+            slow = row.warm_up is not None and row.warm_up.run_s * _RUNS_PER_SLICE > self._plan.duration_s
+            answer = self._child(row).call("sample", row=index, seconds=seconds, discard=0 if slow else 1)
+            row.slices.append(answer)
+            if _done(row, self._plan):
+                self._child(row).call("release", row=index)
+
+    def _child(self, row: Row) -> Child:
+        return self._children[id(row.contender)]
+
+    def _start(self, key: int, contender: Contender) -> None:
+        child = self._stack.enter_context(Child(contender.runtime))
+        self._children[key] = child
+        child.send(
+            "open",
+            runtime=contender.runtime,
+            source=contender.source,
+            device=contender.device,
+            options=contender.options,
+        )
+
+    def _opened(self, key: int) -> None:
+        rows = [row for row in self._rows if id(row.contender) == key and row.error is None]
+        try:
+            opened = self._children[key].receive()
+        except ToolkitError as error:
+            for row in rows:
+                row.error = error
+        else:
+            for row in rows:
+                row.opened = opened
+
+    @contextlib.contextmanager
+    def _recorded(self, index: int) -> Iterator[None]:
+        """Keeps an error with the row; a process that died takes only the row that it was working on with it."""
+        row = self._rows[index]
+        try:
+            yield
+        except ChildDied as error:
+            row.error = error
+            self._revive(row.contender)
+        except ToolkitError as error:
+            row.error = error
+
+    def _revive(self, contender: Contender) -> None:
+        key = id(contender)
+        self._children[key].close()
+        others = [i for i, row in enumerate(self._rows) if id(row.contender) == key and row.error is None]
+        unfinished = [i for i in others if not _done(self._rows[i], self._plan)]
+        prepared = [i for i in unfinished if self._rows[i].warm_up is not None]
+        if not unfinished:
+            return
+        self._start(key, contender)
+        self._opened(key)
+        for index in prepared:
+            self.prepare(index)
+
+
+def describe(row: Row) -> dict[str, Any]:
+    """Returns what the runtime said of itself, for the record."""
+    opened = row.opened
+    if opened is None:
+        return {"version": None, "device": row.contender.device, "recorded": {}, "placement": {}}
+    return {
+        "version": opened.version,
+        "device": opened.device,
+        "recorded": dict(opened.recorded),
+        "placement": dict(opened.placement),
+    }

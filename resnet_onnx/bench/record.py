@@ -1,0 +1,167 @@
+"""Rows as plain values for the result file, and the judgement whether they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from resnet_onnx.bench.measure import Plan, Row, Scenario, describe
+from resnet_onnx.bench.roofline import Share
+from resnet_onnx.bench.statistics import (
+    PERCENTILES,
+    coefficient_of_variation,
+    percentile,
+)
+
+SCHEMA = 1
+
+OTHERS_LIMIT = 0.05
+"""Share of the usable cores that other processes may take. A quiet desktop or server stays below 0.02."""
+
+STOLEN_LIMIT = 0.02
+"""Share of the usable cores that the hypervisor may give to other machines."""
+
+SWITCHES_LIMIT = 150.0
+"""Involuntary context switches per second and core. A thread that competes for its core with another of equal weight
+is switched out some 250 times a second (a slice of 3–4 ms under Linux); one that is alone, a few times."""
+
+WIDTH_LIMIT = 0.05
+"""Half-width of the 95 % interval as a fraction of the median, beyond which a figure is not worth comparing."""
+
+RAW_IN_DOCUMENT = 5_000
+"""A row's samples are printed with the result up to this number; the saved file has all of them."""
+
+
+def unstable_reason(row: Row) -> str | None:
+    """Says why a row can't be trusted, or None where it can."""
+    if row.error is not None or not row.slices:
+        return "it was not measured to its end"
+    reasons = []
+    seen = row.disturbance
+    if seen.others_share > OTHERS_LIMIT:
+        used = seen.others_share * seen.cores
+        reasons.append(f"other programs used {used:.1f} of {seen.cores} cores")
+    if seen.stolen_share > STOLEN_LIMIT:
+        reasons.append(f"the hypervisor took {seen.stolen_share * seen.cores:.1f} of {seen.cores} cores away")
+    switches = seen.switches_per_s / seen.cores
+    if switches > SWITCHES_LIMIT:
+        reasons.append(f"the threads lost their core {switches:.0f} times a second")
+    interval = row.seconds_per_run()
+    if interval is None or interval.low is None:
+        count = 0 if interval is None else int(interval.effective_samples)
+        reasons.append(f"{count} independent samples are too few for a 95 % interval")
+    elif interval.relative_half_width > WIDTH_LIMIT:
+        reasons.append(f"the 95 % interval is ±{interval.relative_half_width:.0%}")
+    return "; ".join(reasons) or None
+
+
+def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | None:
+    """Returns images per second and its 95 % interval, or None where nothing was measured.
+
+    With one stream it is batch / median time of a run.
+    """
+    interval = row.seconds_per_run()
+    if interval is None:
+        return None
+    if interval.low is None or interval.high is None:
+        return row.batch / interval.median, None
+    return row.batch / interval.median, (row.batch / interval.high, row.batch / interval.low)
+
+
+def latency_ms(row: Row) -> dict[str, float | None]:
+    """Returns percentiles, mean, minimum and maximum of the time of a run, in milliseconds; None where unsupported."""
+    times = row.times_ns / 1e6
+    found: dict[str, float | None] = {f"p{percent:g}": percentile(times, percent) for percent in PERCENTILES}
+    known = times.size > 0
+    return {
+        **found,
+        "mean": float(times.mean()) if known else None,
+        "min": float(times.min()) if known else None,
+        "max": float(times.max()) if known else None,
+    }
+
+
+def result(
+    row: Row, *, model: str, precision: str, scenario: Scenario, share: Share, multiply_adds: int | None, raw: bool
+) -> dict[str, Any]:
+    """Returns one row as plain values.
+
+    Args:
+        row: What was measured.
+        model: Its name.
+        precision: Of the arithmetic in the file.
+        scenario: ``latency`` or ``throughput``.
+        share: The row beside the machine's limit.
+        multiply_adds: Per image, or None.
+        raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
+    """
+    speed = images_per_second(row)
+    interval = row.seconds_per_run()
+    times = row.times_ns
+    reason = unstable_reason(row)
+    seen = row.disturbance
+    own = describe(row)
+    return {
+        "model": model,
+        "runtime": row.contender.runtime,
+        "version": own["version"],
+        "device": own["device"],
+        "precision": precision,
+        "batch": row.batch,
+        "streams": row.streams,
+        "scenario": scenario,
+        "scope": row.scope,
+        "includes_transfers": row.scope == "end-to-end",
+        "images_per_second": speed[0] if speed else None,
+        "images_per_second_ci95": list(speed[1]) if speed and speed[1] else None,
+        "latency_ms": latency_ms(row),
+        "samples": int(times.size),
+        "effective_samples": interval.effective_samples if interval else 0.0,
+        "rounds": len(row.slices),
+        "measured_s": row.spent_s,
+        "coefficient_of_variation": coefficient_of_variation(times.astype(float)),
+        "stable": reason is None,
+        "unstable_reason": reason,
+        "disturbance": {
+            "other_programs_cores": seen.others_share * seen.cores,
+            "stolen_cores": seen.stolen_share * seen.cores,
+            "involuntary_switches_per_s": seen.switches_per_s,
+            "cores": seen.cores,
+        },
+        "warm_up": asdict(row.warm_up) if row.warm_up else None,
+        "roofline": {**asdict(share), "multiply_adds": multiply_adds},
+        "recorded": own["recorded"],
+        "placement": own["placement"],
+        "error": None if row.error is None else error_document(row.error),
+        "raw_ns": [part.times_ns.tolist() for part in row.slices] if raw or times.size <= RAW_IN_DOCUMENT else None,
+    }
+
+
+def error_document(error: Any) -> dict[str, Any]:
+    """Returns an error of the program's own tree as plain values."""
+    return {"kind": error.kind, "message": error.message, "fix": error.fix}
+
+
+def document(results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the whole result: rows, and what is needed to trust and repeat them.
+
+    Args:
+        results: One ``result`` a row.
+        plan: What was asked for.
+        about: ``made``, ``tool``, ``command``, ``model`` and ``environment``.
+    """
+    return {
+        "schema": SCHEMA,
+        "kind": "bench",
+        **about,
+        "settings": {
+            "batches": list(plan.batches),
+            "streams": list(plan.streams),
+            "scope": plan.scope,
+            "duration_s": plan.duration_s,
+            "precision_target": plan.precision_target,
+            "order_seed": plan.seed,
+        },
+        "results": [dict(row) for row in results],
+    }

@@ -1,0 +1,312 @@
+"""How far a result is from what the machine can do: work counted from the graph, peaks measured by large products.
+
+The roofline model: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
+A run that does F operations and moves at least B bytes takes at least max(F / peak, B / bandwidth).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from resnet_onnx.bench.clock import Watch
+from runtimes import files
+from runtimes.environment import describe_machine
+from runtimes.errors import FileProblem, ToolkitError
+
+FRESH_S = 7 * 24 * 3600.0
+"""A peak is measured anew after a week: a virtual machine may by then run on other hardware under the same name."""
+
+_SIDE = 2048
+"""Of the square matrices: 17 GFLOP a product, far beyond any cache, and some 50 ms on two cores."""
+
+_SECONDS_EACH, _COPY_BYTES = 0.4, 2**27
+_DISTURBED = 0.05
+"""Share of the cores that others may use while a peak is measured; beyond it the peak is not kept."""
+
+_SMALL = 1024
+_PRODUCTS = frozenset(
+    {
+        "Conv", "ConvInteger", "QLinearConv", "ConvTranspose",
+        "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul",
+    }
+)  # fmt: skip
+_UNCOUNTED = frozenset({"Attention", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "RNN", "Scan", "SequenceMap"})
+_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+
+
+# ---- the work of a graph -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one run of a graph has to do.
+
+    Attributes:
+        multiply_adds: Of convolutions and matrix products; one multiply-add is two operations.
+        elements: Elements that those layers read (weights, inputs) and write, each once: what has to be moved at
+            least where layers follow each other through memory.
+    """
+
+    multiply_adds: int
+    elements: int
+
+
+def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None:
+    """Counts the work of one run of an ONNX model.
+
+    Args:
+        path: A file that passed the loading gate.
+        shapes: The shape of every input.
+
+    Returns:
+        The work, or None where it can't be told: a shape is unknown even so, the graph has no convolution or matrix
+        product, or an operator that is not counted here.
+    """
+    import onnx
+    from onnx.inliner import inline_local_functions
+
+    model = onnx.load(str(path), load_external_data=False)
+    if model.functions:
+        model = inline_local_functions(model)
+    if any(node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx") for node in model.graph.node):
+        return None
+    known = _shapes(model, shapes)
+    total = elements = 0
+    for node in model.graph.node:
+        if node.op_type not in _PRODUCTS:
+            continue
+        found = _multiply_adds(node, known)
+        if found is None:
+            return None
+        total += found
+        elements += sum(int(np.prod(known[name])) for name in _operands(node))
+    return Work(multiply_adds=total, elements=elements) if total else None
+
+
+def _operands(node: Any) -> tuple[str, str, str]:
+    """Returns the names of data, weights and output of a product."""
+    second = 3 if node.op_type in ("QLinearConv", "QLinearMatMul") else 1
+    return node.input[0], node.input[second], node.output[0]
+
+
+def _multiply_adds(node: Any, known: Mapping[str, tuple[int, ...]]) -> int | None:
+    names = _operands(node)
+    if any(name not in known for name in names):
+        return None
+    data, weights, output = (known[name] for name in names)
+    if node.op_type == "ConvTranspose":
+        # Every input element meets every weight of its group's filters: [C_in, C_out / groups, kernel…].
+        return int(np.prod(data)) * int(np.prod(weights[1:]))
+    if "Conv" in node.op_type:
+        return int(np.prod(output)) * int(np.prod(weights[1:]))
+    if node.op_type == "Gemm":
+        transposed = next((a.i for a in node.attribute if a.name == "transA"), 0)
+        return int(np.prod(output)) * data[0 if transposed else 1]
+    return int(np.prod(output)) * data[-1] if data else None
+
+
+def _shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Returns every shape that can be inferred when the inputs have the given ones."""
+    import onnx
+
+    known: dict[str, tuple[int, ...]] = {}
+    bare = onnx.ModelProto()
+    bare.ir_version = max(model.ir_version, 4)
+    bare.opset_import.extend(model.opset_import)
+    bare.graph.name = model.graph.name
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        known[tensor.name] = tuple(tensor.dims)
+        # Inference copies the whole model: large weights go in as inputs of their shape, small ones may be shapes.
+        if len(tensor.raw_data) <= _SMALL and tensor.data_location != tensor.EXTERNAL:
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    for value in model.graph.input:
+        if value.name not in known:
+            given = shapes.get(value.name)
+            element = value.type.tensor_type.elem_type
+            bare.graph.input.append(onnx.helper.make_tensor_value_info(value.name, element, given and list(given)))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return known
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.WhichOneof("value") == "dim_value" for d in dims):
+            known[value.name] = tuple(d.dim_value for d in dims)
+    return known
+
+
+# ---- the machine's peaks -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """What the machine's cores reach, measured by the vendor's libraries under torch.
+
+    Attributes:
+        gflops: Billions of operations per second by precision; a precision that the library lacks is absent.
+        bandwidth_gbs: Billions of bytes per second that a large copy reads and writes.
+        threads: Threads used.
+        measured_at: Seconds since 1970.
+        undisturbed: Whether nobody else used the cores meanwhile.
+    """
+
+    gflops: Mapping[str, float]
+    bandwidth_gbs: float
+    threads: int
+    measured_at: float
+    undisturbed: bool
+
+
+def measure_peaks(threads: int) -> Peaks:
+    """Measures the peaks in this process: the best of several large matrix products, and of several large copies."""
+    import torch
+
+    torch.set_num_threads(threads)
+    watch = Watch()
+    gflops: dict[str, float] = {}
+    with torch.inference_mode():
+        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            left = torch.randn(_SIDE, _SIDE).to(dtype)
+            right = torch.randn(_SIDE, _SIDE).to(dtype)
+            out = torch.empty_like(left)
+            gflops[precision] = 2 * _SIDE**3 / _best(lambda a=left, b=right, c=out: torch.mm(a, b, out=c)) / 1e9
+        source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
+        target = torch.empty_like(source)
+        bandwidth = 2 * _COPY_BYTES / _best(lambda: target.copy_(source)) / 1e9
+    return Peaks(
+        gflops=gflops,
+        bandwidth_gbs=bandwidth,
+        threads=threads,
+        measured_at=time.time(),
+        undisturbed=watch.stop().others_share <= _DISTURBED,
+    )
+
+
+def _best(function: Any) -> float:
+    """Returns the shortest of the times that fit into ``_SECONDS_EACH``, three at least."""
+    function()
+    times: list[float] = []
+    end = time.perf_counter() + _SECONDS_EACH
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peaks(threads: int) -> Peaks | None:
+    """Returns the machine's peaks, measured in a process of their own or found in the cache.
+
+    Returns:
+        The peaks, or None where they can't be measured here.
+    """
+    from resnet_onnx.bench.processes import Child
+
+    machine = describe_machine()
+    key = hashlib.sha256(
+        json.dumps([machine["cpu"], machine["libraries"].get("torch"), threads, _SIDE, 1], sort_keys=True).encode()
+    ).hexdigest()[:32]
+    note = files.cache_dir("peaks") / f"{key}.json"
+    kept = _recall(note)
+    if kept is not None and kept.undisturbed and 0 <= time.time() - kept.measured_at < FRESH_S:
+        return kept
+    try:
+        with Child("the peak measurement") as child:
+            found: Peaks = child.call("peaks", threads=threads)
+    except ToolkitError:
+        return kept
+    if kept is not None and not found.undisturbed and time.time() - kept.measured_at < FRESH_S:
+        # Two disturbed measurements: each can only have been too low.
+        found = _higher(kept, found)
+    try:
+        files.write_json(note, asdict(found))
+    except FileProblem:
+        return found
+    return found
+
+
+def _higher(a: Peaks, b: Peaks) -> Peaks:
+    return Peaks(
+        gflops={name: max(a.gflops.get(name, 0.0), b.gflops.get(name, 0.0)) for name in {**a.gflops, **b.gflops}},
+        bandwidth_gbs=max(a.bandwidth_gbs, b.bandwidth_gbs),
+        threads=b.threads,
+        measured_at=b.measured_at,
+        undisturbed=False,
+    )
+
+
+def _recall(note: Path) -> Peaks | None:
+    try:
+        values = json.loads(note.read_text())
+        return Peaks(
+            gflops={str(name): float(value) for name, value in values["gflops"].items()},
+            bandwidth_gbs=float(values["bandwidth_gbs"]),
+            threads=int(values["threads"]),
+            measured_at=float(values["measured_at"]),
+            undisturbed=bool(values["undisturbed"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+# ---- the share ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A result beside the machine's limit.
+
+    Attributes:
+        fraction: Achieved operations per second over the peak of the precision; None where either is unknown. It can
+            exceed 1 where a library needs fewer multiplications than the definition has (Winograd's convolution).
+        bound: Whether the compute peak or the memory bandwidth sets the limit, or None.
+        limit_fraction: Achieved speed over the limit that binds, or None.
+        achieved_gflops: Billions of operations per second, or None.
+        peak_gflops: Of the precision, or None.
+    """
+
+    fraction: float | None = None
+    bound: Literal["compute", "memory"] | None = None
+    limit_fraction: float | None = None
+    achieved_gflops: float | None = None
+    peak_gflops: float | None = None
+
+
+def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, precision: str) -> Share:
+    """Sets a speed beside the machine's limit.
+
+    Args:
+        work: Of one run.
+        runs_per_s: Speed.
+        measured: The machine's peaks.
+        precision: ``fp32``, ``bf16`` …: of the arithmetic.
+    """
+    peak = measured.gflops.get(precision) if measured is not None else None
+    if work is None or runs_per_s is None:
+        return Share(peak_gflops=peak)
+    achieved = 2 * work.multiply_adds * runs_per_s / 1e9
+    if peak is None or measured is None:
+        return Share(achieved_gflops=achieved)
+    compute_s = 2 * work.multiply_adds / (peak * 1e9)
+    memory_s = work.elements * _ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
+    return Share(
+        fraction=achieved / peak,
+        bound="compute" if compute_s >= memory_s else "memory",
+        limit_fraction=runs_per_s * max(compute_s, memory_s),
+        achieved_gflops=achieved,
+        peak_gflops=peak,
+    )
