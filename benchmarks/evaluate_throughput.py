@@ -107,7 +107,8 @@ def main() -> int:
     dataset = open_dataset(args.photos)
     photos = dataset.subset(np.arange(args.images) % len(dataset))
     worst = float("inf")
-    print(f"{'model':<10} {'runtime':<10} {'decode ms':>10} {'compute ms':>11} {'ideal/s':>8} {'evaluate/s':>11} {'ratio':>6}")
+    heads = ("decode ms", "compute ms", "ideal/s", "evaluate/s", "ratio")
+    print(f"{'model':<10} {'runtime':<10} " + " ".join(f"{head:>11}" for head in heads))
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models.split(","):
             path = export_random(name, Path(folder))
@@ -115,8 +116,8 @@ def main() -> int:
                 row = measure(runtime, path, photos, args)
                 worst = min(worst, row["ratio"])
                 print(
-                    f"{name:<10} {runtime:<10} {row['decode_ms']:>10.2f} {row['compute_ms']:>11.2f} "
-                    f"{row['ideal']:>8.1f} {row['measured']:>11.1f} {row['ratio']:>6.2f}",
+                    f"{name:<10} {runtime:<10} {row['decode_ms']:>11.2f} {row['compute_ms']:>11.2f} "
+                    f"{row['ideal']:>11.1f} {row['measured']:>11.1f} {row['ratio']:>11.2f}",
                     flush=True,
                 )
     return 0 if worst >= args.at_least else 1

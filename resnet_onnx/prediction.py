@@ -186,6 +186,8 @@ def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 def draw(predictions: Sequence[Prediction], out: Path) -> None:
     """Draws pictures as the model saw them, each with bars for its likeliest classes; a PNG.
 
+    The title is the picture's name, followed by its class where the set has labels.
+
     At most ``MAX_DRAWN`` are drawn, and the drawing says how many there are.
 
     Args:
@@ -215,7 +217,7 @@ def draw(predictions: Sequence[Prediction], out: Path) -> None:
         above = figure.add_subplot(grid[2 * row, column])
         above.imshow(picture, interpolation="nearest" if picture.shape[0] < 64 else "antialiased")
         above.set_axis_off()
-        above.set_title(_plain(Path(prediction.image).name, 34), fontsize=9)
+        above.set_title(_plain(_title(prediction), 34), fontsize=9)
         below = figure.add_subplot(grid[2 * row + 1, column])
         below.set_xlim(0, 1)
         below.set_ylim(most - 0.5, -0.5)
@@ -230,6 +232,12 @@ def draw(predictions: Sequence[Prediction], out: Path) -> None:
     with atomic_file(Path(out)) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a box stands for an unknown letter
         figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _title(prediction: Prediction) -> str:
+    """The file's name, and what the picture really shows where that is known."""
+    name, pictures = Path(prediction.image).name, prediction.pictures
+    return f"{name} · {pictures.classes[pictures.labels[prediction.position]]}" if pictures.labelled else name
 
 
 def _plain(text: str, width: int) -> str:
