@@ -110,16 +110,25 @@ def test_torchvision_weights_give_torchvisions_outputs(name: str) -> None:
         assert _relative_rmse(_loaded(config, state)(pictures), expected) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
-def test_timm_weights_give_timms_outputs(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "side", "bound"),
+    [
+        ("resnet18", 64, 1e-6),
+        ("resnet50", 64, 1e-6),
+        # timm's VGG pools differently at other sizes, and adds up 25,088 products in a convolution's order.
+        ("vgg16", 224, 2e-6),
+    ],
+)
+def test_timm_weights_give_timms_outputs(name: str, side: int, bound: float) -> None:
     with torch.device("meta"):
         theirs = timm.create_model(name, pretrained=False)
     theirs = _filled(theirs.to_empty(device="cpu"))
     config, state = fit_state_dict(catalog.lookup(name).config, theirs.state_dict(), origin="timm")
-    side = 224 if name == "vgg16" else 64  # timm's VGG pools differently from torchvision's at other sizes
     pictures = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        assert _relative_rmse(_loaded(config, state)(pictures), theirs(pictures)) <= 2e-6 if "vgg" in name else 1e-6
+        expected = theirs(pictures)
+        assert expected.std() > 1e-3
+        assert _relative_rmse(_loaded(config, state)(pictures), expected) <= bound
 
 
 def test_v1_differs_from_torchvision() -> None:
