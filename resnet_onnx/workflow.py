@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,16 @@ from resnet_onnx.models.configs import NetworkConfig, Shortcut, Variant, config_
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
 from runtimes import files
-from runtimes.environment import package_version
+from runtimes.base import Runtime
+from runtimes.environment import describe_machine, package_version
 from runtimes.errors import BadModel, BadWeights, RuntimeUnavailable, UsageError
-from runtimes.spec import Feeds, ModelSource, TensorSpec, TorchProgram
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions, TensorSpec, TorchProgram
+
+if TYPE_CHECKING:
+    from resnet_onnx.evaluation import Evaluation
+    from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.prediction import Predictions
 
 METADATA_PREFIX = "resnet_onnx."
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
@@ -33,7 +40,6 @@ RANDOM_PICTURES = 16
 that they cost a second or two."""
 
 _IMAGE_SIDES = (8, 4096)
-_ODD_SIZED_BATCH, _CACHED_BATCHES = 3, (1, 3, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,6 +386,40 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def training_entry(
+    name: str,
+    *,
+    image_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> catalog.CatalogEntry:
+    """Returns a network of the catalog with the preprocessing that a training asked for."""
+    entry = catalog.lookup(name)
+    asked = Request(image_size=image_size, mean=mean, std=std)
+    return replace(entry, preprocessing=_preprocessing(entry.preprocessing, asked))
+
+
+def initial_state(entry: catalog.CatalogEntry, weights: str, classes: int) -> Mapping[str, Any]:
+    """Returns a state dict to start a training from; a head of another number of classes is drawn anew.
+
+    Raises:
+        BadWeights: The weights don't fit the network.
+    """
+    from resnet_onnx.models.build import build
+    from resnet_onnx.models.configs import with_classes
+
+    network = resolve(Request(model=entry.name, weights=weights)).network
+    if network is None or not network.trained:
+        raise UsageError(
+            "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"
+        )
+    state = network.load().state_dict()
+    if network.config.num_classes == classes:
+        return state
+    fresh = build(with_classes(network.config, classes)).state_dict()
+    return {name: state[name] if state[name].shape == tensor.shape else tensor for name, tensor in fresh.items()}
+
+
 # ---- ONNX files ------------------------------------------------------------------------------------------------------
 
 
@@ -650,13 +690,11 @@ def _verification_feeds(model: Model) -> list[Feeds]:
 
     network = _need_network(model)
     small = network.preprocessing.image_size < 64
-    sizes = (model.form.batch,) * 3 if model.form.batch else (1, _ODD_SIZED_BATCH, 64 if small else 8)
+    sizes = (model.form.batch,) * 3 if model.form.batch else (1, 3, 64 if small else 8)
     return [feeds_of(model, sample_pictures(n, network.preprocessing, seed=seed)) for seed, n in enumerate(sizes)]
 
 
 def _evaluate_on_ort(path: Path, feeds: Sequence[Feeds]) -> list[dict[str, NDArray[Any]]]:
-    from runtimes.registry import open_runtime
-
     with open_runtime("ort-cpu", ModelSource(path=path)) as runtime:
         return [runtime.run(batch) for batch in feeds]
 
@@ -821,3 +859,229 @@ def _available_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+# ---- what commands do with a model -----------------------------------------------------------------------------------
+
+
+def insist_on_trained(model: Model) -> None:
+    """Raises ``UsageError`` for random weights: their predictions mean nothing."""
+    if model.trained is False:
+        raise UsageError(
+            f"{model.name} has random weights, so that what it predicts means nothing",
+            fix="give trained ones: --weights FILE or --weights imagenet, or a checkpoint folder",
+        )
+
+
+def _need_preprocessing(model: Model) -> Preprocessing:
+    if model.preprocessing is None:
+        raise UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
+    return model.preprocessing
+
+
+def _open_for_pictures(model: Model, runtime: str, device: str | None, threads: int | None) -> Runtime:
+    # Spinning threads would take the cores from the workers that decode.
+    options = RuntimeOptions(threads=threads, spin=False)
+    return open_runtime(runtime, source(model, runtime), device=device, options=options)
+
+
+def evaluate_on(
+    model: Model,
+    runtime: str,
+    data: str,
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measures a model's accuracy on a data set's test split; see ``evaluation.evaluate``."""
+    from resnet_onnx.data.batches import default_workers, start_worker_server
+    from resnet_onnx.data.datasets import open_dataset
+    from resnet_onnx.data.labels import match_classes
+    from resnet_onnx.evaluation import evaluate
+
+    preprocessing = _need_preprocessing(model)
+    dataset = open_dataset(data, split="test")
+    few = min(len(dataset), limit or len(dataset)) < _WORTH_WORKERS
+    count = (0 if few or dataset.in_memory else default_workers()) if workers is None else workers
+    if count:
+        start_worker_server()
+    with _open_for_pictures(model, runtime, device, threads) as opened:
+        last = opened.outputs[0].shape[-1] if opened.outputs[0].shape else 0
+        classes = last if isinstance(last, int) else len(model.labels or dataset.classes)
+        class_map = match_classes(dataset.classes, model.labels, classes)
+        return evaluate(
+            opened,
+            dataset,
+            preprocessing,
+            class_map=class_map,
+            batch_size=batch_size,
+            workers=count,
+            skip_bad=skip_bad,
+            progress=progress,
+            limit=limit,
+        )
+
+
+_WORTH_WORKERS = 200
+"""Below so many pictures, decoding in this process is done before worker processes have started."""
+
+
+def predict_on(
+    model: Model,
+    runtime: str,
+    images: Sequence[Path],
+    *,
+    top: int = 5,
+    skip_bad: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Says what pictures show; see ``prediction.predict``."""
+    from resnet_onnx.prediction import predict
+
+    preprocessing = _need_preprocessing(model)
+    with _open_for_pictures(model, runtime, device, threads) as opened:
+        return predict(
+            opened, images, preprocessing, labels=model.labels, top_k=top, skip_bad=skip_bad, progress=progress
+        )
+
+
+def check_parity(
+    model: Model,
+    runtimes: Sequence[str],
+    *,
+    gold: str | None = None,
+    data: str | None = None,
+    images: int = 16,
+    seed: int = 0,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Judges runtimes against the float64 gold on real pictures and adversarial ones.
+
+    Args:
+        model: The model.
+        runtimes: Names of runtimes.
+        gold: Another model or checkpoint whose float64 form is the truth; None is the model itself.
+        data: Pictures; None takes crops of sample photos.
+        images: How many of them.
+        seed: Of the crops.
+        device: Of the runtimes.
+        threads: Of the runtimes.
+        progress: Told what is being run.
+    """
+    from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
+
+    truth = model if gold is None else resolve(Request(model=gold, form=model.form))
+    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed)
+    gold_runtime, gold_form, described = gold_source(truth)
+    lengths = summation_lengths(onnx_path(truth))
+    options = RuntimeOptions(threads=threads)
+    if truth.network is not None:
+        yardstick = Contestant(
+            runtime="torch", source=source(truth, "torch"), options=options, description="torch fp32"
+        )
+    else:
+        plain = RuntimeOptions(threads=1, optimize=False)
+        yardstick = Contestant(
+            runtime="ort-cpu", source=source(truth, "ort-cpu"), options=plain, description="ort-cpu fp32 without fusion"
+        )
+    contestants = [Contestant(runtime=r, source=source(model, r), device=device, options=options) for r in runtimes]
+    return compare(
+        Contestant(
+            runtime=gold_runtime, source=gold_form, description=described if gold is None else f"{gold}, {described}"
+        ),
+        yardstick,
+        contestants,
+        batches,
+        names=names,
+        summation_lengths=lengths,
+        precision=model.precision if model.precision in ("fp16", "bf16") else "fp32",
+        gold_batches=None if truth is model else gold_batches,
+        progress=progress,
+    )
+
+
+def _parity_feeds(
+    model: Model, truth: Model, data: str | None, images: int, seed: int
+) -> tuple[list[str], list[Feeds], list[Feeds]]:
+    if picture_input(specs(model)) is None or model.preprocessing is None:
+        if data is not None:
+            raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
+        count = max(1, min(images, 4))
+        feeds = [sample_feeds(model, 1 + index % 3, seed=seed + index) for index in range(count)]
+        sizes = [max((len(array) for array in batch.values() if array.ndim), default=1) for batch in feeds]
+        names = [f"random feeds {index}" for index, size in enumerate(sizes) for _ in range(size)]
+        return names, feeds, feeds
+    from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
+
+    preprocessing = model.preprocessing
+    names, pictures = _pictures(preprocessing, data, images, seed)
+    odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=seed)
+    names += odd_names
+    pictures = np.concatenate([pictures, odd])
+    fixed = model.form.batch
+    if fixed:
+        short = -len(pictures) % fixed
+        repeats = np.arange(short) % len(pictures)
+        names += [f"{names[index]} (again)" for index in repeats]
+        pictures = np.concatenate([pictures, pictures[repeats]])
+    sizes = [fixed] * (len(pictures) // fixed) if fixed else odd_batches(len(pictures))
+    edges = np.cumsum(sizes)[:-1]
+    parts = np.split(pictures, edges)
+    other = parts if truth.form.batch is None else [pictures[i : i + truth.form.batch] for i in range(len(pictures))]
+    return names, [feeds_of(model, part) for part in parts], [feeds_of(truth, part) for part in other]
+
+
+def _pictures(
+    preprocessing: Preprocessing, data: str | None, images: int, seed: int
+) -> tuple[list[str], NDArray[np.uint8]]:
+    if data is None:
+        from resnet_onnx.data.samples import sample_pictures
+
+        return [f"sample photo crop {index}" for index in range(images)], sample_pictures(images, preprocessing, seed)
+    from resnet_onnx.data.batches import prepared_picture
+    from resnet_onnx.data.datasets import open_dataset
+
+    dataset = open_dataset(data, split="test")
+    chosen = np.arange(min(images, len(dataset))) * len(dataset) // min(images, len(dataset))
+    pictures = [prepared_picture(dataset, int(index), preprocessing) for index in chosen]
+    return [dataset.item_name(int(index)) for index in chosen], np.stack(pictures)
+
+
+def saved_result(kind: str, model: Model, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Wraps a result with what is needed to trust and repeat it: schema, environment, hashes, command."""
+    import sys
+    import time
+
+    hashes = {"weights_sha256": model.network.weights_sha256} if model.network is not None else {}
+    if model.onnx is not None:
+        hashes["onnx_sha256"] = files.check_onnx(model.onnx).sha256
+    return {
+        "schema": RESULT_SCHEMA,
+        "kind": kind,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "tool": f"resnet-onnx {__version__}",
+        "command": sys.argv[1:],
+        "environment": describe_machine(),
+        "artifacts": hashes,
+        "result": _finite(result),
+    }
+
+
+RESULT_SCHEMA = 1
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

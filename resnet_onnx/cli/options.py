@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
+def make_command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
     """Makes a command of a function that takes a ``Terminal`` first.
 
     Adds ``--json``, ``--quiet``, ``--verbose`` and ``--cache-dir``; puts an example at the end of ``--help``.
@@ -50,7 +50,7 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., None]], click
     return decorate
 
 
-class Triple(click.ParamType):
+class Triple(click.ParamType[Any]):
     """Three numbers for the channels: ``0.485,0.456,0.406``."""
 
     name = "R,G,B"
@@ -71,7 +71,7 @@ class Triple(click.ParamType):
         return numbers
 
 
-class WholeNumbers(click.ParamType):
+class WholeNumbers(click.ParamType[Any]):
     """A comma list of whole numbers ≥ 1: ``1,8``."""
 
     name = "N,N"

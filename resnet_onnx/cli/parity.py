@@ -1,0 +1,149 @@
+"""``resnet-onnx parity``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resnet_onnx.cli.options import (
+    device_option,
+    make_command,
+    model_options,
+    runtime_option,
+    save_option,
+    threads_option,
+)
+from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.workflow import Request
+
+
+@make_command("parity", example="resnet-onnx parity resnet50.onnx --runtimes torch,ort-cpu,openvino")
+@model_options()
+@runtime_option(default="all", several=True)
+@click.option("--gold", metavar="MODEL", help="Take the truth from another model or checkpoint.")
+@click.option("--data", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; sample photos by default.")
+@click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="Pictures to compare.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the verdicts as JUnit XML.")
+@device_option
+@threads_option
+@save_option
+def command(
+    terminal: Terminal,
+    *,
+    request: Request,
+    runtimes: str,
+    gold: str | None,
+    data: str | None,
+    images: int,
+    junit: Path | None,
+    device: str | None,
+    threads: int | None,
+    save: Path | None,
+) -> None:
+    """Prove or refute that runtimes compute the same function as the network in float64.
+
+    The budget is derived from the noise of float32 itself on the same inputs. Exit code 1 when a runtime fails.
+    """
+    from resnet_onnx import workflow
+    from resnet_onnx.parity.junit import write_junit
+    from runtimes import files, registry
+
+    names = registry.parse_names(runtimes)
+    registry.require_all(names, device=device)
+    with terminal.status("preparing the model") as status:
+        model = workflow.resolve(request)
+        names, left_out = workflow.runnable(model, names, chosen_by_all="all" in runtimes.split(","))
+        report = workflow.check_parity(
+            model,
+            names,
+            gold=gold,
+            data=data,
+            images=images,
+            seed=request.seed,
+            device=device,
+            threads=threads,
+            progress=lambda text: status.update(f"running {text}"),
+        )
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
+    if left_out:
+        terminal.note(
+            f"left out: {', '.join(left_out)} (the torch weights of this file are not at hand; --weights names them)"
+        )
+    result = {"model": model.name, "precision": model.precision, **document(report)}
+    _print(terminal, report)
+    if junit is not None:
+        write_junit(report, model.name, junit)
+    if save is not None:
+        files.write_json(save, workflow.saved_result("parity", model, result))
+    terminal.emit(result)
+    if not report.passed:
+        raise click.exceptions.Exit(CheckFailed.exit_code)
+
+
+def document(report: ParityReport) -> dict[str, Any]:
+    """Returns the report as plain values; an infinite error becomes null."""
+    return {
+        "passed": report.passed,
+        "gold": report.gold,
+        "pictures": report.pictures,
+        "results": [
+            {
+                "runtime": outcome.runtime,
+                "version": outcome.version,
+                "relative_rmse": outcome.relative_rmse,
+                "budget": outcome.budget,
+                "top1_agreement": outcome.top1_agreement,
+                "passed": outcome.passed,
+                "reason": outcome.reason,
+                "outputs": {
+                    name: {
+                        "relative_rmse": d.relative_rmse,
+                        "worst_picture": d.worst_picture,
+                        "max_abs": d.max_abs,
+                        "cosine": d.cosine,
+                        "finite": d.finite,
+                    }
+                    for name, d in outcome.distances.items()
+                },
+                "options": outcome.recorded,
+                "seconds": outcome.seconds,
+            }
+            for outcome in report.outcomes
+        ],
+        "budgets": {
+            name: {"relative_rmse": b.relative_rmse, "noise": b.noise, "bound": b.bound, "reason": b.reason}
+            for name, b in report.budgets.items()
+        },
+    }
+
+
+def _print(terminal: Terminal, report: ParityReport) -> None:
+    first = next(iter(report.budgets.values()))
+    terminal.line(f"Gold: {report.gold}, {report.pictures} inputs · budget: {first.reason}")
+    terminal.line()
+    rows = []
+    for outcome in report.outcomes:
+        share = outcome.relative_rmse / outcome.budget if outcome.budget else float("inf")
+        equal = "–" if outcome.decisions is None else f"{outcome.decisions.equal} of {outcome.decisions.pictures}"
+        rows.append(
+            [
+                outcome.runtime,
+                f"{outcome.relative_rmse:.1e}",
+                f"{outcome.budget:.1e}",
+                f"{share:.0%}" if share < 10 else f"{share:,.0f}×",
+                equal,
+                "pass" if outcome.passed else "FAIL",
+            ]
+        )
+    terminal.table(["runtime", "rel. RMSE", "budget", "of it", "top-1 equal", "verdict"], rows)
+    for outcome in report.outcomes:
+        if not outcome.passed:
+            terminal.line()
+            terminal.line(f"{outcome.runtime}: {outcome.reason}")

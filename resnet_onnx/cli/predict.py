@@ -1,0 +1,86 @@
+"""``resnet-onnx predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from resnet_onnx.cli.options import (
+    device_option,
+    make_command,
+    model_options,
+    one_runtime,
+    runtime_option,
+    threads_option,
+)
+from resnet_onnx.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from resnet_onnx.workflow import Request
+
+
+@make_command("predict", example="resnet-onnx predict resnet50.onnx photo.jpg holiday/ --plot answers.png")
+@model_options()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@runtime_option(default="ort-cpu", several=False)
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes a picture.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the pictures with their labels into a PNG.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
+@device_option
+@threads_option
+def command(
+    terminal: Terminal,
+    *,
+    request: Request,
+    images: tuple[Path, ...],
+    runtimes: str,
+    top: int,
+    plot: Path | None,
+    skip_bad: bool,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Say what pictures show; files and folders, any size or mode."""
+    from resnet_onnx import workflow
+    from resnet_onnx.prediction import draw
+    from runtimes import registry
+
+    name = one_runtime(runtimes)
+    registry.require(name, device=device)
+    with terminal.status("preparing the model"):
+        model = workflow.resolve(request)
+        workflow.insist_on_trained(model)
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
+    with terminal.progress() as progress:
+        task = progress.add_task("pictures", total=None)
+        predictions = workflow.predict_on(
+            model,
+            name,
+            images,
+            top=top,
+            skip_bad=skip_bad,
+            device=device,
+            threads=threads,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for prediction in predictions:
+        terminal.line(prediction.image)
+        for candidate in prediction.top:
+            terminal.line(f"  {100 * candidate.probability:5.1f} %  {candidate.label}")
+    for skipped in predictions.skipped:
+        terminal.note(f"skipped: {skipped.name}: {skipped.reason}")
+    if plot is not None:
+        draw(predictions, plot)
+        terminal.line(f"Drawn: {plot}")
+    terminal.emit(
+        {
+            "model": model.name,
+            "runtime": name,
+            "predictions": [prediction.to_json() for prediction in predictions],
+            "skipped": [{"image": s.name, "reason": s.reason} for s in predictions.skipped],
+            "plot": None if plot is None else str(plot),
+        }
+    )
