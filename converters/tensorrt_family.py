@@ -508,7 +508,7 @@ class _Job:
         if before is None:
             return
         timings = config.get_timing_cache()
-        after = bytes(memoryview(timings.serialize()))
+        after = before if timings is None else bytes(memoryview(timings.serialize()))
         if after != before:
             engines.store_timings(self._timings_name(), after)
 

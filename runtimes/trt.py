@@ -9,7 +9,7 @@ installed module by name, and its logic (profiles, keys, gate, errors, placement
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,7 +63,7 @@ class TensorRTFamilyRuntime(Runtime):
         self._deserializer, self._engine = deserializer, engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._profile = {
-            name: engines.ShapeRange(*(tuple(dims) for dims in engine.get_tensor_profile_shape(name, 0)))
+            name: profile_range(engine.get_tensor_profile_shape(name, 0), engine.get_tensor_shape(name))
             for name in names
             if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         }
@@ -132,6 +132,9 @@ class _Lane:
             self._context = library.create_context(runtime._engine)
         if self._context is None:
             raise library.failure(f"{runtime.name} can't make an execution context", messages)
+        self._running = self._guard("running")
+        self._start = self._context.execute_async_v3
+        self._handle = self.stream.cuda_stream
         self._device: dict[str, Any] = {}
         self._host: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
@@ -152,6 +155,10 @@ class _Lane:
         with self._guard("reserving memory"):
             for spec in runtime.outputs:
                 shapes[spec.name] = tuple(context.get_tensor_shape(spec.name))
+                if min(shapes[spec.name], default=1) < 0:
+                    raise UnsupportedModel(
+                        f"{runtime.name}: the shape of output '{spec.name}' depends on the values of the inputs"
+                    )
             for spec in (*runtime.inputs, *runtime.outputs):
                 self._sizes[spec.name] = int(np.prod(shapes[spec.name], dtype=np.int64)) * spec.dtype.itemsize
                 self._reserve(spec.name, self._sizes[spec.name])
@@ -164,8 +171,8 @@ class _Lane:
             return
         torch = self._torch
         self.stream.synchronize()  # nothing may still use the smaller buffer
-        device = torch.empty(size, dtype=torch.uint8, device=self._owner.device)
-        host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        device = torch.empty(max(size, 1), dtype=torch.uint8, device=self._owner.device)
+        host = torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True)
         self._device[name], self._host[name] = device, host
 
     def fill(self, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -187,12 +194,11 @@ class _Lane:
             self.upload()
 
     def execute(self) -> None:
-        """Starts one run."""
-        runtime, context = self._owner, self._context
-        with self._guard("running"), runtime._library.messages() as messages:
-            started = context.execute_async_v3(self.stream.cuda_stream)
+        """Starts one run; nothing is made anew here, since it is inside what is measured."""
+        with self._running:
+            started = self._start(self._handle)
         if not started:
-            raise _run_error(runtime, messages)
+            raise _run_error(self._owner, self._owner._library.take_recent())
 
     def copy_out(self) -> None:
         """Starts the copies of the outputs to pinned memory."""
@@ -336,6 +342,19 @@ def check_record(record: engines.EngineRecord, library: trt_shim.Library, gpu: n
         raise UnsupportedModel(
             f"the engine was built for {key.target}, but {gpu.device} is {gpu.name} ({gpu.target})", fix=again
         )
+
+
+def profile_range(profile: Sequence[Sequence[int]], shape: Sequence[int]) -> engines.ShapeRange:
+    """Returns what an input accepts; an engine without a profile for it accepts its one fixed shape.
+
+    Args:
+        profile: Minimum, optimum and maximum, as ``get_tensor_profile_shape`` says; empty or negative without one.
+        shape: As ``get_tensor_shape`` says.
+    """
+    shapes = [tuple(dims) for dims in profile]
+    if len(shapes) == 3 and all(len(s) == len(shape) and min(s, default=1) >= 1 for s in shapes):
+        return engines.ShapeRange(*shapes)
+    return engines.ShapeRange(*[tuple(shape)] * 3)
 
 
 def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacement, ...]:

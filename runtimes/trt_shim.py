@@ -7,6 +7,7 @@ named ``trt`` is the module, ``builder``, ``network``, ``config`` … are object
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import re
@@ -62,6 +63,8 @@ ONLY_RTX = frozenset(
 
 OLDEST_CAPABILITY = (7, 5)
 """Turing: the oldest GPU that TensorRT ≥ 10.14 for CUDA 13 and TensorRT for RTX support (both support matrices)."""
+
+_KEPT_MESSAGES = 100
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "FLOAT": np.dtype(np.float32),
@@ -147,19 +150,30 @@ class Library:
         self.title = title
         self.version = str(trt.__version__)
         self.is_rtx = name == "tensorrt-rtx"
-        self._messages: list[Message] = []
-        self.logger = _make_logger(trt, self._messages)
+        self._recent: collections.deque[Message] = collections.deque(maxlen=_KEPT_MESSAGES)
+        self._collected: list[Message] | None = None
+        self.logger = _make_logger(trt, self._log)
+
+    def _log(self, message: Message) -> None:
+        if self._collected is not None:
+            self._collected.append(message)
+        else:
+            self._recent.append(message)
+
+    def take_recent(self) -> list[Message]:
+        """Returns the latest messages that no ``messages`` block collected, and forgets them."""
+        recent = list(self._recent)
+        self._recent.clear()
+        return recent
 
     @contextlib.contextmanager
     def messages(self) -> Iterator[list[Message]]:
-        """Yields a list that holds, after the block, what the library logged in it."""
-        collected: list[Message] = []
-        start = len(self._messages)
+        """Yields a list of what the library logs in the block."""
+        before, self._collected = self._collected, []
         try:
-            yield collected
+            yield self._collected
         finally:
-            collected.extend(self._messages[start:])
-            del self._messages[start:]
+            self._collected = before
 
     def dtype(self, tensor_type: Any, tensor_name: str) -> np.dtype[Any]:
         """Returns the NumPy dtype of a ``DataType``.
@@ -258,14 +272,14 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     return UnsupportedModel(f"{what}: {text[:400]}", fix=fix)
 
 
-def _make_logger(trt: Any, into: list[Message]) -> Any:
+def _make_logger(trt: Any, take: Callable[[Message], None]) -> Any:
     class CollectingLogger(trt.ILogger):  # type: ignore[misc]  # the module is loaded when used
         def __init__(self) -> None:
             super().__init__()
 
         def log(self, severity: Any, text: str) -> None:
             if severity.name != "VERBOSE":
-                into.append(Message(severity.name, text))
+                take(Message(severity.name, text))
 
     return CollectingLogger()
 

@@ -692,30 +692,30 @@ def test_progress_goes_from_nothing_to_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("rtx", "cache")
-def test_an_interrupted_build_ends_at_once_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C arrives in the thread that waits; the library must stop at its next step."""
-    interrupted = threading.Event()
+def test_an_interrupted_build_stops_at_its_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C arrives in the thread that waits; the library must not go on to the end."""
+    model = small_conv(tmp_path / "net.onnx")
+    whole: list[str] = []
+    build_engine(model, library="tensorrt-rtx", target="sm89", progress=lambda *step: whole.append(step[0]))
+    steps: list[str] = []
+    at_interrupt: list[int] = []
     join = threading.Thread.join
 
     def interrupt(thread: threading.Thread, timeout: float | None = None) -> None:
-        if thread.name == "engine-build" and not interrupted.is_set() and steps:
-            interrupted.set()
+        if thread.name == "engine-build" and not at_interrupt and len(steps) >= 5:
+            at_interrupt.append(len(steps))
             raise KeyboardInterrupt
-        join(thread, timeout)
-
-    steps: list[str] = []
+        join(thread, 0.01 if thread.name == "engine-build" and not at_interrupt else timeout)
 
     def slow(phase: str, done: int, total: int) -> None:
         steps.append(phase)
-        time.sleep(0.02)
+        time.sleep(0.05)
 
     monkeypatch.setattr(threading.Thread, "join", interrupt)
-    begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        build_engine(small_conv(tmp_path / "net.onnx"), library="tensorrt-rtx", target="sm86", progress=slow)
-    assert time.monotonic() - begin < 5
-    assert interrupted.is_set()
-    assert engines.list_engines() == []
+        build_engine(model, library="tensorrt-rtx", target="sm86", progress=slow)
+    assert len(steps) < at_interrupt[0] + 10 < len(whole)
+    assert [row.target for row in engines.list_engines()] == ["sm89"]
 
 
 @pytest.mark.usefixtures("rtx", "cache")
@@ -924,6 +924,20 @@ def test_failures_of_the_device_have_their_own_errors(fakes: type[FakeTorch]) ->
             runtime.run({"x": batch(4)})
         fakes.out_of_memory = False
         np.testing.assert_array_equal(runtime.run({"x": batch(4)})["y"], batch(4) * 2)
+
+
+def test_an_engine_without_a_profile_accepts_its_fixed_shape() -> None:
+    assert trt.profile_range([(1, 3), (2, 3), (4, 3)], (-1, 3)) == ShapeRange((1, 3), (2, 3), (4, 3))
+    for nothing in ([], [(-1,), (-1,), (-1,)], [(-1, -1)] * 3):
+        assert trt.profile_range(nothing, (2, 3)) == ShapeRange((2, 3), (2, 3), (2, 3))
+
+
+def test_messages_of_long_service_do_not_pile_up(fakes: type[FakeTorch]) -> None:
+    library = trt_shim.load("tensorrt")
+    for number in range(1000):
+        library._log(trt_shim.Message("WARNING", str(number)))
+    assert len(library.take_recent()) == 100
+    assert library.take_recent() == []
 
 
 def test_a_report_without_layers_is_one_row_for_the_engine() -> None:
