@@ -175,6 +175,7 @@ def test_pad_and_crop_shows_windows_of_the_padded_picture_each_by_its_own_number
         ]
         assert len(found) == 1
         places[found[0]] += 1
+    assert {top for top, _ in places} == {left for _, left in places} == set(range(5))
     assert len(places) > 15  # of 25
     assert torch.equal(changed, augment(pictures, recipe, fill, torch.Generator().manual_seed(3)))
 
@@ -554,6 +555,51 @@ def test_a_training_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_p
     kept = read_checkpoint(tmp_path / "run" / "last")
     assert f"(epoch {kept.epoch})" in caught.value.message
     assert all(value.isfinite().all() for value in kept.module_state().values())
+
+
+def test_a_loss_that_is_not_finite_is_noticed_at_its_step(tmp_path: Path) -> None:
+    recipe = SMALL.override(learning_rate=1000.0, weight_decay=1.0, momentum=0.0, nesterov=False, validation=0.0)
+    steps: list[int] = []
+    with pytest.raises(CheckFailed, match=r"the loss is (nan|inf) in epoch 1, step \d+; no epoch was finished"):
+        small_run(tmp_path / "run", recipe.override(batch_size=2), progress=lambda p: steps.append(p.step))
+    assert 2 < max(steps) < 31
+    assert not (tmp_path / "run" / "last").exists()
+
+
+class Overflowing(Dropping):
+    """A net in which a running statistic overflows while the loss stays finite."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(1e30))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen *= 10  # float32 ends at 3.4e38, in the third epoch of four steps
+        return super().forward(x)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "build", lambda _: Overflowing())
+    with pytest.raises(CheckFailed, match="a weight is no longer finite in epoch 3"):
+        small_run(tmp_path / "run", SMALL.override(batch_size=14))
+    assert read_checkpoint(tmp_path / "run" / "last").epoch == 2
+
+
+def test_every_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[list[int]] = []
+    batches = feeds.MemoryFeed.batches
+
+    def spy(self: feeds.MemoryFeed, order: torch.Tensor, batch_size: int, *, epoch: int) -> Any:
+        orders.append(order.tolist())
+        return batches(self, order, batch_size, epoch=epoch)
+
+    monkeypatch.setattr(feeds.MemoryFeed, "batches", spy)
+    small_run(tmp_path / "run", SMALL.override(validation=0.0))
+    assert [sorted(order) for order in orders] == [list(range(64))] * 3
+    assert len({tuple(order) for order in [*orders, list(range(64))]}) == 4
 
 
 def test_a_folder_that_cannot_be_written_is_one_message_before_any_work(tmp_path: Path) -> None:
