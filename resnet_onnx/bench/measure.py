@@ -7,6 +7,7 @@ round, so that a drift of clocks or of neighbours hits all of them alike.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ def _rounds(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) ->
         for index in waiting:
             if rows[index].error is None:
                 left = sum(max(0.0, plan.duration_s - rows[i].spent_s) for i in waiting if rows[i].error is None)
-                progress(f"round {number}: {rows[index]} · at most {left:.0f} s left")
+                progress(f"round {number}: {rows[index]} · at most {math.ceil(left)} s left")
                 crew.sample(index, slice_seconds(rows[index], plan))
         waiting = [index for index in waiting if not _done(rows[index], plan)]
 

@@ -52,7 +52,7 @@ def unstable_reason(row: Row) -> str | None:
         count = 0 if interval is None else int(interval.effective_samples)
         reasons.append(f"{count} independent samples are too few for a 95 % interval")
     elif interval.relative_half_width > WIDTH_LIMIT:
-        reasons.append(f"the 95 % interval is ±{interval.relative_half_width:.0%}")
+        reasons.append(f"the 95 % interval is ±{100 * interval.relative_half_width:.0f} %")
     return "; ".join(reasons) or None
 
 

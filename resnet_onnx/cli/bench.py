@@ -143,6 +143,8 @@ def command(
     }
     shown = results(raw=False)
     _print(terminal, model, environment, shown, plan)
+    if any(found is not None and not found.undisturbed for found in peaks.values()):
+        terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
     if save is not None:
         files.write_json(save, record.document(results(raw=True), plan=plan, about=about))
         terminal.note(f"saved: {save}")
@@ -261,25 +263,28 @@ def _print(
     terminal.line(model.description)
     terminal.line(_machine(environment, rows))
     terminal.line()
-    reference = next((r["runtime"] for r in rows if r["runtime"] == "torch"), rows[0]["runtime"])
+    names = {row["runtime"] for row in rows}
+    reference = "torch" if "torch" in names else rows[0]["runtime"]
     several = len(plan.streams) > 1 or plan.streams[0] > 1
-    columns = [
-        "runtime", "batch", *(["streams"] if several else []),
-        "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak", f"vs {reference}",
-    ]  # fmt: skip
+    columns = ["runtime", "batch", "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak"]
+    if several:
+        columns.insert(2, "streams")
+    if len(names) > 1:
+        columns.append(f"vs {reference}")
     base = {(r["batch"], r["streams"]): r["images_per_second"] for r in rows if r["runtime"] == reference}
     ordered = sorted(rows, key=lambda r: (r["batch"], r["streams"], -(r["images_per_second"] or 0.0)))
     cells = []
     for row in ordered:
         ratio = _ratio(row["images_per_second"], base.get((row["batch"], row["streams"])))
+        doubtful = row["error"] is None and not row["stable"]
         cells.append(
             [
-                row["runtime"] + ("" if row["stable"] else " ~"),
+                row["runtime"] + (" ~" if doubtful else ""),
                 str(row["batch"]),
                 *([str(row["streams"])] if several else []),
                 *_figures(row),
                 _share(row["roofline"]),
-                ratio,
+                *([ratio] if len(names) > 1 else []),
             ]
         )
     terminal.table(columns, cells)
@@ -326,15 +331,18 @@ def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], pla
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
     streams = ", ".join(str(count) for count in plan.streams)
-    stable = sum(row["stable"] for row in rows)
-    verdict = "yes" if stable == len(rows) else "no" if not stable else "in part"
+    complete = [row for row in rows if row["error"] is None]
+    stable = sum(row["stable"] for row in complete)
+    verdict = "yes" if stable == len(complete) else "no" if not stable else "in part"
     terminal.line(
-        f"{work}, {streams} stream{'' if plan.streams == (1,) else 's'}. Stable: {verdict} ({stable} of {len(rows)})."
+        f"{work}, {streams} stream{'' if plan.streams == (1,) else 's'}. "
+        f"Stable: {verdict} ({stable} of {len(complete)})."
     )
     for row in rows:
         where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
         if row["error"] is not None:
-            terminal.line(f"  {where}: {row['error']['kind']}: {row['error']['message']}")
+            full = row["error"]["kind"] == "out-of-memory"
+            terminal.line(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             terminal.line(f"  ~ {where}: {row['unstable_reason']}")
     measured = [row for row in rows if row["samples"]]

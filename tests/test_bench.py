@@ -1,0 +1,469 @@
+"""Measuring in child processes: turns, deaths, neighbours, memory; and the work of a graph beside the peaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from resnet_onnx.bench import record, roofline
+from resnet_onnx.bench.child import Worker, enlarge
+from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample
+from resnet_onnx.bench.measure import Contender, Plan, Row, measure
+from resnet_onnx.bench.processes import Child, ChildDied
+from runtimes import files
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, UsageError
+from runtimes.fake import FakeProgram, FakeRuntime
+from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
+
+
+def write_model(path: Path, nodes: list[Any], inputs: Mapping[str, list[Any]], weights: Mapping[str, Any]) -> Path:
+    """Writes an ONNX model whose last node makes its one output."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A convolution 3→8, 3×3, on 16×16, dynamic batch: some tens of microseconds."""
+    weight = np.random.default_rng(0).standard_normal((8, 3, 3, 3), np.float32)
+    node = helper.make_node("Conv", ["input", "w"], ["output"], pads=[1, 1, 1, 1])
+    return write_model(tmp_path / "tiny.onnx", [node], {"input": ["batch", 3, 16, 16]}, {"w": weight})
+
+
+FEEDS = {"input": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+
+
+def ort(path: Path) -> Contender:
+    return Contender(runtime="ort-cpu", source=ModelSource(path=path), options=RuntimeOptions(threads=1))
+
+
+def children() -> list[psutil.Process]:
+    return [c for c in psutil.Process().children() if "resnet_onnx.bench.child" in " ".join(c.cmdline())]
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def test_every_contender_is_measured_at_every_batch_and_number_of_streams(tiny: Path) -> None:
+    reference = Contender(runtime="reference", source=ModelSource(path=tiny))
+    plan = Plan(batches=(1, 3), streams=(1, 2), duration_s=0.4)
+    rows = measure([ort(tiny), reference], FEEDS, plan)
+    assert [(r.contender.runtime, r.batch, r.streams) for r in rows] == [
+        (name, batch, streams) for name in ("ort-cpu", "reference") for batch in (1, 3) for streams in (1, 2)
+    ]
+    assert [row.error for row in rows] == [None] * 8
+    assert all(row.times_ns.size > 0 and row.times_ns.min() > 0 for row in rows)
+    assert all(row.opened is not None and row.opened.version for row in rows)
+    assert not children(), "the child processes must be gone"
+    first = rows[0]
+    assert first.opened is not None
+    assert first.opened.recorded["threads"] == 1
+    assert first.opened.placement == {"CPUExecutionProvider, cpu": 1}
+    speed = record.images_per_second(rows[2])
+    assert speed is not None
+    assert speed[0] == pytest.approx(3 / (np.median(rows[2].times_ns) / 1e9))
+
+
+def test_rows_take_turns(tiny: Path) -> None:
+    told: list[str] = []
+    plan = Plan(batches=(1, 2), duration_s=0.3, precision_target=1e-9)
+    measure([ort(tiny), ort(tiny)], FEEDS, plan, progress=told.append)
+    first = [text for text in told if text.startswith("round 1:")]
+    assert len(first) == 4
+    assert told.index(first[-1]) < next(i for i, text in enumerate(told) if text.startswith("round 2:"))
+
+
+def test_duration_bounds_a_row_and_a_precise_row_ends_early(tiny: Path) -> None:
+    never, soon = (
+        measure([ort(tiny)], FEEDS, Plan(batches=(1,), duration_s=1.0, precision_target=target))[0]
+        for target in (1e-9, 0.9)
+    )
+    assert 0.8 <= never.spent_s <= 1.2
+    assert len(soon.slices) == 3
+    assert soon.spent_s < never.spent_s
+
+
+def test_several_streams_are_rated_by_what_they_complete_together() -> None:
+    slices = [
+        Slice(times_ns=np.full(20, 10_000_000), runs_per_s=200.0, spent_s=0.1, disturbance=Disturbance(wall_s=0.1))
+        for _ in range(6)
+    ]
+    source = ModelSource(factory="a:b")
+    row = Row(contender=Contender(runtime="x", source=source), batch=4, streams=2, scope="device", slices=slices)
+    assert record.images_per_second(row) == (800.0, (800.0, 800.0))
+    assert record.latency_ms(row)["p50"] == 10.0
+
+
+@pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"batches": ()}, {"streams": (0,)}, {"duration_s": 0.0}])
+def test_a_plan_that_measures_nothing_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Plan(**wrong)
+
+
+def test_a_model_that_no_runtime_opens_is_an_error_in_its_rows(tmp_path: Path, tiny: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"")
+    broken, sound = measure([ort(bad), ort(tiny)], FEEDS, Plan(batches=(1,), duration_s=0.2))
+    assert isinstance(broken.error, BadModel)
+    assert "empty" in broken.error.message
+    assert sound.error is None
+    assert sound.times_ns.size > 0
+
+
+# ---- deaths ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_child_takes_one_row_with_it_and_the_others_go_on(tiny: Path) -> None:
+    victims: list[int] = []
+    told: list[str] = []
+
+    def kill_once(text: str) -> None:
+        told.append(text)
+        if text.startswith("round 2: ort-cpu batch 2") and not victims:
+            victims.extend(child.pid for child in children())
+            os.kill(victims[0], signal.SIGKILL)
+
+    rows = measure(
+        [ort(tiny)], FEEDS, Plan(batches=(1, 2, 4), duration_s=0.5, precision_target=1e-9), progress=kill_once
+    )
+    assert len(victims) == 1, "the test must have killed the one child"
+    killed = next(row for row in rows if row.batch == 2)
+    assert isinstance(killed.error, ChildDied)
+    assert "SIGKILL; the system does that where memory runs out" in killed.error.message
+    assert len(killed.slices) == 1
+    for row in rows:
+        if row is not killed:
+            assert row.error is None
+            assert row.spent_s >= 0.4
+
+
+def test_a_child_that_dies_while_it_opens_is_an_error_in_all_its_rows(tiny: Path) -> None:
+    source = ModelSource(factory="os:_exit", arguments={"status": 7})
+    rows = measure([Contender(runtime="torch", source=source), ort(tiny)], FEEDS, Plan(batches=(1, 2), duration_s=0.2))
+    assert [str(row.error) for row in rows[:2]] == ["the process that ran torch ended with exit code 7"] * 2
+    assert all(row.error is None for row in rows[2:])
+
+
+def test_a_fault_in_a_child_is_raised_with_its_traceback() -> None:
+    with Child("x") as child, pytest.raises(RuntimeError, match=r"(?s)AttributeError.*Traceback"):
+        child.call("no_such_request")
+
+
+def test_an_error_of_a_child_arrives_with_its_fix(tmp_path: Path) -> None:
+    with Child("x") as child, pytest.raises(BadModel) as caught:
+        child.call(
+            "open",
+            runtime="ort-cpu",
+            source=ModelSource(path=tmp_path / "none.onnx"),
+            device=None,
+            options=RuntimeOptions(),
+        )
+    assert caught.value.fix == "check the path"
+
+
+def test_children_end_when_their_parent_is_killed(tiny: Path) -> None:
+    script = f"""
+import numpy as np
+from pathlib import Path
+from resnet_onnx.bench.measure import Contender, Plan, measure
+from runtimes.spec import ModelSource
+feeds = {{"input": np.zeros((1, 3, 16, 16), np.float32)}}
+contender = Contender(runtime="ort-cpu", source=ModelSource(path=Path({str(tiny)!r})))
+measure([contender], feeds, Plan(batches=(1,), duration_s=60, precision_target=1e-9),
+        progress=lambda text: print(text, flush=True))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        next(line for line in parent.stdout if line.startswith("round"))
+        found = psutil.Process(parent.pid).children(recursive=True)
+        assert found, "there must be a child to be left behind"
+        parent.kill()
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_module_in_the_current_folder_does_not_stand_in_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runtimes.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    with Child("x") as child:
+        assert child.call("release", row=0) is None
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_larger_than_memory_is_a_recorded_row(tiny: Path) -> None:
+    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1, 2**40, 2), duration_s=0.2))
+    assert isinstance(rows[1].error, OutOfMemory)
+    assert "a batch of 1099511627776" in rows[1].error.message
+    assert [row.error for row in (rows[0], rows[2])] == [None, None]
+    assert rows[2].times_ns.size > 0
+
+
+def test_enlarge_repeats_samples_and_leaves_fixed_inputs_alone() -> None:
+    inputs = (
+        TensorSpec("x", np.dtype(np.float32), ("batch", 2)),
+        TensorSpec("table", np.dtype(np.float32), (3,)),
+    )
+    feeds = {"x": np.arange(4, dtype=np.float32).reshape(2, 2), "table": np.arange(3, dtype=np.float32)}
+    found = enlarge(feeds, inputs, 5)
+    assert found["x"].tolist() == [[0, 1], [2, 3], [0, 1], [2, 3], [0, 1]]
+    assert found["table"].tolist() == [0, 1, 2]
+    assert enlarge(feeds, inputs, 1)["x"].tolist() == [[0, 1]]
+
+
+def test_memory_does_not_grow_with_the_number_of_rounds(tiny: Path) -> None:
+    worker = Worker()
+    worker.open("ort-cpu", ModelSource(path=tiny), None, RuntimeOptions(threads=1))
+    worker.prepare(0, FEEDS, 2, 1, "device", 0.2)
+
+    def rounds(count: int) -> int:
+        for _ in range(count):
+            worker.sample(0, 0.005, 1)
+        return psutil.Process().memory_info().rss
+
+    before = rounds(30)
+    after = rounds(300)
+    worker.release(0)
+    assert after <= before * 1.05
+
+
+# ---- the clock and the neighbours --------------------------------------------------------------------------------
+
+
+def program(seconds: float) -> FakeProgram:
+    spec = TensorSpec("x", np.dtype(np.float32), (1,))
+
+    def function(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        time.sleep(seconds)
+        return {"x": feeds["x"]}
+
+    return FakeProgram(inputs=(spec,), outputs=(spec,), function=function)
+
+
+@pytest.fixture
+def sleeper() -> Callable[[float], Any]:
+    """Prepared work that takes a given time."""
+
+    def make(seconds: float) -> Any:
+        source = ModelSource(factory=f"{__name__}:program", arguments={"seconds": seconds})
+        return FakeRuntime(source, device="cpu", options=RuntimeOptions()).prepare({"x": np.ones(1, np.float32)})
+
+    return make
+
+
+def test_a_sample_is_the_time_of_one_run(sleeper: Callable[[float], Any]) -> None:
+    found = sample([sleeper(0.02)], seconds=0.2)
+    assert 3 <= found.times_ns.size <= 10
+    assert 20e6 <= np.median(found.times_ns) < 40e6
+    assert found.runs_per_s == pytest.approx(1e9 / found.times_ns.mean())
+    assert found.spent_s >= found.times_ns.sum() / 1e9 + 0.02, "the discarded run counts as spent"
+
+
+def test_two_streams_complete_twice_as_much_of_what_only_waits(sleeper: Callable[[float], Any]) -> None:
+    found = sample([sleeper(0.02), sleeper(0.02)], seconds=0.3)
+    assert 60 <= found.runs_per_s <= 100
+
+
+def test_an_error_in_one_of_several_streams_is_raised(sleeper: Callable[[float], Any]) -> None:
+    broken = sleeper(0.0)
+    broken._runtime._function = lambda feeds: {}
+    with pytest.raises(RunFailed, match="returned no x"):
+        sample([sleeper(0.001), broken], seconds=0.05)
+
+
+BURN = "import time\nend = time.time() + 60\nwhile time.time() < end: pass"
+
+
+@pytest.fixture
+def busy_neighbour() -> Iterator[Callable[[], None]]:
+    """Starts, when called, a process per core that does nothing but burn time."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.extend(subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(os.cpu_count() or 1))
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_busy_neighbour_makes_a_row_unstable(tiny: Path, busy_neighbour: Callable[[], None]) -> None:
+    started: list[str] = []
+
+    def start_once(text: str) -> None:
+        if text.startswith("round 2") and not started:
+            started.append(text)
+            busy_neighbour()
+
+    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1,), duration_s=3.0, precision_target=1e-9), progress=start_once)
+    assert started
+    reason = record.unstable_reason(rows[0])
+    assert reason is not None
+    assert "other programs used" in reason
+
+
+def test_the_watch_does_not_count_our_own_work(busy_neighbour: Callable[[], None]) -> None:
+    busy_neighbour()
+    time.sleep(0.3)
+    own, watch, end = time.process_time(), Watch(), time.perf_counter() + 2.0
+    while time.perf_counter() < end:
+        pass
+    own, seen = time.process_time() - own, watch.stop()
+    assert own > 0.3
+    assert seen.others_cpu_s > 0.3 * seen.wall_s
+    assert own + seen.others_cpu_s <= seen.wall_s * seen.cores * 1.1
+
+
+def _row(**disturbance: Any) -> Row:
+    times = np.random.default_rng(0).normal(1e7, 1e5, 40).astype(np.int64)
+    one = Slice(
+        times_ns=times, runs_per_s=100.0, spent_s=1.0, disturbance=Disturbance(wall_s=1.0, cores=2, **disturbance)
+    )
+    contender = Contender(runtime="x", source=ModelSource(factory="a:b"))
+    return Row(contender=contender, batch=1, streams=1, scope="device", slices=[one])
+
+
+def test_a_quiet_row_is_stable_and_every_disturbance_is_named() -> None:
+    assert record.unstable_reason(_row(others_cpu_s=0.05, stolen_cpu_s=0.01, involuntary_switches=40)) is None
+    assert record.unstable_reason(_row(others_cpu_s=-0.02)) is None
+    assert record.unstable_reason(_row(others_cpu_s=0.8)) == "other programs used 0.8 of 2 cores"
+    assert record.unstable_reason(_row(stolen_cpu_s=0.5)) == "the hypervisor took 0.5 of 2 cores away"
+    assert record.unstable_reason(_row(involuntary_switches=900)) == "the threads lost their core 450 times a second"
+    failed = _row()
+    failed.error = OutOfMemory("full")
+    assert record.unstable_reason(failed) == "it was not measured to its end"
+
+
+def test_wide_and_missing_intervals_are_reasons() -> None:
+    wide = _row()
+    wide.slices = [replace(wide.slices[0], times_ns=np.array([10, 20, 30, 11, 19, 33, 12, 22] * 2) * 10**6)]
+    assert str(record.unstable_reason(wide)).startswith("the 95 % interval is ±")
+    few = _row()
+    few.slices = [replace(few.slices[0], times_ns=few.times_ns[:4])]
+    assert record.unstable_reason(few) == "4 independent samples are too few for a 95 % interval"
+
+
+# ---- work and peaks ----------------------------------------------------------------------------------------------
+
+
+def weights(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def count(path: Path, **shapes: tuple[int, ...]) -> tuple[int, int] | None:
+    found = roofline.count_work(path, shapes)
+    return (found.multiply_adds, found.elements) if found else None
+
+
+def test_multiply_adds_of_a_convolution(tiny: Path) -> None:
+    per_image = 8 * 16 * 16 * 3 * 9
+    assert count(tiny, input=(1, 3, 16, 16)) == (per_image, 3 * 256 + 8 * 27 + 8 * 256)
+    assert count(tiny, input=(5, 3, 16, 16)) == (5 * per_image, 5 * 3 * 256 + 8 * 27 + 5 * 8 * 256)
+
+
+def test_multiply_adds_of_groups_strides_products_and_transposes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], group=2, strides=[2, 2]),  # 4→6 in 2 groups, 1×1, 4×4 → 2×2
+        helper.make_node("ConvTranspose", ["a", "w2"], ["b"], strides=[2, 2]),  # 6→3, 2×2, 2×2 → 4×4
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("Gemm", ["c", "w3"], ["d"], transB=1),  # 48→10
+        helper.make_node("MatMul", ["d", "w4"], ["e"]),  # 10→7
+    ]
+    path = write_model(
+        tmp_path / "m.onnx", nodes, {"x": ["n", 4, 4, 4]},
+        {"w1": weights(6, 2, 1, 1), "w2": weights(6, 3, 2, 2), "w3": weights(10, 48), "w4": weights(10, 7)},
+    )  # fmt: skip
+    found = count(path, x=(2, 4, 4, 4))
+    assert found is not None
+    assert found[0] == 2 * (6 * 4 * 2 + 6 * 4 * 3 * 4 + 48 * 10 + 10 * 7)
+
+
+def test_work_is_unknown_rather_than_wrong(tmp_path: Path, tiny: Path) -> None:
+    assert count(tiny) is None, "the input's shape is not known"
+    relu = write_model(tmp_path / "r.onnx", [helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 4]}, {})
+    assert count(relu, x=(1, 4)) is None
+    einsum = helper.make_node("Einsum", ["x", "w"], ["y"], equation="ij,jk->ik")
+    path = write_model(tmp_path / "e.onnx", [einsum], {"x": ["n", 4]}, {"w": weights(4, 4)})
+    assert count(path, x=(1, 4)) is None
+
+
+def test_work_of_a_real_network_is_what_the_catalog_counts() -> None:
+    from resnet_onnx import workflow
+    from resnet_onnx.models.catalog import lookup
+    from resnet_onnx.models.counting import count as count_network
+
+    path = workflow.onnx_path(workflow.resolve(workflow.Request(model="cifar-resnet20")))
+    found = roofline.count_work(path, {"input": (1, 3, 32, 32)})
+    assert found is not None
+    assert found.multiply_adds == count_network(lookup("cifar-resnet20").config, 32).multiply_adds
+
+
+PEAKS = roofline.Peaks(gflops={"fp32": 100.0}, bandwidth_gbs=10.0, threads=2, measured_at=time.time(), undisturbed=True)
+
+
+def test_the_share_names_what_binds() -> None:
+    dense = roofline.Work(multiply_adds=500_000_000, elements=1_000_000)  # 10 ms of products, 0.4 ms of copies
+    found = roofline.share(dense, 50.0, PEAKS, "fp32")
+    assert (found.bound, found.achieved_gflops, found.peak_gflops) == ("compute", 50.0, 100.0)
+    assert found.fraction == pytest.approx(0.5)
+    assert found.limit_fraction == pytest.approx(0.5)
+    thin = roofline.Work(multiply_adds=5_000_000, elements=25_000_000)  # 0.1 ms of products, 10 ms of copies
+    found = roofline.share(thin, 50.0, PEAKS, "fp32")
+    assert found.bound == "memory"
+    assert found.fraction == pytest.approx(0.005)
+    assert found.limit_fraction == pytest.approx(0.5)
+
+
+def test_a_share_of_something_unknown_is_unknown() -> None:
+    work = roofline.Work(multiply_adds=1, elements=1)
+    assert roofline.share(None, 5.0, PEAKS, "fp32").fraction is None
+    assert roofline.share(work, None, PEAKS, "fp32").fraction is None
+    assert roofline.share(work, 5.0, None, "fp32").fraction is None
+    assert roofline.share(work, 5.0, PEAKS, "int8").fraction is None
+    assert roofline.share(work, 5.0, PEAKS, "int8").bound is None
+
+
+def test_peaks_are_measured_once_and_again_when_stale() -> None:
+    for old in files.cache_dir("peaks").glob("*.json"):
+        old.unlink()
+    first = roofline.peaks(1)
+    assert first is not None
+    assert first.gflops["fp32"] > 0.5
+    assert first.bandwidth_gbs > 0.1
+    (note,) = files.cache_dir("peaks").glob("*.json")
+    kept = json.loads(note.read_text())
+    note.write_text(json.dumps({**kept, "undisturbed": True, "gflops": {"fp32": 123.0}}))
+    assert roofline.peaks(1).gflops == {"fp32": 123.0}  # type: ignore[union-attr]
+    stale = {**kept, "undisturbed": True, "measured_at": time.time() - roofline.FRESH_S - 1, "gflops": {"fp32": 123.0}}
+    note.write_text(json.dumps(stale))
+    again = roofline.peaks(1)
+    assert again is not None
+    assert again.measured_at > kept["measured_at"]
+    note.write_text("{")
+    assert roofline.peaks(1) is not None
