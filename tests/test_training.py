@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,6 +35,7 @@ from runtimes.errors import (
     CheckFailed,
     FileProblem,
     RuntimeUnavailable,
+    Unavailable,
     UsageError,
 )
 
@@ -381,6 +383,21 @@ def test_a_picture_that_cannot_be_decoded_is_named_whether_streamed_or_not(
         with pytest.raises(Exception, match=r"bees/2\.png") as caught:
             small_run(tmp_path / f"run{limit}", data=open_training_data(str(tmp_path / "data")))
         assert getattr(caught.value, "exit_code", None) == 2
+
+
+def test_a_worker_process_that_dies_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    def kill(progress: Progress) -> None:
+        if progress.finished:
+            workers = [p for p in psutil.Process().children(recursive=True) if not p.children()]
+            loading = [p for p in workers if "forkserver" in " ".join(p.cmdline())]
+            assert loading
+            for worker in loading:
+                worker.kill()
+
+    recipe = lookup_recipe("folder").override(batch_size=16, precision="fp32")
+    with pytest.raises(Unavailable, match="a worker process that loads pictures died"):
+        small_run(tmp_path / "run", recipe, data=TrainingData(train=small_set(size=20)), workers=1, progress=kill)
+    assert read_checkpoint(tmp_path / "run" / "last").epoch == 1
 
 
 def test_fewer_pictures_than_a_batch_and_no_validation_still_train(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
@@ -102,17 +103,11 @@ class StreamFeed(Feed):
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
         """Yields batches, as ``Feed.batches`` says."""
         self._order.batches = [[(epoch, i) for i in part.tolist()] for part in torch.split(order, batch_size)]
-        loaded = iter(self._loader)
+        with _told_of_dead_workers():
+            loaded = iter(self._loader)
         while True:
-            try:
+            with _told_of_dead_workers():
                 item = next(loaded, None)
-            except RuntimeError as error:
-                if isinstance(error, ToolkitError) or "worker" not in str(error):
-                    raise
-                raise Unavailable(
-                    f"a worker process that loads pictures died ({' '.join(str(error).split())[:200]})",
-                    fix="it may have run out of memory: use fewer workers (0 loads in this process)",
-                ) from error
             if item is None:
                 return
             pictures, index, problem = item
@@ -123,6 +118,19 @@ class StreamFeed(Feed):
     def close(self) -> None:
         """Ends worker processes."""
         self._loader = None  # type: ignore[assignment]  # torch ends them when nothing refers to the loader
+
+
+@contextlib.contextmanager
+def _told_of_dead_workers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch has no class of its own for it
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Unavailable(
+            f"a worker process that loads pictures died ({' '.join(str(error).split())[:200]})",
+            fix="it may have run out of memory: use fewer workers (0 loads in this process)",
+        ) from error
 
 
 def _context() -> BaseContext:
