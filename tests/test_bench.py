@@ -171,6 +171,18 @@ def test_a_fault_in_a_child_is_raised_with_its_traceback() -> None:
         child.call("no_such_request")
 
 
+class _Unknown:
+    """Unpickles as something that is in no module."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return __import__, ("no_such_module",)
+
+
+def test_a_request_that_a_child_cannot_read_is_a_fault_and_no_hang() -> None:
+    with Child("x") as child, pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
+        child.call("release", row=_Unknown())
+
+
 def test_an_error_of_a_child_arrives_with_its_fix(tmp_path: Path) -> None:
     with Child("x") as child, pytest.raises(BadModel) as caught:
         child.call(

@@ -27,6 +27,9 @@ from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
 
+Request = tuple[str, dict[str, Any]]
+"""A method of ``Worker`` and its keyword arguments."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
@@ -133,12 +136,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    requests: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[Request | str] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(os.fdopen(os.dup(0), "rb"), requests), daemon=True).start()
     worker = Worker()
     while True:
-        method, arguments = requests.get()
-        answer = _answer(worker, method, arguments)
+        request = requests.get()
+        answer = ("fault", request) if isinstance(request, str) else _answer(worker, *request)
         pickle.dump(answer, replies, protocol=pickle.HIGHEST_PROTOCOL)
         replies.flush()
 
@@ -147,7 +150,6 @@ def _answer(worker: Worker, method: str, arguments: dict[str, Any]) -> tuple[str
     try:
         return "value", getattr(worker, method)(**arguments)
     except ToolkitError as error:
-        error.__cause__ = error.__context__ = None
         return "error", error
     except MemoryError as error:
         return "error", OutOfMemory(f"not enough memory: {error}".rstrip(": "), fix="use a smaller batch or model")
@@ -155,11 +157,13 @@ def _answer(worker: Worker, method: str, arguments: dict[str, Any]) -> tuple[str
         return "fault", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
 
 
-def _receive(stream: BinaryIO, requests: queue.SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
+def _receive(stream: BinaryIO, requests: queue.SimpleQueue[Request | str]) -> None:
     """Hands requests on; ends the process when the parent is gone, whatever the main thread is doing."""
-    try:
-        while True:
+    while True:
+        try:
             requests.put(pickle.load(stream))  # from our own parent over a private pipe, never from a file
-    except (EOFError, OSError, pickle.UnpicklingError):
-        sys.stderr.flush()
-        os._exit(0)
+        except (EOFError, OSError):
+            sys.stderr.flush()
+            os._exit(0)
+        except Exception as error:  # an argument whose module can't be imported here
+            requests.put(f"{type(error).__name__}: {error}")

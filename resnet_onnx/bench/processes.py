@@ -112,8 +112,11 @@ class Child:
 
 def _read(stream: BinaryIO | Any, replies: queue.SimpleQueue[tuple[str, Any] | None]) -> None:
     with stream:
-        try:
-            while True:
+        while True:
+            try:
                 replies.put(pickle.load(stream))  # from our own child over a private pipe, never from a file
-        except (EOFError, OSError, pickle.UnpicklingError):
-            replies.put(None)
+            except (EOFError, OSError, pickle.UnpicklingError):  # it ended, perhaps in the middle of an answer
+                replies.put(None)
+                return
+            except Exception as error:  # a value whose module can't be imported here
+                replies.put(("fault", f"{type(error).__name__}: {error}"))

@@ -21,10 +21,10 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import ToolkitError, Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.measure import Plan, Row
+    from resnet_onnx.bench.measure import Plan, Row, Scenario
     from resnet_onnx.bench.roofline import Peaks, Work
     from resnet_onnx.workflow import Model, Request
-    from runtimes.spec import Feeds
+    from runtimes.spec import Feeds, Scope
 
 _DEFAULT_MODEL = "resnet50"
 _DEFAULT_BATCHES = (1, 8)
@@ -67,8 +67,8 @@ def command(
     batch: tuple[int, ...] | None,
     streams: tuple[int, ...] | None,
     duration: float,
-    scenario: str | None,
-    scope: Any,
+    scenario: Scenario | None,
+    scope: Scope,
     device: str | None,
     threads: int | None,
     save: Path | None,
@@ -100,7 +100,7 @@ def command(
     from resnet_onnx.bench.measure import Contender, Plan, measure
     from runtimes.spec import RuntimeOptions
 
-    with terminal.status("preparing the model") as status:
+    with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
         names, left_out = workflow.runnable(model, names, chosen_by_all="all" in runtimes.split(","))
         batches, count = _batches(model, batch)
@@ -128,7 +128,7 @@ def command(
         peaks = _peaks(rows)
 
     def results(*, raw: bool) -> list[dict[str, Any]]:
-        return [_result(row, model, work[row.batch], peaks, raw) for row in rows]
+        return [_result(row, model, scenario, work[row.batch], peaks, raw) for row in rows]
 
     environment = describe_machine()
     about = {
@@ -221,7 +221,14 @@ def _cpu_threads(row: Row) -> int:
     return min(usable_cores(), threads * row.streams) if isinstance(threads, int) else usable_cores()
 
 
-def _result(row: Row, model: Model, work: Work | None, peaks: Mapping[int, Peaks | None], raw: bool) -> dict[str, Any]:
+def _result(
+    row: Row,
+    model: Model,
+    scenario: Scenario | None,
+    work: Work | None,
+    peaks: Mapping[int, Peaks | None],
+    raw: bool,
+) -> dict[str, Any]:
     from resnet_onnx.bench import record, roofline
 
     speed = record.images_per_second(row)
@@ -230,7 +237,7 @@ def _result(row: Row, model: Model, work: Work | None, peaks: Mapping[int, Peaks
         row,
         model=model.name,
         precision=model.precision,
-        scenario="latency" if row.streams == 1 else "throughput",
+        scenario=scenario or ("latency" if row.streams == 1 else "throughput"),
         share=share,
         multiply_adds=work.multiply_adds // row.batch if work else None,
         raw=raw,

@@ -161,15 +161,18 @@ class Terminal:
             yield display
 
     @contextlib.contextmanager
-    def status(self, text: str) -> Iterator[Any]:
-        """Shows a spinner with `text` while something of unknown length runs; ``update(text)`` changes it."""
+    def status(self, text: str, *, refresh_per_second: float = 12.5) -> Iterator[Any]:
+        """Shows a spinner with `text` while something of unknown length runs; ``update(text)`` changes it.
+
+        Drawing takes a core from what is being measured, so that a benchmark asks for less of it.
+        """
         from rich.console import Console
 
         console = Console(file=self._err, force_terminal=self._ttys[1])
         if self.quiet or not self._ttys[1]:
             yield _Still()
             return
-        with console.status(text) as display:
+        with console.status(text, refresh_per_second=refresh_per_second) as display:
             yield display
 
 
