@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.bench.clock import Watch
 from resnet_onnx.data.batches import Batch, Batches, Skipped
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
@@ -188,17 +188,17 @@ def evaluate(
     batch_size = min(model.fixed_batch or batch_size, total) if batch_size >= 1 else batch_size
     targets = class_map[dataset.labels]
     tally = _Tally(targets)
-    start = time.perf_counter()
+    watch = Watch()
     with Batches(
         dataset, preprocessing, batch_size=batch_size, workers=workers, as_bytes=model.as_bytes, skip_bad=skip_bad
     ) as batches:
         model.warm_up(batch_size, preprocessing)  # while the workers start
-        before, steady = batches.wait_for_first(), time.perf_counter()
+        before, steady = batches.wait_for_first(), Watch()
         for batch in batches:
             tally.add(batch, model.scores(batch.pictures))
             if progress is not None:
                 progress(tally.images + len(batches.skipped), total)
-        end = time.perf_counter()
+        steady_s = steady.stop().wall_s
         skipped = tuple(batches.skipped)
     if not tally.images:
         raise BadData(
@@ -209,8 +209,8 @@ def evaluate(
         top1=tally.top1 / tally.images,
         top5=tally.top5 / tally.images if tally.classes >= _TOP else None,
         images=tally.images,
-        images_per_second=max(tally.images - before, 1) / (end - steady),
-        seconds=end - start,
+        images_per_second=max(tally.images - before, 1) / steady_s,
+        seconds=watch.stop().wall_s,
         skipped=skipped,
         not_finite=tally.not_finite,
         predictions=tally.predictions,

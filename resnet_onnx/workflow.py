@@ -305,12 +305,6 @@ def _overridden(network: Network, request: Request) -> Network:
     )
 
 
-def _store(state: Mapping[str, Any]) -> tuple[Path, str]:
-    from safetensors.torch import save_file
-
-    return files.store_by_content("weights", ".safetensors", lambda path: save_file(dict(state), str(path)))
-
-
 def _as_network(
     request: Request,
     entry: catalog.CatalogEntry,
@@ -332,20 +326,20 @@ def _as_network(
 
 
 def _fitted(request: Request, path: Path) -> Network:
-    from resnet_onnx.models.weights import fit_state_dict, read_state_dict
+    from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
 
     entry = _entry(replace(request, model=request.name or request.model, name=None))
     config, state = fit_state_dict(entry.config, read_state_dict(path), origin=str(path))
-    return _as_network(request, entry, config, _store(state), path.name, True)
+    return _as_network(request, entry, config, store_state_dict(state), path.name, True)
 
 
 def _imagenet(request: Request) -> Network:
-    from resnet_onnx.models.weights import fit_state_dict, imagenet_state_dict
+    from resnet_onnx.models.weights import fit_state_dict, imagenet_state_dict, store_state_dict
 
     entry = _entry(request)
     config, state = fit_state_dict(entry.config, imagenet_state_dict(entry), origin=f"ImageNet weights of {entry.name}")
     enum = entry.pretrained.enum_name if entry.pretrained else ""
-    return _as_network(request, entry, config, _store(state), f"torchvision {enum}", True)
+    return _as_network(request, entry, config, store_state_dict(state), f"torchvision {enum}", True)
 
 
 def _random(request: Request) -> Network:
@@ -358,17 +352,17 @@ def _random(request: Request) -> Network:
         "seed": request.seed,
         "pictures": RANDOM_PICTURES,
         "torch": package_version("torch"),
-        "recipe": 1,
+        "recipe": 3,
     }
     note = files.cache_dir("random") / f"{_digest(made_from)}.json"
     stored = _recall(note)
     if stored is None:
         from resnet_onnx.data.samples import sample_pictures
-        from resnet_onnx.models.weights import random_state_dict
+        from resnet_onnx.models.weights import random_state_dict, store_state_dict
 
         pictures = sample_pictures(RANDOM_PICTURES, preprocessing, seed=0)
         state = random_state_dict(entry.config, preprocessing, seed=request.seed, pictures=pictures)
-        stored = _store(state)
+        stored = store_state_dict(state)
         files.write_json(note, {"weights_sha256": stored[1], "made_from": made_from})
     return _as_network(request, entry, entry.config, stored, f"random weights (seed {request.seed})", False)
 
@@ -468,7 +462,7 @@ def _from_onnx(request: Request, path: Path) -> Model:
 
 def _original_weights(request: Request, network: Network) -> Network:
     """The torch form of an ONNX file made here, from weights that the user names."""
-    from resnet_onnx.models.weights import fit_state_dict, read_state_dict
+    from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
 
     if request.weights in ("random", "imagenet"):
         raise UsageError(f"{request.model} has its weights in it: --weights names the file that they came from")
@@ -481,7 +475,7 @@ def _original_weights(request: Request, network: Network) -> Network:
     config, state = fit_state_dict(network.config, read_state_dict(path), origin=str(path))
     if config != network.config:
         raise BadWeights(f"{path} does not fit the architecture that {request.model} was made from")
-    stored = _store(state)
+    stored = store_state_dict(state)
     return replace(network, weights=stored[0], weights_sha256=stored[1])
 
 
@@ -656,6 +650,7 @@ def export(model: Model, path: Path) -> dict[str, Any]:
         bound=SAME_FUNCTION,
         manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
     )
+    _keep_weights(network)
     checked = files.check_onnx(path)
     return {
         "path": str(path),
@@ -673,6 +668,18 @@ def export(model: Model, path: Path) -> dict[str, Any]:
         "weights_sha256": network.weights_sha256,
         "input": {**form.to_json(), "image_size": network.preprocessing.image_size},
     }
+
+
+def _keep_weights(network: Network) -> None:
+    """Keeps the source weights in the cache, so that torch and the gold can be rebuilt from the ONNX file alone."""
+    import shutil
+
+    if files.find_by_content("weights", ".safetensors", network.weights_sha256) is None:
+
+        def copy(path: Path) -> None:
+            shutil.copyfile(network.weights, path)
+
+        files.store_by_content("weights", ".safetensors", copy)
 
 
 def _need_network(model: Model) -> Network:

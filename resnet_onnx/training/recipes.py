@@ -175,7 +175,6 @@ _RECIPES = {
             epochs=6,
             batch_size=32,
             learning_rate=0.1,
-            weight_decay=5e-4,
             nesterov=True,
             warmup=0.25,
             crop="pad",
