@@ -28,7 +28,6 @@ from resnet_onnx.evaluation import PictureModel, evaluate
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes import ModelSource, Runtime, RuntimeOptions, open_runtime
 
-
 _QUIET = 0.1
 """Share of the cores that others may use before a ratio says more of them than of us."""
 
