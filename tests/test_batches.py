@@ -121,6 +121,12 @@ def _worker_processes() -> list[psutil.Process]:
 
 
 class TestWorkers:
+    def test_a_set_much_larger_than_what_is_on_its_way_comes_whole(self, shared_data: Path) -> None:
+        dataset = open_dataset(shared_data / "cifar10-jpeg.zip").subset(range(0, 10_000, 4))
+        with batches(dataset, SMALL, batch_size=10, workers=2) as found:
+            indices = [index for batch in found for index in batch.indices]
+        assert indices == list(range(2500))
+
     def test_a_killed_worker_is_an_error_and_no_hang(self, shared_data: Path) -> None:
         dataset = open_dataset(shared_data / "imagenet-photos-100.zip").subset(np.arange(2000) % 100)
         with batches(dataset, Preprocessing(), batch_size=8, workers=2) as found:
