@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 METADATA_PREFIX = "resnet_onnx."
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
-RANDOM_PICTURES = 16
+RANDOM_PICTURES = 8
 """Pictures that set the batch-norm statistics of random weights: enough that deep activations stay sane, few enough
-that they cost a second or two."""
+that they cost less than the export."""
 
 _IMAGE_SIDES = (8, 4096)
 

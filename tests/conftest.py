@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps every test out of the user's cache; one cache serves the whole run."""
-    base = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("RESNET_ONNX_CACHE", str(base))
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps every test out of the user's cache; one cache serves the whole run of a worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNET_ONNX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.models.preprocessing import Preprocessing
-from runtimes.errors import UsageError
+from runtimes.errors import Unavailable, UsageError
 
 _SMALLEST_CROP = 0.3
 """Side of the smallest crop as a fraction of the photo's shorter side."""
+
+_PHOTOS = ("china.jpg", "flower.jpg")
 
 
 def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.uint8]:
@@ -29,11 +33,10 @@ def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> 
         UsageError: `count` is below 1.
     """
     from PIL import Image
-    from sklearn.datasets import load_sample_images
 
     if count < 1:
         raise UsageError(f"the number of sample pictures must be at least 1, not {count}")
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    photos = [Image.open(path).convert("RGB") for path in _photo_files()]
     size = preprocessing.image_size
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     random = np.random.default_rng(seed)
@@ -53,3 +56,19 @@ def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> 
         resized = np.asarray(photos[which].resize((size, size), filters[preprocessing.interpolation], box=box))
         pictures[index] = resized[:, ::-1] if crop[4] else resized
     return pictures
+
+
+def _photo_files() -> list[Path]:
+    """Finds scikit-learn's photos without importing it, which would take longer than all the rest."""
+    found = importlib.util.find_spec("sklearn")
+    folders = found.submodule_search_locations if found is not None else None
+    if not folders:
+        raise Unavailable(
+            "scikit-learn, whose sample photos are used, is not installed", fix="pip install scikit-learn"
+        )
+    files = [Path(folders[0]) / "datasets" / "images" / name for name in _PHOTOS]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise Unavailable(
+            f"scikit-learn's sample photo {missing[0]} is missing", fix="pip install --force-reinstall scikit-learn"
+        )
+    return files

@@ -74,6 +74,7 @@ def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str,
     scale = UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
     bound = derived_bound(summation_lengths, precision)
     least = NOISE_MULTIPLE * UNIT_ROUNDOFF[precision] * math.sqrt(max(1, len(summation_lengths)))
+    bound = max(bound, least)
     if not noise <= bound / scale:  # NaN too
         return Budget(
             relative_rmse=bound,

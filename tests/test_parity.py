@@ -1,0 +1,240 @@
+"""Parity passes when it must and fails when it must, through the command line and the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from resnet_onnx import workflow
+from resnet_onnx.cli.main import main
+from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
+from resnet_onnx.parity.budget import allowance
+from resnet_onnx.parity.compare import judge
+from resnet_onnx.workflow import Request
+from runtimes import files
+
+RUNTIMES = "torch,ort-cpu,openvino"
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parity") / "cifar-resnet20.onnx"
+    workflow.export(workflow.resolve(Request(model="cifar-resnet20", seed=3)), path)
+    return path
+
+
+def mutate(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(source)
+    change(model)
+    onnx.save(model, target)
+    return target
+
+
+def scale_weight(node_name: str, factor: float, channel: int | None = None) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == node_name)
+        tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+        values = numpy_helper.to_array(tensor).copy()
+        values[slice(None) if channel is None else channel] *= factor
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    return change
+
+
+def drop_relu(model: onnx.ModelProto) -> None:
+    relu = [n for n in model.graph.node if n.op_type == "Relu"][4]
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == relu.output[0]:
+                node.input[index] = relu.input[0]
+    model.graph.node.remove(relu)
+
+
+def shift_padding(model: onnx.ModelProto) -> None:
+    conv = [n for n in model.graph.node if n.op_type == "Conv"][3]
+    pads = next(a for a in conv.attribute if a.name == "pads")
+    pads.ints[:] = [0, 1, 2, 1]
+
+
+def rename_output(model: onnx.ModelProto) -> None:
+    name = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["scores" if o == name else o for o in node.output]
+    model.graph.output[0].name = "scores"
+
+
+def swap_channels(model: onnx.ModelProto) -> None:
+    conv = next(n for n in model.graph.node if n.op_type == "Conv")
+    tensor = next(t for t in model.graph.initializer if t.name == conv.input[1])
+    values = numpy_helper.to_array(tensor)[:, ::-1].copy()
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def plant_nan(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if len(t.dims) == 2)
+    values = numpy_helper.to_array(tensor).copy()
+    values[1, 1] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def run_json(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main([*arguments, "--json"])
+    out = capfd.readouterr().out
+    document: dict[str, Any] = json.loads(out)
+    return code, document
+
+
+def test_every_cpu_runtime_passes(cifar: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    junit, save = tmp_path / "junit.xml", tmp_path / "parity.json"
+    code, result = run_json(
+        capfd, "parity", str(cifar), "--runtimes", RUNTIMES, "--junit", str(junit), "--save", str(save)
+    )
+    assert code == 0
+    assert result["passed"] is True
+    assert [row["runtime"] for row in result["results"]] == RUNTIMES.split(",")
+    for row in result["results"]:
+        assert 0 < row["relative_rmse"] < row["budget"] < 2e-5
+        assert row["top1_agreement"] == 1.0
+    assert result["gold"] == "torch float64"
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "0")
+    saved = json.loads(save.read_text())
+    assert saved["kind"] == "parity"
+    assert saved["artifacts"]["onnx_sha256"] == files.sha256_file(cifar)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (scale_weight("layer2.1.conv2", 1.01, channel=3), "from gold"),
+        (scale_weight("conv1", 1.001), "from gold"),
+        (drop_relu, "from gold"),
+        (shift_padding, "from gold"),
+        (swap_channels, "from gold"),
+        (plant_nan, "NaN"),
+    ],
+    ids=["one channel of one weight off by 1 %", "stem off by 0.1 %", "missing ReLU", "shifted padding", "BGR", "NaN"],
+)
+def test_a_mutant_fails_on_every_onnx_runtime(
+    cifar: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    change: Callable[[onnx.ModelProto], None],
+    reason: str,
+) -> None:
+    mutant = mutate(cifar, tmp_path / "mutant.onnx", change)
+    junit = tmp_path / "junit.xml"
+    code, result = run_json(
+        capfd, "parity", str(mutant), "--runtimes", "ort-cpu,openvino", "--gold", str(cifar), "--junit", str(junit)
+    )
+    assert code == 1
+    assert result["passed"] is False
+    for row in result["results"]:
+        assert row["passed"] is False
+        assert reason in row["reason"]
+    assert ElementTree.parse(junit).getroot()[0].get("failures") == "2"
+
+
+def test_our_own_file_is_compared_with_its_own_weights(cifar: Path, tmp_path: Path, capfd: Any) -> None:
+    # No --gold: the metadata leads to the source weights in the cache, so that a changed file can't be its own truth.
+    mutant = mutate(cifar, tmp_path / "mutant.onnx", scale_weight("layer3.0.conv1", 1.02))
+    code, result = run_json(capfd, "parity", str(mutant), "--runtimes", "ort-cpu")
+    assert code == 1
+    assert result["gold"] == "torch float64"
+
+
+def test_a_renamed_output_is_no_reason_to_pass_in_silence(cifar: Path, tmp_path: Path, capfd: Any) -> None:
+    renamed = mutate(cifar, tmp_path / "renamed.onnx", rename_output)
+    code, result = run_json(capfd, "parity", str(renamed), "--runtimes", "ort-cpu", "--gold", str(cifar))
+    assert code == 0  # another file's single output may be called anything
+    assert result["results"][0]["relative_rmse"] < 2e-5
+
+
+def test_without_its_weights_the_graph_is_gold_and_torch_asks_for_them(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any
+) -> None:
+    monkeypatch.setenv("RESNET_ONNX_CACHE", str(tmp_path / "empty"))
+    code, result = run_json(capfd, "parity", str(cifar), "--runtimes", "all", "--images", "2")
+    assert code == 0
+    assert "graph in float64" in result["gold"]
+    assert [row["runtime"] for row in result["results"]] == ["ort-cpu", "openvino"]
+    code, result = run_json(capfd, "parity", str(cifar), "--runtimes", "torch")
+    assert code == 2
+    assert "--weights" in result["error"]["fix"]
+
+
+def test_a_foreign_model_with_several_inputs_and_whole_numbers(tmp_path: Path, capfd: Any) -> None:
+    graph = onnx.parser.parse_graph(
+        "g (float[n,3] a, float[n,3] b, int64[n,1] k) => (float[n,3] s, int64[n,1] m)"
+        " { t = Mul(a, b) s = Tanh(t) m = Add(k, k) }"
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    path = tmp_path / "foreign.onnx"
+    onnx.save(model, path)
+    code, result = run_json(capfd, "parity", str(path), "--runtimes", "ort-cpu,openvino,reference")
+    assert code == 0
+    assert set(result["results"][0]["outputs"]) == {"s", "m"}
+    assert result["results"][0]["outputs"]["m"]["max_abs"] == 0
+
+
+BUDGETS = {"y": allowance(1e-7, [100], yardstick="a test")}
+GOLD = {"y": np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])}
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({}, "missing"),
+        ({"y": GOLD["y"], "z": GOLD["y"]}, "is not gold's"),
+        ({"y": GOLD["y"][:1]}, "shape"),
+        ({"y": GOLD["y"][:, :2]}, "shape"),
+        ({"y": np.array([[1.0, 2.0, np.nan], [3.0, 1.0, 2.0]])}, "NaN"),
+        ({"y": np.array([[1.0, 2.0, np.inf], [3.0, 1.0, 2.0]])}, "NaN or Inf"),
+        ({"y": GOLD["y"] * 1.00001}, "from gold"),
+    ],
+    ids=["missing", "extra", "truncated batch", "truncated scores", "NaN", "Inf", "off"],
+)
+def test_outputs_are_compared_as_sets(found: dict[str, np.ndarray], reason: str) -> None:
+    outcome = judge("r", found, GOLD, BUDGETS, names=["one", "two"])
+    assert not outcome.passed
+    assert reason in outcome.reason
+
+
+def test_equal_outputs_pass_and_say_so() -> None:
+    outcome = judge("r", {"y": GOLD["y"].astype(np.float32)}, GOLD, BUDGETS, names=["one", "two"])
+    assert outcome.passed
+    assert outcome.top1_agreement == 1.0
+    assert "budget" in outcome.reason
+
+
+def test_one_bad_picture_does_not_hide_among_good_ones() -> None:
+    gold = {"y": np.ones((64, 10)) + np.arange(10)}
+    found = {"y": gold["y"].copy()}
+    budget = BUDGETS["y"].relative_rmse
+    found["y"][17] *= 1 + 20 * budget
+    outcome = judge("r", found, gold, BUDGETS, names=[f"picture {i}" for i in range(64)])
+    assert not outcome.passed
+
+
+def test_adversarial_pictures_are_what_they_are_called() -> None:
+    names, pictures = adversarial_pictures(32)
+    by_name = dict(zip(names, pictures, strict=True))
+    assert by_name["zeros"].max() == 0
+    assert by_name["white"].min() == 255
+    assert np.count_nonzero(by_name["one pixel"].any(axis=-1)) == 1
+    assert pictures.dtype == np.uint8
+
+
+def test_batches_are_odd_and_complete() -> None:
+    sizes = odd_batches(22)
+    assert sum(sizes) == 22
+    assert len(set(sizes)) > 2
+    assert sizes[0] == 1
