@@ -8,11 +8,12 @@ nothing where there is none. Everything that needs a driver is thin; it has not 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Self
 
-from runtimes.errors import RuntimeUnavailable
+from runtimes.errors import RuntimeUnavailable, UsageError
 
 CUDA_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -110,6 +111,31 @@ def require_gpu(device: str, *, runtime: str, package: str = "resnet-onnx") -> G
             fix=f"--device {' or '.join(g.device for g in found)}; CUDA_VISIBLE_DEVICES may hide others",
         )
     return found[index]
+
+
+def check_driver(gpu: Gpu, needed: int | None) -> None:
+    """Raises ``RuntimeUnavailable`` for a driver that is too old for a library built for CUDA `needed`."""
+    if needed is not None and gpu.cuda[0] < needed:
+        raise RuntimeUnavailable(
+            f"the NVIDIA driver {gpu.driver} serves CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, the installed library needs "
+            f"CUDA {needed}",
+            fix=f"install a driver for CUDA {needed} or newer (nvidia.com/drivers)",
+        )
+
+
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+"""NVIDIA's libraries obey it over whatever a program sets (cuBLAS and cuDNN documentation)."""
+
+
+def check_tf32_override(tf32: bool) -> None:
+    """Raises ``UsageError`` where the environment would overrule what is recorded as the TF32 setting."""
+    value = os.environ.get(TF32_VARIABLE)
+    if value is not None and (value != "0") != tf32:
+        asked = "allowed" if tf32 else "off"
+        raise UsageError(
+            f"{TF32_VARIABLE}={value} in the environment overrules the libraries, and TF32 was asked to be {asked}",
+            fix=f"unset {TF32_VARIABLE}, or {'leave --tf32 out' if tf32 else 'use --tf32'}",
+        )
 
 
 def gpu_names() -> list[str]:

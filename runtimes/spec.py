@@ -6,18 +6,24 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.errors import BadFeeds, UsageError
 
+if TYPE_CHECKING:
+    from runtimes.engines import ShapeRange
+
 Feeds = Mapping[str, NDArray[Any]]
 """Input arrays by input name."""
 
 Scope = Literal["device", "end-to-end"]
 """What a prepared run covers: device memory to device memory, or host array to host array with copies."""
+
+Autocast = Literal["bf16", "fp16"]
+"""What torch may round the inputs of products to."""
 
 Dimension = int | str
 """A fixed extent, or the name of a symbolic one (``"batch"``)."""
@@ -152,6 +158,12 @@ class RuntimeOptions:
         optimize: Whether the runtime may rewrite the graph; off only for diagnosis.
         tf32: Whether an NVIDIA device may round fp32 products to TF32.
         cuda_graph: Whether prepared runs on an NVIDIA device are captured once and replayed.
+        exhaustive_search: Whether cuDNN tries every algorithm of a convolution and keeps the fastest, in place of
+            asking its heuristics.
+        channels_last: Whether torch and ONNX Runtime's CUDA provider keep pictures as NHWC inside.
+        autocast: What torch may round the inputs of products to; None leaves the precision to the model.
+        shapes: Accepted shapes by input name, for a runtime that builds an engine while it opens an ONNX file; without
+            them it builds for the shapes as they come.
         trust_engine: Whether an engine that this machine's own cache did not build may be executed; it is code.
     """
 
@@ -160,11 +172,17 @@ class RuntimeOptions:
     optimize: bool = True
     tf32: bool = False
     cuda_graph: bool = False
+    exhaustive_search: bool = False
+    channels_last: bool = False
+    autocast: Autocast | None = None
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     trust_engine: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
+        if self.autocast not in (None, *get_args(Autocast)):
+            raise UsageError(f"autocast is bf16 or fp16, not '{self.autocast}'")
 
 
 @dataclass(frozen=True)

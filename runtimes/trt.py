@@ -19,6 +19,7 @@ from runtimes import engines, nvidia, trt_shim
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
+from runtimes.nvidia import check_driver
 from runtimes.spec import NodePlacement, Scope, TensorSpec
 
 
@@ -299,16 +300,6 @@ class _PreparedEngine(Prepared):
         self._lane.synchronize()
         self._graph = None
         del self._lane
-
-
-def check_driver(gpu: nvidia.Gpu, needed: int | None) -> None:
-    """Raises ``RuntimeUnavailable`` for a driver that is too old for a library built for CUDA `needed`."""
-    if needed is not None and gpu.cuda[0] < needed:
-        raise RuntimeUnavailable(
-            f"the NVIDIA driver {gpu.driver} serves CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, the installed library needs "
-            f"CUDA {needed}",
-            fix=f"install a driver for CUDA {needed} or newer (nvidia.com/drivers)",
-        )
 
 
 def check_capability(library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
