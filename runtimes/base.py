@@ -7,6 +7,7 @@ use after close are settled here. ``docs/adding-a-runtime.md`` walks through it.
 from __future__ import annotations
 
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,6 +115,7 @@ class Runtime(ABC):
         self.source = source
         self.device = device
         self.options = options
+        self._prepared: weakref.WeakSet[Prepared] = weakref.WeakSet()
         self._closed = True  # until _open is through, so that close() after a failed open does nothing
         self.inputs, self.outputs, self.recorded = self._open()
         self._closed = False
@@ -189,10 +191,10 @@ class Runtime(ABC):
         """
         self._check_open()
         check_feeds(feeds, self.inputs, who=self.name)
-        return self._run({spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs})
+        return self._run(self._ordered(feeds))
 
     def prepare(self, feeds: Feeds, *, scope: Scope = "device") -> Prepared:
-        """Places `feeds` for repeated runs; see ``Prepared``.
+        """Places `feeds` for repeated runs; see ``Prepared``. Closing the runtime closes it too.
 
         Raises:
             BadFeeds: A name, dtype or shape differs from ``inputs``.
@@ -200,12 +202,20 @@ class Runtime(ABC):
         """
         self._check_open()
         check_feeds(feeds, self.inputs, who=self.name)
-        return self._prepare({spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs}, scope)
+        prepared = self._prepare(self._ordered(feeds), scope)
+        self._prepared.add(prepared)
+        return prepared
+
+    def _ordered(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        # np.ascontiguousarray would turn a scalar into a vector of one.
+        return {spec.name: np.asarray(feeds[spec.name], order="C") for spec in self.inputs}
 
     def close(self) -> None:
-        """Frees the model; closing twice is fine."""
+        """Frees the model and every prepared run of it; closing twice is fine."""
         if not self._closed:
             self._closed = True
+            for prepared in list(self._prepared):
+                prepared.close()
             self._close()
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Prepared, Runtime
-from runtimes.errors import BadModel, RunFailed
+from runtimes.errors import BadModel, RunFailed, ToolkitError
 from runtimes.spec import NodePlacement, Scope, TensorSpec
 
 
@@ -58,11 +58,16 @@ class FakeRuntime(Runtime):
         return (NodePlacement("*", "", "Python function", self.device),)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        results = self._function(feeds)
+        try:
+            results = self._function(feeds)
+        except ToolkitError:
+            raise
+        except Exception as error:
+            raise RunFailed(f"{self.name}: running {self.source.name} failed: {error}") from error
         missing = [s.name for s in self.outputs if s.name not in results]
         if missing:
             raise RunFailed(f"the fake's function returned no {', '.join(missing)}")
-        return {s.name: np.asarray(results[s.name]) for s in self.outputs}
+        return {s.name: np.array(results[s.name]) for s in self.outputs}  # a function may return what it keeps
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
         return _PreparedFunction(self, feeds, scope)

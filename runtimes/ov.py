@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,29 +38,15 @@ class OpenVINORuntime(Runtime):
         if self.source.path is None:
             raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
         checked = files.check_onnx(self.source.path)
-        ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
-        threads = self.options.threads or usable_cores()
-        precision = "bf16" if checked.metadata.get("precision") == "bf16" else "f32"
-        core = ov.Core()
-        try:
-            model = core.read_model(str(checked.path))
-            self._compiled = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": precision,
-                    "PERFORMANCE_HINT": "LATENCY",
-                    "INFERENCE_NUM_THREADS": threads,
-                    "NUM_STREAMS": 1,
-                },
-            )
-        except RuntimeError as error:
-            text = " ".join(str(error).split())
-            raise UnsupportedModel(
-                f"{self.name} can't open {self.source.name}: {text[-300:]}", fix="choose another runtime or precision"
-            ) from error
-        self._ov = ov
-        self._request = self._compiled.create_infer_request()
+        self._ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
+        self._path = checked.path
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if checked.metadata.get("precision") == "bf16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.options.threads or usable_cores(),
+            "NUM_STREAMS": 1,
+        }
+        self._compile()
         used = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         return (
             checked.inputs,
@@ -70,6 +57,17 @@ class OpenVINORuntime(Runtime):
                 "streams": int(self._compiled.get_property("NUM_STREAMS")),
             },
         )
+
+    def _compile(self) -> None:
+        core = self._ov.Core()
+        try:
+            self._compiled = core.compile_model(core.read_model(str(self._path)), "CPU", self._settings)
+        except RuntimeError as error:
+            raise UnsupportedModel(
+                f"{self.name} can't open {self.source.name}: {_reason(error)}",
+                fix="choose another runtime or precision",
+            ) from error
+        self._request = self._compiled.create_infer_request()
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         rows = []
@@ -83,7 +81,9 @@ class OpenVINORuntime(Runtime):
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         with self._explained():
             self._bind(self._request, feeds, shared=False)
-            self._request.infer()
+            # infer() on one thread loses the error of a failed run and leaves the old outputs (seen in 2026.4).
+            self._request.start_async()
+            self._request.wait()
         return self._results(self._request)
 
     def _bind(self, request: Any, feeds: dict[str, NDArray[Any]], *, shared: bool) -> None:
@@ -124,13 +124,18 @@ class _Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         if isinstance(error, RuntimeError | MemoryError):
-            text = " ".join(str(error).split())
-            cls = (
-                OutOfMemory
-                if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text
-                else RunFailed
-            )
-            raise cls(f"{self._runtime.name}: running {self._runtime.source.name} failed: {text[-300:]}") from error
+            text = str(error)
+            full = isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text
+            self._runtime._compile()  # after one failed run every later one of the same model fails (seen in 2026.4)
+            raise (OutOfMemory if full else RunFailed)(
+                f"{self._runtime.name}: running {self._runtime.source.name} failed: {_reason(error)}"
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Returns what OpenVINO says, without the places in its source files."""
+    text = re.sub(r"(Caught exception: )?Exception from \S+:\d+:|failed at \S+:\d+:?", " ", str(error))
+    return " ".join(text.split())[:300]
 
 
 class _PreparedRequest(Prepared):
@@ -144,7 +149,8 @@ class _PreparedRequest(Prepared):
         self._running = False
         with runtime._explained():
             runtime._bind(self._request, feeds, shared=True)
-            self._request.infer()
+            self._request.start_async()
+            self._request.wait()
 
     def _enqueue(self) -> None:
         self._synchronize()

@@ -60,7 +60,7 @@ class TorchRuntime(Runtime):
         self._module = program.module.to(self.device).eval()
         recorded = {
             "threads": self._threads,
-            "dtype": str(next(iter(self._module.parameters())).dtype).removeprefix("torch."),
+            "dtype": _dtype(self._module),
             "memory_format": "contiguous",
             "autocast": False,
             "tf32": self.options.tf32 if cuda else False,
@@ -110,6 +110,12 @@ class TorchRuntime(Runtime):
 
     def _close(self) -> None:
         del self._module
+
+
+def _dtype(module: Any) -> str | None:
+    """Returns what the module computes in by its parameters; None for one without any."""
+    first = next(iter(module.parameters()), None)
+    return None if first is None else str(first.dtype).removeprefix("torch.")
 
 
 class _PreparedTensors(Prepared):
