@@ -1,11 +1,13 @@
 """ONNX Runtime: the CPU, CUDA and TensorRT providers behind one adapter.
 
-The CPU provider runs in the project's tests. The CUDA and TensorRT providers need an NVIDIA driver; their code is thin
-and has been built and checked for names here, but not executed where no GPU was at hand.
+The CPU provider runs in the project's tests. The CUDA and TensorRT providers need an NVIDIA driver: what they are told
+and what their refusals mean is in ``runtimes.ort_gpu`` and tested there; the few lines here that only a GPU can run
+have **not been executed** where no GPU was at hand.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import files, onnx_types
+from runtimes import engines, files, nvidia, onnx_types, ort_gpu
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
 from runtimes.spec import NodePlacement, Scope, TensorSpec
 
 
@@ -49,7 +51,31 @@ class OrtRuntime(Runtime):
         if self.source.path is None:
             raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
         checked = files.check_onnx(self.source.path)
-        ort = self._library()
+        self._ort = self._library()
+        settings = self._settings()
+        try:
+            self._session, providers = self._start(checked, settings)
+        except ToolkitError:
+            raise
+        except Exception as error:
+            raise self._open_error(error) from error
+        if self.provider not in self._session.get_providers():
+            raise ort_gpu.not_started(self.provider, runtime=self.name)
+        if self.provider != ort_gpu.CPU:
+            ort_gpu.check_placement(self._placement(), self.provider, runtime=self.name, model=self.source.name)
+        inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        return inputs, outputs, {
+            "provider": self.provider,
+            "provider_options": providers[self.provider],
+            **self._recorded(),
+            "threads": settings.intra_op_num_threads,
+            "spin": self.options.spin,
+            "graph_optimization": "all" if self.options.optimize else "none",
+        }  # fmt: skip
+
+    def _settings(self) -> Any:
+        ort = self._ort
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         settings.intra_op_num_threads = self.options.threads or usable_cores()
@@ -59,30 +85,18 @@ class OrtRuntime(Runtime):
         spinning = "1" if self.options.spin else "0"
         settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        provider_options = self._provider_options()
-        if self.provider != "CPUExecutionProvider":
-            settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            self._session = ort.InferenceSession(
-                str(checked.path), settings, providers=[(self.provider, provider_options)]
-            )
-        except Exception as error:
-            raise self._open_error(error) from error
-        if self._session.get_providers()[0] != self.provider:
-            raise RuntimeUnavailable(
-                f"ONNX Runtime did not take {self.provider} and fell back to {self._session.get_providers()}",
-                fix="resnet-onnx doctor",
-            )
-        self._ort = ort
-        inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        outputs = tuple(_spec(value) for value in self._session.get_outputs())
-        return inputs, outputs, {
-            "provider": self.provider,
-            "provider_options": provider_options,
-            "threads": settings.intra_op_num_threads,
-            "spin": self.options.spin,
-            "graph_optimization": "all" if self.options.optimize else "none",
-        }  # fmt: skip
+        return settings
+
+    def _start(self, checked: files.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
+        """Returns a session and its providers with their options, the one asked for first."""
+        providers: dict[str, dict[str, str]] = {self.provider: {}}
+        return self._session_on(checked, settings, providers), providers
+
+    def _session_on(self, checked: files.CheckedModel, settings: Any, providers: dict[str, dict[str, str]]) -> Any:
+        # With its own fallback on, ONNX Runtime answers a provider's error by starting again on the CPU.
+        return self._ort.InferenceSession(
+            str(checked.path), settings, providers=list(providers.items()), enable_fallback=0
+        )
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         return tuple(
@@ -98,9 +112,9 @@ class OrtRuntime(Runtime):
         try:
             if any(s.dtype == onnx_types.BFLOAT16 for s in (*self.inputs, *self.outputs)):
                 values = {n: self._value(a, "cpu", 0) for n, a in feeds.items()}
-                arrays = [v.numpy() for v in self._session.run_with_ort_values(None, values)]
+                arrays = [v.numpy() for v in self._session.run_with_ort_values(None, values, self._run_options())]
             else:
-                arrays = self._session.run(None, feeds)
+                arrays = self._session.run(None, feeds, self._run_options())
         except Exception as error:
             raise self._run_error(error) from error
         return {s.name: np.asarray(a) for s, a in zip(self.outputs, arrays, strict=True)}
@@ -119,6 +133,8 @@ class OrtRuntime(Runtime):
         kind = type(error).__name__
         if _out_of_memory(text):
             return OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory: {text[:200]}")
+        if self.provider != ort_gpu.CPU and (cause := ort_gpu.cause(text)):
+            return RuntimeUnavailable(f"runtime '{self.name}' can't run here: {cause}", fix="resnet-onnx doctor")
         operator = re.search(r"Could not find an implementation for (\S+?)\(", text)
         if operator or kind == "NotImplemented":
             what = f"operator {operator[1]}" if operator else "an operator or type"
@@ -135,8 +151,13 @@ class OrtRuntime(Runtime):
         kind = OutOfMemory if _out_of_memory(text) or isinstance(error, MemoryError) else RunFailed
         return kind(f"{self.name}: running {self.source.name} failed: {text[:300]}")
 
-    def _provider_options(self) -> dict[str, str]:
+    def _recorded(self) -> dict[str, Any]:
+        """Returns what else changes numbers or speed."""
         return {}
+
+    def _run_options(self, *, graph: bool = False) -> Any:
+        """Returns the options of a run, or None for the library's own; `graph` asks for a CUDA graph of its own."""
+        return None
 
     def _memory(self) -> tuple[str, int]:
         """Returns ONNX Runtime's name and index of the memory that the provider computes in."""
@@ -144,7 +165,18 @@ class OrtRuntime(Runtime):
 
 
 def _out_of_memory(text: str) -> bool:
-    return any(sign in text for sign in ("Failed to allocate memory", "bad_alloc", "out of memory", "CUDA failure 2:"))
+    low = text.lower()
+    return any(sign in low for sign in _MEMORY_SIGNS)
+
+
+_MEMORY_SIGNS = (
+    "failed to allocate memory",
+    "bad_alloc",
+    "out of memory",
+    "outofmemory",
+    "cuda failure 2:",
+    "alloc_failed",
+)
 
 
 def _spec(value: Any) -> TensorSpec:
@@ -187,7 +219,7 @@ class _PreparedDevice(Prepared):
             binding.bind_output(spec.name, kind, index)
         try:
             # The first run finds the output shapes; its buffers then serve every later run.
-            runtime._session.run_with_iobinding(binding)
+            runtime._session.run_with_iobinding(binding, runtime._run_options())
         except Exception as error:
             raise runtime._run_error(error) from error
         self._results = list(binding.get_outputs())
@@ -195,10 +227,11 @@ class _PreparedDevice(Prepared):
             binding.bind_ortvalue_output(spec.name, value)
         self._binding = binding
         self._run = runtime._session.run_with_iobinding
+        self._options = runtime._run_options(graph=True)
 
     def _enqueue(self) -> None:
         try:
-            self._run(self._binding)
+            self._run(self._binding, self._options)
         except Exception as error:
             raise self._runtime._run_error(error) from error
 
@@ -228,53 +261,115 @@ class OrtCudaRuntime(OrtRuntime):
     name = "ort-cuda"
     provider = "CUDAExecutionProvider"
     default_device = "cuda:0"
+    package = "resnet-onnx[cuda]"
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
-        from runtimes import nvidia
-
-        nvidia.require_gpu(device, runtime=cls.name)
+        gpu = nvidia.require_gpu(device, runtime=cls.name, package=cls.package)
         version, _ = super()._probe(device)
+        ort = cls._library()
+        nvidia.check_driver(gpu, ort_gpu.needed_cuda(ort))
+        ort_gpu.check_libraries(ort_gpu.preload(ort), runtime=cls.name)
         return version, tuple(nvidia.gpu_names())
 
-    @classmethod
-    def _library(cls) -> Any:
-        ort = super()._library()
-        ort.preload_dlls()  # CUDA and cuDNN as pip installed them
-        return ort
+    def _settings(self) -> Any:
+        nvidia.check_tf32_override(self.options.tf32)
+        ort_gpu.preload(self._ort)
+        self._graphs = itertools.count(1)
+        return super()._settings()
 
-    def _provider_options(self) -> dict[str, str]:
-        return {
-            "device_id": self.device.partition(":")[2],
-            "use_tf32": "1" if self.options.tf32 else "0",
-            "cudnn_conv_algo_search": "EXHAUSTIVE",
-        }
+    def _start(self, checked: files.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
+        providers = self._providers(checked)
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            return self._session_on(checked, settings, providers), providers
+        except Exception as error:
+            if "fallback to CPU EP" not in str(error):
+                raise
+        # It does not say which nodes, or whether the provider started at all: a session that is only looked at does.
+        return self._session_on(checked, super()._settings(), providers), providers
+
+    def _providers(self, checked: files.CheckedModel) -> dict[str, dict[str, str]]:
+        return {self.provider: ort_gpu.cuda_options(self._index, self.options)}
+
+    def _recorded(self) -> dict[str, Any]:
+        return {"tf32": self.options.tf32, "cuda_graph": self.options.cuda_graph}
+
+    def _run_options(self, *, graph: bool = False) -> Any:
+        if not self.options.cuda_graph:
+            return None
+        chosen = self._ort.RunOptions()
+        chosen.add_run_config_entry(ort_gpu.GRAPH_ID, str(next(self._graphs)) if graph else ort_gpu.NO_GRAPH)
+        return chosen
+
+    @property
+    def _index(self) -> int:
+        return int(self.device.partition(":")[2])
 
     def _memory(self) -> tuple[str, int]:
-        return "cuda", int(self.device.partition(":")[2])
+        return "cuda", self._index
 
 
 class OrtTensorRTRuntime(OrtCudaRuntime):
-    """ONNX Runtime's TensorRT provider. Built, not executed where no GPU was at hand."""
+    """ONNX Runtime's TensorRT provider; what TensorRT does not take runs on its CUDA provider, and never on the CPU.
+
+    Built, not executed where no GPU was at hand.
+    """
 
     name = "ort-tensorrt"
     provider = "TensorrtExecutionProvider"
+    package = "resnet-onnx[cuda,tensorrt]"
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
         answer = super()._probe(device)
-        load_library("tensorrt", runtime=cls.name, package="resnet-onnx[tensorrt]")
+        ort = cls._library()
+        ort_gpu.check_tensorrt(cls._tensorrt(), ort_gpu.needed_tensorrt(ort), ort_version=str(ort.__version__))
         return answer
 
-    def _provider_options(self) -> dict[str, str]:
-        if self.source.path is None:
-            raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
-        # ONNX Runtime's own key is the graph's name, which collides for other shapes and weights
-        # (onnxruntime#32254): a folder per file hash keeps them apart.
-        key = files.check_onnx(self.source.path).sha256
+    @classmethod
+    def _tensorrt(cls) -> str:
+        """Loads TensorRT, whose libraries the provider then finds; returns its version."""
+        return str(load_library("tensorrt", runtime=cls.name, package=cls.package).__version__)
+
+    def _settings(self) -> Any:
+        ort_gpu.settle_tf32(self.options.tf32)
+        return super()._settings()
+
+    def _start(self, checked: files.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
+        self._key = ort_gpu.engine_key(
+            checked,
+            options=self.options,
+            provider_options=self._tensorrt_options(checked, ""),
+            ort_version=self.version,
+            tensorrt_version=self._tensorrt(),
+            gpu=nvidia.require_gpu(self.device, runtime=self.name, package=self.package),
+        )
+        with ort_gpu.engine_folder(self._key) as folder:
+            self._folder = folder
+            return super()._start(checked, settings)
+
+    def _providers(self, checked: files.CheckedModel) -> dict[str, dict[str, str]]:
         return {
-            "device_id": self.device.partition(":")[2],
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(files.cache_dir("ort-tensorrt", f"{key[:32]}-{self.version}")),
-            "trt_timing_cache_enable": "1",
+            self.provider: self._tensorrt_options(checked, str(self._folder)),
+            ort_gpu.CUDA: ort_gpu.cuda_options(self._index, self.options, alone=False),
         }
+
+    def _tensorrt_options(self, checked: files.CheckedModel, folder: str) -> dict[str, str]:
+        precisions = ort_gpu.graph_precisions(checked.path)
+        return ort_gpu.tensorrt_options(self._index, self.options, folder=folder, precisions=precisions)
+
+    def _recorded(self) -> dict[str, Any]:
+        return {**super()._recorded(), "engine": self._key}
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        engines.check_profile(feeds, self.options.shapes, who=self.name)
+        return super()._run(feeds)
+
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        engines.check_profile(feeds, self.options.shapes, who=self.name)
+        return super()._prepare(feeds, scope)
+
+    def _close(self) -> None:
+        super()._close()
+        ort_gpu.seal(self._folder)  # without shapes given, engines are built as shapes come

@@ -1,20 +1,22 @@
 """PyTorch, eager, on the CPU or a CUDA device.
 
-On CUDA the code was built, not executed where no GPU was at hand.
+What only a GPU can run (streams, CUDA graphs) is thin, and has **not been executed** where no GPU was at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_types
+from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
-from runtimes.errors import OutOfMemory, RunFailed, UnsupportedModel
+from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel
 from runtimes.spec import NodePlacement, Scope, TensorSpec, TorchProgram
 
 
@@ -37,12 +39,12 @@ class TorchRuntime(Runtime):
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
-        if device != "cpu":
-            from runtimes import nvidia
-
-            nvidia.require_gpu(device, runtime=cls.name)
+        gpu = None if device == "cpu" else nvidia.require_gpu(device, runtime=cls.name)
         torch = load_library("torch", runtime=cls.name, package="resnet-onnx")
-        return str(torch.__version__), (device,)
+        if gpu is None:
+            return str(torch.__version__), (device,)
+        check_build(torch, gpu)
+        return str(torch.__version__), tuple(nvidia.gpu_names())
 
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
         self._torch = load_library("torch", runtime=self.name, package="resnet-onnx")
@@ -53,17 +55,25 @@ class TorchRuntime(Runtime):
             )
         program: TorchProgram = self.source.call_factory()
         self._threads = self.options.threads or usable_cores()
+        options, torch = self.options, self._torch
         cuda = self.device != "cpu"
         if cuda:
-            self._torch.backends.cudnn.allow_tf32 = self.options.tf32
-            self._torch.backends.cuda.matmul.allow_tf32 = self.options.tf32
-        self._module = program.module.to(self.device).eval()
+            nvidia.check_tf32_override(options.tf32)
+            torch.backends.cudnn.allow_tf32 = options.tf32
+            torch.backends.cuda.matmul.allow_tf32 = options.tf32
+            torch.backends.cudnn.benchmark = options.exhaustive_search
+        module = program.module.to(self.device).eval()
+        self._module = module.to(memory_format=torch.channels_last) if options.channels_last else module
+        self._narrow = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        self._dtypes = [self._to_device(np.empty(0, spec.dtype)).dtype for spec in program.outputs]
         recorded = {
             "threads": self._threads,
             "dtype": _dtype(self._module),
-            "memory_format": "contiguous",
-            "autocast": False,
-            "tf32": self.options.tf32 if cuda else False,
+            "memory_format": "channels_last" if options.channels_last else "contiguous",
+            "autocast": options.autocast or False,
+            "tf32": options.tf32 and cuda,
+            "cuda_graph": options.cuda_graph and cuda,
+            "exhaustive_search": options.exhaustive_search and cuda,
         }
         return program.inputs, program.outputs, recorded
 
@@ -76,7 +86,7 @@ class TorchRuntime(Runtime):
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._precision():
                 result = self._module(*inputs)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(f"torch: {self.source.name} does not fit into memory: {error}") from error
@@ -86,14 +96,28 @@ class TorchRuntime(Runtime):
             raise (OutOfMemory if full else RunFailed)(
                 f"torch: running {self.source.name} failed: {text[:300]}"
             ) from error
-        return list(result) if isinstance(result, tuple | list) else [result]
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        if self._narrow is None:
+            return results
+        return [tensor.to(dtype) for tensor, dtype in zip(results, self._dtypes, strict=True)]
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._narrow is None:
+            return contextlib.nullcontext()
+        kind: contextlib.AbstractContextManager[Any] = self._torch.autocast(
+            self.device.partition(":")[0], self._narrow, cache_enabled=not self.options.cuda_graph
+        )
+        return kind
 
     def _to_device(self, array: NDArray[Any]) -> Any:
         if array.dtype == onnx_types.BFLOAT16:
             host = self._torch.from_numpy(array.view(np.uint16).copy()).view(self._torch.bfloat16)
         else:
             host = self._torch.from_numpy(array if array.flags.writeable else array.copy())
-        return host.to(self.device)
+        tensor = host.to(self.device)
+        if self.options.channels_last and tensor.ndim == 4:
+            return tensor.contiguous(memory_format=self._torch.channels_last)
+        return tensor
 
     def _to_host(self, tensor: Any, spec: TensorSpec) -> NDArray[Any]:
         host = tensor.detach().cpu()
@@ -106,7 +130,9 @@ class TorchRuntime(Runtime):
         return {s.name: self._to_host(t, s) for s, t in zip(self.outputs, results, strict=True)}
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        return _PreparedTensors(self, feeds, scope)
+        if self.device == "cpu":
+            return _PreparedTensors(self, feeds, scope)
+        return (_PreparedGraph if self.options.cuda_graph else _PreparedStream)(self, feeds, scope)
 
     def _close(self) -> None:
         del self._module
@@ -125,7 +151,6 @@ class _PreparedTensors(Prepared):
         self._inputs = [runtime._to_device(array) for array in feeds.values()]
         self._results: list[Any] = []
         self._host: dict[str, NDArray[Any]] = {}
-        self._cuda = runtime.device != "cpu"
 
     def _enqueue(self) -> None:
         if self.scope == "end-to-end":
@@ -134,8 +159,7 @@ class _PreparedTensors(Prepared):
             self._results = self._runtime._forward(self._inputs)
 
     def _synchronize(self) -> None:
-        if self._cuda:
-            self._runtime._torch.cuda.synchronize(self._runtime.device)
+        """On the CPU a run is done when it returns."""
 
     def _outputs(self) -> dict[str, NDArray[Any]]:
         if self.scope == "end-to-end":
@@ -147,3 +171,94 @@ class _PreparedTensors(Prepared):
 
     def _close(self) -> None:
         self._results, self._inputs = [], []
+
+
+class _PreparedStream(_PreparedTensors):
+    """Runs on a CUDA stream of its own, so that several overlap."""
+
+    def __init__(self, runtime: TorchRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
+        super().__init__(runtime, feeds, scope)
+        cuda = runtime._torch.cuda
+        self._stream = cuda.Stream(device=runtime.device)
+        cuda.synchronize(runtime.device)  # the inputs were put in place on another stream
+
+    def _enqueue(self) -> None:
+        with self._runtime._torch.cuda.stream(self._stream):
+            super()._enqueue()
+
+    def _synchronize(self) -> None:
+        self._stream.synchronize()
+
+    def _outputs(self) -> dict[str, NDArray[Any]]:
+        with self._runtime._torch.cuda.stream(self._stream):
+            return super()._outputs()
+
+
+class _PreparedGraph(_PreparedStream):
+    """One run, captured into a CUDA graph; its inputs and outputs stay where they were captured."""
+
+    def __init__(self, runtime: TorchRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
+        super().__init__(runtime, feeds, scope)
+        torch = runtime._torch
+        with torch.cuda.stream(self._stream):
+            for _ in range(_RUNS_BEFORE_CAPTURE):
+                runtime._forward(self._inputs)
+        self._stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(runtime.device), torch.cuda.graph(self._graph, stream=self._stream):
+            self._results = runtime._forward(self._inputs)
+
+    def _enqueue(self) -> None:
+        runtime = self._runtime
+        with runtime._torch.cuda.stream(self._stream):
+            if self.scope == "end-to-end":
+                for tensor, array in zip(self._inputs, self._feeds.values(), strict=True):
+                    tensor.copy_(runtime._to_device(array))
+            self._graph.replay()
+            if self.scope == "end-to-end":
+                results = zip(runtime.outputs, self._results, strict=True)
+                self._host = {spec.name: runtime._to_host(tensor, spec) for spec, tensor in results}
+
+    def _close(self) -> None:
+        self._stream.synchronize()
+        del self._graph
+        super()._close()
+
+
+_RUNS_BEFORE_CAPTURE = 3
+"""Warm-up runs that pytorch.org's notes on CUDA graphs use: cuDNN chooses and libraries allocate in them."""
+
+
+def check_build(torch: Any, gpu: nvidia.Gpu) -> None:
+    """Raises ``RuntimeUnavailable`` where the installed torch can't use a GPU."""
+    if torch.version.cuda is None:
+        raise RuntimeUnavailable(
+            f"the installed torch {torch.__version__} is a build for the CPU alone",
+            fix="pip install --force-reinstall torch",
+        )
+    nvidia.check_driver(gpu, int(str(torch.version.cuda).partition(".")[0]))
+    built_for = tuple(torch.cuda.get_arch_list())
+    if not has_kernels(built_for, gpu.compute_capability):
+        raise RuntimeUnavailable(
+            f"torch {torch.__version__} was built for {', '.join(built_for)}, and {gpu.device} is {gpu.name} "
+            f"({gpu.target})",
+            fix="install a build of torch for this GPU (pytorch.org/get-started)",
+        )
+
+
+def has_kernels(built_for: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Returns whether a build runs on a GPU.
+
+    Args:
+        built_for: ``sm_86`` is machine code, which runs on its own major version from that minor one on;
+            ``compute_90`` is PTX, which every later GPU compiles (CUDA C++ Programming Guide, "Binary Compatibility").
+        capability: Compute capability of the GPU.
+    """
+    for name in built_for:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if found is None:
+            continue
+        known = int(found[2]), int(found[3])
+        if capability >= known and (found[1] == "compute" or capability[0] == known[0]):
+            return True
+    return False

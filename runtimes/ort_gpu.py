@@ -1,0 +1,379 @@
+"""What ONNX Runtime's NVIDIA providers are told, where their TensorRT engines are kept, and what their refusals mean.
+
+Values in, values out: none of it needs a GPU. ONNX Runtime's own parsers have been asked about every option name and
+value below (``tests/test_ort_gpu_options.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from runtimes import files, nvidia
+from runtimes.engines import Profile
+from runtimes.errors import FileProblem, RuntimeUnavailable, UnsupportedModel
+from runtimes.spec import NodePlacement, RuntimeOptions
+
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+
+CACHE_FOLDER = "ort-tensorrt"
+_SEAL = "seal.json"
+
+NO_GRAPH, GRAPH_ID = "-1", "gpu_graph_id"
+"""The run option that chooses a captured CUDA graph; -1 runs without one (onnxruntime_run_options_config_keys.h)."""
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def cuda_options(index: int, options: RuntimeOptions, *, alone: bool = True) -> dict[str, str]:
+    """Returns the options of the CUDA provider.
+
+    Args:
+        index: N of ``cuda:N``.
+        options: What was asked for.
+        alone: Whether it is the only provider; a CUDA graph is captured by one provider.
+    """
+    return {
+        "device_id": str(index),
+        "use_tf32": _bit(options.tf32),
+        "cudnn_conv_algo_search": "EXHAUSTIVE" if options.exhaustive_search else "HEURISTIC",
+        "prefer_nhwc": _bit(options.channels_last),
+        "enable_cuda_graph": _bit(options.cuda_graph and alone),
+    }
+
+
+def tensorrt_options(
+    index: int, options: RuntimeOptions, *, folder: str, precisions: Sequence[str] = ()
+) -> dict[str, str]:
+    """Returns the options of the TensorRT provider, whose parser reads truths as words.
+
+    Args:
+        index: N of ``cuda:N``.
+        options: What was asked for.
+        folder: Where this very engine is kept.
+        precisions: Those of the ONNX graph, as ``graph_precisions`` says. The provider's networks are weakly typed:
+            without the flag TensorRT refuses a type that the graph holds.
+    """
+    found = {
+        "device_id": str(index),
+        "trt_fp16_enable": str("fp16" in precisions),
+        "trt_bf16_enable": str("bf16" in precisions),
+        "trt_int8_enable": str("int8" in precisions),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": folder,
+        "trt_cuda_graph_enable": str(options.cuda_graph),
+    }
+    if options.shapes:
+        for bound in ("min", "opt", "max"):
+            found[f"trt_profile_{bound}_shapes"] = profile_text(options.shapes, bound)
+    return found
+
+
+def profile_text(profile: Profile, bound: str) -> str:
+    """Returns one bound of a profile as the provider reads it: ``x:1x3x224x224,y:1x8``.
+
+    Args:
+        profile: Accepted shapes by input name.
+        bound: ``min``, ``opt`` or ``max``.
+    """
+    return ",".join(
+        f"{name}:{'x'.join(str(n) for n in {'min': r.minimum, 'opt': r.optimum, 'max': r.maximum}[bound])}"
+        for name, r in profile.items()
+    )
+
+
+def graph_precisions(model: Path) -> tuple[str, ...]:
+    """Returns which precisions below fp32 an ONNX graph holds: of its weights, inputs, outputs and casts."""
+    import onnx
+
+    proto = onnx.load(str(model), load_external_data=False)
+    graph = proto.graph
+    kinds = {tensor.data_type for tensor in graph.initializer}
+    kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    operators = set()
+    for node in graph.node:
+        operators.add(node.op_type)
+        kinds |= {attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"}
+    types = onnx.TensorProto
+    found = {"fp16": types.FLOAT16 in kinds, "bf16": types.BFLOAT16 in kinds, "int8": "QuantizeLinear" in operators}
+    return tuple(name for name, present in found.items() if present)
+
+
+def _bit(value: bool) -> str:
+    return "1" if value else "0"
+
+
+# ---- TF32 ------------------------------------------------------------------------------------------------------------
+
+
+class _Process:
+    tf32: bool | None = None
+
+
+def settle_tf32(allowed: bool) -> None:
+    """Sets whether the TensorRT provider may use TF32, for the whole process.
+
+    The provider has no option for it (onnxruntime#26029): NVIDIA's libraries read a variable of the environment, once.
+
+    Raises:
+        UsageError: The user's environment says the opposite.
+        RuntimeUnavailable: It was set the other way for an earlier model of this process.
+    """
+    if _Process.tf32 is None:
+        nvidia.check_tf32_override(allowed)
+    elif _Process.tf32 != allowed:
+        raise RuntimeUnavailable(
+            f"ort-tensorrt was opened {'with' if _Process.tf32 else 'without'} TF32 in this process, which can't be "
+            "changed any more",
+            fix="open the other one in another process",
+        )
+    _Process.tf32 = allowed
+    if not allowed:
+        os.environ[nvidia.TF32_VARIABLE] = "0"
+
+
+# ---- libraries -------------------------------------------------------------------------------------------------------
+
+
+def preload(ort: Any) -> tuple[str, ...]:
+    """Loads the CUDA libraries that pip installed; returns the names of those that are nowhere to be found."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        ort.preload_dlls()
+    return missing_libraries(printed.getvalue())
+
+
+def missing_libraries(printed: str) -> tuple[str, ...]:
+    """Returns the names of the libraries that ``onnxruntime.preload_dlls`` says it could not load by any path."""
+    names = re.findall(r"^Failed to load ([^\s/\\:]+):", printed, flags=re.MULTILINE)
+    return tuple(dict.fromkeys(names))
+
+
+def check_libraries(missing: Sequence[str], *, runtime: str) -> None:
+    """Raises ``RuntimeUnavailable`` where CUDA libraries are missing."""
+    if missing:
+        raise RuntimeUnavailable(
+            f"runtime '{runtime}' needs the CUDA libraries {', '.join(missing)}, which are not installed",
+            fix="pip install 'resnet-onnx[cuda]'",
+        )
+
+
+def needed_cuda(ort: Any) -> int | None:
+    """Returns the CUDA version that ONNX Runtime was built for, or None where it does not say."""
+    found = re.match(r"\d+", str(getattr(ort, "cuda_version", "") or ""))
+    return int(found[0]) if found else None
+
+
+def needed_tensorrt(ort: Any) -> int | None:
+    """Returns the TensorRT version that ONNX Runtime's provider links, or None where it does not say."""
+    folder = Path(ort.__file__).parent / "capi"
+    for name in ("libonnxruntime_providers_tensorrt.so", "onnxruntime_providers_tensorrt.dll"):
+        if (folder / name).is_file():
+            found = re.search(rb"nvinfer(?:\.so\.|_)(\d+)", (folder / name).read_bytes())
+            return int(found[1]) if found else None
+    return None
+
+
+def check_tensorrt(version: str, needed: int | None, *, ort_version: str) -> None:
+    """Raises ``RuntimeUnavailable`` for a TensorRT of another major version than ONNX Runtime links."""
+    if needed is not None and version.partition(".")[0] != str(needed):
+        raise RuntimeUnavailable(
+            f"ONNX Runtime {ort_version} links TensorRT {needed}, and TensorRT {version} is installed",
+            fix=f"pip install 'tensorrt-cu13>={needed},<{needed + 1}'; or run TensorRT itself: --runtime tensorrt",
+        )
+
+
+def cause(text: str) -> str | None:
+    """Returns why a provider did not start, from ONNX Runtime's error, or None where the error is about the model."""
+    failure = re.search(r"(CUDA|CUDNN|CUBLAS) failure (\d+): ?([^;]+)", text)
+    if failure:
+        return f"{failure[1]} failure {failure[2]}: {failure[3].strip()}"
+    if "Please install TensorRT libraries" in text:
+        return "ONNX Runtime's TensorRT provider can't load the TensorRT libraries"
+    option = re.search(r"(?:Unknown provider option|Invalid TensorRT EP option): \"?(\w+)", text)
+    if option:
+        return f"this version of ONNX Runtime has no option '{option[1]}'"
+    return None
+
+
+# ---- where nodes went ------------------------------------------------------------------------------------------------
+
+
+def not_started(provider: str, *, runtime: str) -> RuntimeUnavailable:
+    """Returns the error for a provider that ONNX Runtime left out without a word."""
+    return RuntimeUnavailable(
+        f"runtime '{runtime}': ONNX Runtime could not start {provider}, and would have run on the CPU",
+        fix="what it says about it: the same command with --verbose\nwhat else runs here: resnet-onnx doctor",
+    )
+
+
+def check_placement(rows: Sequence[NodePlacement], provider: str, *, runtime: str, model: str) -> None:
+    """Raises where nodes run on the CPU, or where none runs on the provider that was asked for.
+
+    Raises:
+        UnsupportedModel: Names the nodes.
+    """
+    on_cpu = [row for row in rows if row.provider == CPU]
+    if on_cpu:
+        shown = ", ".join(f"{row.node or 'unnamed'} ({row.operator})" for row in on_cpu[:3])
+        more = f" and {len(on_cpu) - 3} more" if len(on_cpu) > 3 else ""
+        raise UnsupportedModel(
+            f"runtime '{runtime}' has no kernel for {len(on_cpu)} of the {len(rows)} nodes of {model}: {shown}{more}",
+            fix="choose another runtime or precision",
+        )
+    if rows and not any(row.provider == provider for row in rows):
+        others = ", ".join(dict.fromkeys(row.provider for row in rows))
+        raise UnsupportedModel(
+            f"runtime '{runtime}': {provider} took none of the {len(rows)} nodes of {model}; all went to {others}",
+            fix="run it there by name: --runtime ort-cuda",
+        )
+
+
+# ---- ONNX Runtime's own engine cache, under our key ------------------------------------------------------------------
+
+
+def engine_key(
+    checked: files.CheckedModel,
+    *,
+    options: RuntimeOptions,
+    provider_options: Mapping[str, str],
+    ort_version: str,
+    tensorrt_version: str,
+    gpu: nvidia.Gpu,
+) -> str:
+    """Returns the key of the engines that ONNX Runtime builds from a model: everything that changes them.
+
+    Its own key is the name of the graph, which collides for other shapes and weights (onnxruntime#32254).
+    """
+    ours = {name: value for name, value in provider_options.items() if not name.endswith("_path")}
+    made_from = {
+        "model": checked.sha256,
+        "external": {name: files.sha256_file(checked.path.parent / name) for name in checked.external_data},
+        "shapes": {name: str(accepted) for name, accepted in options.shapes.items()},
+        "tf32": options.tf32,
+        "optimize": options.optimize,
+        "provider_options": {name: value for name, value in ours.items() if name != "device_id"},
+        "onnxruntime": ort_version,
+        "tensorrt": tensorrt_version,
+        "gpu": [gpu.name, gpu.target, gpu.multiprocessors],
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def engine_folder(key: str) -> Iterator[Path]:
+    """Yields the folder of a key, checked and locked; what lies there afterwards is sealed.
+
+    ONNX Runtime executes what it finds there. A folder whose files are not those that an earlier run of ours left is
+    emptied first.
+
+    Raises:
+        FileProblem: The cache can't be written.
+    """
+    folder = files.cache_dir(CACHE_FOLDER, key)
+    with filelock.FileLock(folder.with_suffix(".lock"), mode=0o600):
+        if not is_sealed(folder):
+            _empty(folder)
+        yield folder
+        seal(folder)
+
+
+def is_sealed(folder: Path) -> bool:
+    """Returns whether a folder holds exactly the files that were there when it was sealed, unchanged."""
+    try:
+        sealed = json.loads((folder / _SEAL).read_text())
+        return isinstance(sealed, dict) and sealed == _digests(folder)
+    except (OSError, ValueError):
+        return not any(folder.iterdir())
+
+
+def seal(folder: Path) -> None:
+    """Writes down the SHA-256 of every file in a folder."""
+    files.write_json(folder / _SEAL, _digests(folder))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name == _SEAL:
+            continue
+        if path.is_symlink() or not path.is_file():
+            return {"": f"{path.name} is no regular file"}
+        found[path.name] = files.sha256_file(path)
+    return found
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class CachedFolder:
+    """The engines that ONNX Runtime built from one model.
+
+    Attributes:
+        path: Their folder.
+        size_bytes: Of all files in it.
+        last_used: Seconds since 1970.
+    """
+
+    path: Path
+    size_bytes: int
+    last_used: float
+
+
+def list_folders() -> list[CachedFolder]:
+    """Returns the folders of ONNX Runtime's TensorRT engines, the latest used first."""
+    root = files.cache_root() / CACHE_FOLDER
+    rows = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.is_dir():
+            size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            rows.append(CachedFolder(folder, size, folder.stat().st_mtime))
+    return sorted(rows, key=lambda row: row.last_used, reverse=True)
+
+
+def prune_folders(max_bytes: int) -> list[CachedFolder]:
+    """Removes the folders unused for longest, until the rest needs at most `max_bytes`; one in use stays.
+
+    Raises:
+        FileProblem: A folder can't be removed.
+    """
+    kept, removed = 0, []
+    for row in list_folders():
+        if kept + row.size_bytes > max_bytes and _remove(row.path):
+            removed.append(row)
+        else:
+            kept += row.size_bytes
+    return removed
+
+
+def _remove(folder: Path) -> bool:
+    try:
+        with filelock.FileLock(folder.with_suffix(".lock"), mode=0o600).acquire(timeout=0):
+            shutil.rmtree(folder)
+    except filelock.Timeout:
+        return False
+    except OSError as error:
+        raise FileProblem(
+            f"can't remove {folder}: {error.strerror}", fix="check the permissions of the cache"
+        ) from error
+    return True
