@@ -8,7 +8,6 @@ their way is bounded: memory does not grow with the data set.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -38,8 +37,6 @@ _CHUNK_PIXELS = 16 * 224 * 224
 _MAX_CHUNK = 128
 _DECODER_MODULES = ("torchvision.io", "torchvision.transforms.v2.functional")
 """What decoding loads; the server process loads it once for all workers."""
-_WORKER_NICENESS = 5
-"""Workers yield to the computation, which other threads wait for; they have the idle moments and catch up."""
 
 
 @dataclass(frozen=True)
@@ -371,8 +368,6 @@ def _start_worker(dataset: PictureSet, preprocessing: Preprocessing, memory: Any
     global _worker  # a pool's initializer has no other place to leave what the tasks need
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle; it ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(_WORKER_NICENESS)
     import torch
 
     torch.set_num_threads(1)
