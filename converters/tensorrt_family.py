@@ -85,6 +85,7 @@ class EngineBuild:
         library_version: Its version.
         target: Compute capability it was built for, ``sm86``.
         profile: Accepted shapes by input name.
+        tf32: Whether fp32 products may be rounded to TF32.
         layers: Layers of the parsed network: rows of ``type``, ``precision`` and ``count``.
         warnings: What the library warned of while it built.
         file: The same for ``runtimes.engines``.
@@ -101,6 +102,7 @@ class EngineBuild:
     library_version: str
     target: str
     profile: Profile
+    tf32: bool
     layers: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
     file: engines.EngineFile
@@ -119,6 +121,7 @@ class EngineBuild:
             "library_version": self.library_version,
             "target": self.target,
             "shapes": {name: str(accepted) for name, accepted in self.profile.items()},
+            "tf32": self.tf32,
             "layers": [dict(row) for row in self.layers],
             "warnings": list(self.warnings),
         }
@@ -332,11 +335,8 @@ def build_engine(
         OutOfMemory: The build needs more memory than the GPU has.
     """
     options = options or EngineOptions()
-    if library == "tensorrt":
-        # Without a GPU nothing is built; and the driver is the first thing to install.
-        nvidia.require_gpu(device, runtime=library, package=trt_shim.extra(library))
-    loaded = trt_shim.load(library)
-    chosen = _choose_target(loaded, target, device)
+    nvidia.check_tf32_override(options.tf32)
+    loaded, chosen = _prepare(library, target, device)
     checked = model if isinstance(model, files.CheckedModel) else files.check_onnx(model)
     profile = fit_profile(checked.inputs, shapes)
     key = engine_key(checked, loaded, chosen.name, profile, options, gpu=chosen.gpu)
@@ -355,10 +355,31 @@ def build_engine(
         library_version=loaded.version,
         target=chosen.name,
         profile=profile,
+        tf32=options.tf32,
         layers=record.layers,
         warnings=record.warnings,
         file=found,
     )
+
+
+def require_builder(library: trt_shim.LibraryName, *, target: str | None = None, device: str = "cuda:0") -> str:
+    """Checks what can be checked before a model is looked at; returns the compute capability that is built for.
+
+    Raises:
+        UsageError: The target is none, or must be named; the message lists the valid ones.
+        RuntimeUnavailable: The library is missing, or a GPU is needed and there is none.
+    """
+    return _prepare(library, target, device)[1].name
+
+
+def _prepare(library: trt_shim.LibraryName, target: str | None, device: str) -> tuple[trt_shim.Library, _Target]:
+    if target is not None:
+        parse_target(target)
+    if library == "tensorrt":
+        # Without a GPU nothing is built; and the driver is the first thing to install.
+        nvidia.require_gpu(device, runtime=library, package=trt_shim.extra(library))
+    loaded = trt_shim.load(library)
+    return loaded, _choose_target(loaded, target, device)
 
 
 def engine_key(
@@ -451,6 +472,8 @@ class _Job:
             layers=layers,
             warnings=(*warnings, *_warnings(messages)),
             model=self.checked.path.name,
+            dtypes={spec.name: str(spec.dtype) for spec in (*self.checked.inputs, *self.checked.outputs)},
+            metadata=self.checked.metadata,
         )
 
     def _check_types(self, network: Any, what: str) -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
-from runtimes import files
+from runtimes import files, onnx_types
 from runtimes.errors import BadFeeds, BadModel, FileProblem, UsageError
 from runtimes.spec import Feeds, TensorSpec
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".engine"
 _FOLDER = "engines"
 _DIGEST_BYTES = 32
@@ -142,6 +143,8 @@ class EngineRecord:
         layers: What the builder said of it: rows of ``type``, ``precision``, ``count``.
         warnings: What the library warned of while it built.
         model: What the model was called.
+        dtypes: Names of NumPy dtypes by input or output name.
+        metadata: That of the ONNX file: how pictures are prepared, labels, where the weights came from.
     """
 
     key: EngineKey
@@ -152,6 +155,8 @@ class EngineRecord:
     layers: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
     model: str
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as plain values."""
@@ -165,6 +170,8 @@ class EngineRecord:
             "layers": [dict(row) for row in self.layers],
             "warnings": list(self.warnings),
             "model": self.model,
+            "dtypes": dict(self.dtypes),
+            "metadata": dict(self.metadata),
         }
 
 
@@ -196,6 +203,8 @@ class BuiltEngine:
         layers: As in ``EngineRecord``.
         warnings: As in ``EngineRecord``.
         model: What the model was called.
+        dtypes: As in ``EngineRecord``.
+        metadata: As in ``EngineRecord``.
     """
 
     plan: bytes
@@ -204,6 +213,8 @@ class BuiltEngine:
     layers: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
     model: str
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def record_path(engine: Path) -> Path:
@@ -247,6 +258,8 @@ def find_or_build(key: EngineKey, build: Callable[[], BuiltEngine], *, rebuild: 
             layers=built.layers,
             warnings=built.warnings,
             model=built.model,
+            dtypes=built.dtypes,
+            metadata=built.metadata,
         )
         record_path(path).unlink(missing_ok=True)
         files.write_bytes(path, built.plan)
@@ -293,11 +306,40 @@ def _read_record(engine: Path) -> EngineRecord:
             layers=tuple(value["layers"]),
             warnings=tuple(value["warnings"]),
             model=str(value["model"]),
+            dtypes={name: str(dtype) for name, dtype in value["dtypes"].items()},
+            metadata={name: str(text) for name, text in value["metadata"].items()},
         )
     except FileNotFoundError as error:
         raise BadModel(f"the engine {engine} has no record ({path.name}) beside it") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise BadModel(f"the record {path} can't be read ({error})", fix="build the engine again") from error
+
+
+def read_record(engine: Path) -> EngineRecord:
+    """Returns what lies beside an engine; the engine itself is not read, and nothing is executed.
+
+    Raises:
+        BadModel: The engine is missing, or its record is missing or can't be read.
+    """
+    _check_regular(engine)
+    return _read_record(engine)
+
+
+def described_specs(record: EngineRecord) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Returns the inputs and outputs of an engine as its ONNX file had them.
+
+    Raises:
+        BadModel: The record has a dtype that does not exist.
+    """
+    specs = []
+    for name, axes in record.dimensions.items():
+        text = record.dtypes.get(name, "")
+        try:
+            specs.append(TensorSpec(name, onnx_types.BFLOAT16 if text == "bfloat16" else np.dtype(text), axes))
+        except TypeError as error:
+            raise BadModel(f"the record of the engine gives '{name}' the unknown type '{text}'") from error
+    inputs = tuple(spec for spec in specs if spec.name in record.key.profile)
+    return inputs, tuple(spec for spec in specs if spec.name not in record.key.profile)
 
 
 def _check_name(engine: Path, record: EngineRecord) -> None:
