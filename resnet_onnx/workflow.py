@@ -1,7 +1,7 @@
 """The only joiner: catalog name → checkpoint → ONNX → precision → engine → open runtime.
 
 Everything a command needs to know about MODEL is settled here once: ``resolve`` turns what the user named into a
-``Model``; ``source`` gives the form of it that a runtime opens, exporting into the cache where needed.
+``Model``; ``source`` gives the form of it that a runtime opens, exporting or building into the cache where needed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ if TYPE_CHECKING:
     from resnet_onnx.evaluation import Evaluation
     from resnet_onnx.parity.compare import ParityReport
     from resnet_onnx.prediction import Predictions
+    from runtimes.engines import Profile
 
 METADATA_PREFIX = "resnet_onnx."
+ENGINE_SUFFIXES = (".engine", ".plan")
+ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
 RANDOM_PICTURES = 8
 """Pictures that set the batch-norm statistics of random weights: enough that deep activations stay sane, few enough
 that they cost less than the export."""
 
 _IMAGE_SIDES = (8, 4096)
+_UNTUNED = RuntimeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ class Request:
     """What the user said about a model.
 
     Attributes:
-        model: MODEL: a catalog name, an ``.onnx`` file, a checkpoint folder or a weights file.
+        model: MODEL: a catalog name, an ``.onnx`` file, an engine, a checkpoint folder or a weights file.
         name: ``--model``: the architecture of a weights file.
         weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
         seed: Of random weights.
@@ -109,6 +113,7 @@ class Model:
     Attributes:
         name: Short name for result rows.
         onnx: The user's own ONNX file, or None where one is exported into the cache when needed.
+        engine: The user's own engine, which stands in for an ONNX file; or None.
         network: The torch form, or None where it is not at hand.
         form: The ONNX form: that of the file, or the one to export.
         inputs: Specs of the ONNX inputs, or () where nothing was exported yet.
@@ -121,6 +126,7 @@ class Model:
 
     name: str
     onnx: Path | None = None
+    engine: Path | None = None
     network: Network | None = None
     form: OnnxForm = OnnxForm()
     inputs: tuple[TensorSpec, ...] = ()
@@ -153,6 +159,8 @@ def check_request(request: Request) -> None:
     kind = _kind(request)
     if kind == "catalog":
         _entry(request)
+    if kind == "engine" and request.name and not request.weights:
+        raise UsageError(f"{request.model} is an engine: --model is for weights files and catalog names")
     if kind == "onnx" and request.name and not request.weights:
         raise UsageError(f"{request.model} is an ONNX file: --model is for weights files and catalog names")
     if kind != "catalog" and (request.variant or request.shortcut) and not request.name:
@@ -161,7 +169,7 @@ def check_request(request: Request) -> None:
         raise BadWeights(f"--weights '{request.weights}': no such file or folder", fix="random, imagenet, or a path")
 
 
-def _kind(request: Request) -> Literal["catalog", "onnx", "folder", "weights"]:
+def _kind(request: Request) -> Literal["catalog", "onnx", "engine", "folder", "weights"]:
     if request.model is None:
         return "catalog"
     path = Path(request.model)
@@ -171,6 +179,10 @@ def _kind(request: Request) -> Literal["catalog", "onnx", "folder", "weights"]:
         if not path.exists():
             raise BadModel(f"no such file: {path}", fix="check the path, or make one: resnet-onnx export --depth 50")
         return "onnx"
+    if path.suffix.lower() in ENGINE_SUFFIXES:
+        if not path.exists():
+            raise BadModel(f"no such file: {path}", fix="check the path, or build one: resnet-onnx build")
+        return "engine"
     if path.exists():
         return "weights" if path.suffix.lower() in (".pth", ".th", ".pt", ".safetensors", ".bin") else _sniff(path)
     if path.suffix or len(path.parts) > 1:
@@ -215,7 +227,9 @@ def resolve(request: Request) -> Model:
     check_request(request)
     kind = _kind(request)
     if kind == "onnx":
-        return _from_onnx(request, Path(str(request.model)))
+        return _from_onnx(request, files.check_onnx(Path(str(request.model))))
+    if kind == "engine":
+        return _from_engine(request, Path(str(request.model)))
     if kind == "folder":
         if request.weights is not None:
             raise UsageError(f"{request.model} is a checkpoint and has its own weights; leave --weights out")
@@ -417,8 +431,29 @@ def initial_state(entry: catalog.CatalogEntry, weights: str, classes: int) -> Ma
 # ---- ONNX files ------------------------------------------------------------------------------------------------------
 
 
-def _from_onnx(request: Request, path: Path) -> Model:
-    checked = files.check_onnx(path)
+def _from_engine(request: Request, path: Path) -> Model:
+    """An engine has no metadata of its own: what its ONNX file said lies beside it. Nothing is executed here."""
+    from runtimes import engines
+
+    record = engines.read_record(path)
+    inputs, outputs = engines.described_specs(record)
+    checked = files.CheckedModel(
+        path=path,
+        sha256=record.key.model_sha256,
+        size_bytes=record.size_bytes,
+        metadata=dict(record.metadata),
+        opset=0,
+        inputs=inputs,
+        outputs=outputs,
+        external_data=(),
+        has_manifest=False,
+    )
+    model = _from_onnx(request, checked)
+    return replace(model, onnx=None, engine=path, form=replace(model.form, opset=None))
+
+
+def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
+    path = checked.path
     record = checked.metadata.get(METADATA_PREFIX + "network")
     if record is None:
         return _foreign(request, checked)
@@ -720,6 +755,11 @@ def onnx_path(model: Model) -> Path:
     """Returns the model as an ONNX file: the user's own, or an export in the cache, made once."""
     if model.onnx is not None:
         return model.onnx
+    if model.engine is not None and model.network is None:
+        raise UsageError(
+            f"{model.engine} is an engine, and the network in it is needed too",
+            fix="name the ONNX file that it was built from in place of the engine",
+        )
     from filelock import FileLock
 
     from converters.torch_export import DEFAULT_OPSET
@@ -753,12 +793,30 @@ def _still_sound(path: Path) -> bool:
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def source(model: Model, runtime: str) -> ModelSource:
-    """Returns the form of a model that a runtime opens.
+def source(
+    model: Model,
+    runtime: str,
+    *,
+    device: str | None = None,
+    options: RuntimeOptions | None = None,
+    batches: Sequence[int] = (),
+) -> ModelSource:
+    """Returns the form of a model that a runtime opens; an engine is found in the cache, or built.
+
+    Args:
+        model: The model.
+        runtime: Name of a runtime.
+        device: GPU that an engine is built for.
+        options: What it will be opened with: TF32 and CUDA graphs are settled when an engine is built.
+        batches: Batches that it will be run at; an engine accepts 1 to 64 anyway.
 
     Raises:
-        UsageError: ``torch`` was asked for and the weights are not at hand.
+        UsageError: ``torch`` was asked for and the weights are not at hand; or MODEL is another runtime's engine.
+        UnsupportedModel: The engine can't be built; names the node.
     """
+    if model.engine is not None and runtime != "torch":
+        _check_engine_of(model.engine, runtime)
+        return ModelSource(path=model.engine, label=model.name)
     if runtime == "torch":
         network = _need_network(model)
         return ModelSource(
@@ -766,7 +824,54 @@ def source(model: Model, runtime: str) -> ModelSource:
             arguments={"network": network, "form": model.form, "names": _names(model)},
             label=model.name,
         )
+    if runtime in ENGINE_RUNTIMES:
+        return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
     return ModelSource(path=onnx_path(model), label=model.name)
+
+
+def _check_engine_of(engine: Path, runtime: str) -> None:
+    from runtimes import engines
+
+    library = engines.read_record(engine).key.library
+    if runtime != library:
+        raise UsageError(f"{engine} is an engine of {library}, not of {runtime}", fix=f"--runtime {library}")
+
+
+def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOptions, batches: Sequence[int]) -> Path:
+    from converters.tensorrt_family import EngineOptions, build_engine
+
+    path = onnx_path(model)
+    try:
+        shapes = profile(files.check_onnx(path).inputs, batches)
+    except UsageError as problem:
+        raise UsageError(
+            problem.message,
+            fix=f"build an engine and give it as MODEL: resnet-onnx build {path} --runtime {runtime} --shapes …",
+        ) from problem
+    how = EngineOptions(tf32=options.tf32, cuda_graph=options.cuda_graph)
+    return build_engine(path, library=runtime, shapes=shapes, options=how, device=device or "cuda:0").path
+
+
+def profile(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
+    """Returns the shapes that an engine should accept: batches 1 to 64, fastest at 8, or up to a larger one asked for.
+
+    Raises:
+        UsageError: The model has open dimensions besides the batch.
+    """
+    from converters.tensorrt_family import DEFAULT_BATCHES, default_profile
+
+    largest = max(batches, default=1)
+    return default_profile(inputs, DEFAULT_BATCHES if largest <= DEFAULT_BATCHES[2] else (1, largest, largest))
+
+
+def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence[int]) -> RuntimeOptions:
+    """Adds the shapes that a runtime builds for which builds its engine itself; without them it builds as they come."""
+    if runtime != "ort-tensorrt":
+        return options
+    try:
+        return replace(options, shapes=profile(specs(model), batches))
+    except UsageError:
+        return options
 
 
 def gold_source(model: Model) -> tuple[str, ModelSource, str]:
@@ -886,10 +991,13 @@ def _need_preprocessing(model: Model) -> Preprocessing:
     return model.preprocessing
 
 
-def _open_for_pictures(model: Model, runtime: str, device: str | None, threads: int | None) -> Runtime:
+def _open_for_pictures(
+    model: Model, runtime: str, device: str | None, threads: int | None, tuning: RuntimeOptions, batch: int
+) -> Runtime:
     # Spinning threads would take the cores from the workers that decode.
-    options = RuntimeOptions(threads=threads, spin=False)
-    return open_runtime(runtime, source(model, runtime), device=device, options=options)
+    options = tuned(model, runtime, replace(tuning, threads=threads, spin=False), (batch,))
+    found = source(model, runtime, device=device, options=options, batches=(batch,))
+    return open_runtime(runtime, found, device=device, options=options)
 
 
 def evaluate_on(
@@ -903,6 +1011,7 @@ def evaluate_on(
     skip_bad: bool = False,
     device: str | None = None,
     threads: int | None = None,
+    tuning: RuntimeOptions = _UNTUNED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measures a model's accuracy on a data set's test split; see ``evaluation.evaluate``."""
@@ -917,7 +1026,7 @@ def evaluate_on(
     count = (0 if few or dataset.in_memory else default_workers()) if workers is None else workers
     if count:
         start_worker_server()
-    with _open_for_pictures(model, runtime, device, threads) as opened:
+    with _open_for_pictures(model, runtime, device, threads, tuning, batch_size) as opened:
         last = opened.outputs[0].shape[-1] if opened.outputs[0].shape else 0
         classes = last if isinstance(last, int) else len(model.labels or dataset.classes)
         class_map = match_classes(dataset.classes, model.labels, classes)
@@ -947,13 +1056,14 @@ def predict_on(
     skip_bad: bool = False,
     device: str | None = None,
     threads: int | None = None,
+    tuning: RuntimeOptions = _UNTUNED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Says what pictures show; see ``prediction.predict``."""
     from resnet_onnx.prediction import predict
 
     preprocessing = _need_preprocessing(model)
-    with _open_for_pictures(model, runtime, device, threads) as opened:
+    with _open_for_pictures(model, runtime, device, threads, tuning, 1) as opened:
         return predict(
             opened, images, preprocessing, labels=model.labels, top_k=top, skip_bad=skip_bad, progress=progress
         )
@@ -969,6 +1079,7 @@ def check_parity(
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
+    tuning: RuntimeOptions = _UNTUNED,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
     """Judges runtimes against the float64 gold on real pictures and adversarial ones.
@@ -982,6 +1093,7 @@ def check_parity(
         seed: Of the crops.
         device: Of the runtimes.
         threads: Of the runtimes.
+        tuning: Other options of the runtimes.
         progress: Told what is being run.
     """
     from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
@@ -990,17 +1102,22 @@ def check_parity(
     names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed)
     gold_runtime, gold_form, described = gold_source(truth)
     lengths = summation_lengths(onnx_path(truth))
-    options = RuntimeOptions(threads=threads)
     if truth.network is not None:
+        untuned = RuntimeOptions(threads=threads)
         yardstick = Contestant(
-            runtime="torch", source=source(truth, "torch"), options=options, description="torch fp32"
+            runtime="torch", source=source(truth, "torch"), options=untuned, description="torch fp32"
         )
     else:
         plain = RuntimeOptions(threads=1, optimize=False)
         yardstick = Contestant(
             runtime="ort-cpu", source=source(truth, "ort-cpu"), options=plain, description="ort-cpu fp32 without fusion"
         )
-    contestants = [Contestant(runtime=r, source=source(model, r), device=device, options=options) for r in runtimes]
+    sizes = [len(array) for batch in batches for array in batch.values() if array.ndim]
+    contestants = []
+    for runtime in runtimes:
+        options = tuned(model, runtime, replace(tuning, threads=threads), sizes)
+        found = source(model, runtime, device=device, options=options, batches=sizes)
+        contestants.append(Contestant(runtime=runtime, source=found, device=device, options=options))
     return compare(
         Contestant(
             runtime=gold_runtime, source=gold_form, description=described if gold is None else f"{gold}, {described}"
