@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from resnet_onnx.workflow import Request
 
 
-@make_command("evaluate", example="resnet-onnx evaluate resnet50.onnx --data imagenet/ --runtime ort-cpu,openvino")
+@make_command(
+    "evaluate", example="resnet-onnx evaluate resnet50.onnx --data imagenet/ --runtime ort-cpu,openvino", polite=True
+)
 @model_options()
 @click.option("--data", required=True, metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.")
 @runtime_option(default="ort-cpu", several=True)

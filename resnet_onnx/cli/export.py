@@ -33,7 +33,7 @@ class _Batch(click.ParamType[int]):
         return number
 
 
-@make_command("export", example="resnet-onnx export --depth 101")
+@make_command("export", example="resnet-onnx export --depth 101", polite=True)
 @model_options(required=False)
 @click.option("--depth", type=int, help="An ImageNet ResNet: 18, 34, 50, 101 or 152.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write; NAME.onnx by default.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def make_command(name: str, *, example: str) -> Callable[[Callable[..., None]], click.Command]:
+def make_command(name: str, *, example: str, polite: bool = False) -> Callable[[Callable[..., None]], click.Command]:
     """Makes a command of a function that takes a ``Terminal`` first.
 
     Adds ``--json``, ``--quiet``, ``--verbose`` and ``--cache-dir``; puts an example at the end of ``--help``.
@@ -27,12 +27,16 @@ def make_command(name: str, *, example: str) -> Callable[[Callable[..., None]], 
     Args:
         name: What the user types.
         example: One line that works.
+        polite: Whether torch's idle threads should sleep rather than spin. A command that shares the cores with worker
+            processes is many times faster so; one that measures must not change how its runtimes wait.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         @functools.wraps(function)
         def run(*, as_json: bool, quiet: bool, verbose: bool, cache_dir: Path | None, **arguments: Any) -> None:
             terminal: Terminal = click.get_current_context().find_object(Terminal) or Terminal()
+            if polite:
+                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads
             terminal.as_json, terminal.quiet, terminal.verbose = as_json, quiet, verbose
             if cache_dir is not None:
                 os.environ["RESNET_ONNX_CACHE"] = str(cache_dir.expanduser().absolute())

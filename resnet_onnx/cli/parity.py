@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resnet_onnx.workflow import Request
 
 
-@make_command("parity", example="resnet-onnx parity resnet50.onnx --runtimes torch,ort-cpu,openvino")
+@make_command("parity", example="resnet-onnx parity resnet50.onnx --runtimes torch,ort-cpu,openvino", polite=True)
 @model_options()
 @runtime_option(default="all", several=True)
 @click.option("--gold", metavar="MODEL", help="Take the truth from another model or checkpoint.")

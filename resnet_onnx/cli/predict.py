@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resnet_onnx.workflow import Request
 
 
-@make_command("predict", example="resnet-onnx predict resnet50.onnx photo.jpg holiday/ --plot answers.png")
+@make_command("predict", example="resnet-onnx predict resnet50.onnx photo.jpg holiday/ --plot answers.png", polite=True)
 @model_options()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @runtime_option(default="ort-cpu", several=False)
