@@ -116,6 +116,34 @@ def test_several_streams_are_rated_by_what_they_complete_together() -> None:
     assert record.latency_ms(row)["p50"] == 10.0
 
 
+def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
+    source = ModelSource(factory=f"{__name__}:slow_program")
+    plan = Plan(batches=(1,), duration_s=2.5)
+    (row,) = measure([Contender(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
+    assert row.error is None
+    assert 6 <= row.times_ns.size <= 8
+    assert row.times_ns.min() >= 300e6
+    assert row.spent_s <= 2.5 * 1.1
+
+
+def slow_program() -> Any:
+    import torch
+
+    from runtimes.spec import TorchProgram
+
+    class Slow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.3)
+            return x * self.weight
+
+    spec = TensorSpec("x", np.dtype(np.float32), ("batch", 1))
+    return TorchProgram(module=Slow(), inputs=(spec,), outputs=(replace(spec, name="y"),))
+
+
 @pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"batches": ()}, {"streams": (0,)}, {"duration_s": 0.0}])
 def test_a_plan_that_measures_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

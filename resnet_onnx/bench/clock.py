@@ -139,7 +139,7 @@ class Slice:
     Attributes:
         times_ns: Time of each run; with several streams those of all streams, one stream after the other.
         runs_per_s: Runs that were completed per second, all streams together.
-        spent_s: Wall time, the discarded first run included.
+        spent_s: Wall time, discarded runs included.
         disturbance: What the machine did beside.
     """
 

@@ -36,6 +36,11 @@ ENOUGH_SAMPLES = samples_needed(90)
 _SLICES_PER_ROW, _SLICE_S, _RUNS_PER_SLICE = 8, (0.05, 1.0), 3
 _LONGEST_WARM_UP_S = 5.0
 
+_DISCARD_UP_TO_S = 0.25
+"""The first run of a slice, which finds the caches full of another process's data, is discarded where runs are shorter.
+Reading a network's weights anew takes some milliseconds: little against longer runs, and too few of those fit into a
+row to throw one in three away."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
@@ -189,17 +194,20 @@ def slice_seconds(row: Row, plan: Plan) -> float:
     shortest, longest = _SLICE_S
     run_s = row.warm_up.run_s if row.warm_up else 0.0
     wanted = max(min(max(plan.duration_s / _SLICES_PER_ROW, shortest), longest), _RUNS_PER_SLICE * run_s)
-    # The last run may start just before the end, and the first one is discarded.
+    # The last run may start just before the end.
     return max(0.0, min(wanted, plan.duration_s - row.spent_s - run_s))
+
+
+def _discarded_runs(row: Row) -> int:
+    return 1 if row.warm_up is None or row.warm_up.run_s <= _DISCARD_UP_TO_S else 0
 
 
 def _done(row: Row, plan: Plan) -> bool:
     if row.error is not None or not row.slices:
         return row.error is not None
     run_s = row.warm_up.run_s if row.warm_up else 0.0
-    # What is left has to hold a discarded run and a timed one.
-    if row.spent_s + 2 * run_s >= plan.duration_s:
-        return True
+    if row.spent_s + (_discarded_runs(row) + 1) * run_s >= plan.duration_s:
+        return True  # no further timed run fits
     if len(row.slices) < FEWEST_ROUNDS or row.times_ns.size < ENOUGH_SAMPLES:
         return False
     interval = row.seconds_per_run()
@@ -248,9 +256,8 @@ class _Crew:
         """Takes one slice of a row, and frees the row where it was its last."""
         row = self._rows[index]
         with self._recorded(index):
-            slow = row.warm_up is not None and row.warm_up.run_s * _RUNS_PER_SLICE > self._plan.duration_s
-            answer = self._child(row).call("sample", row=index, seconds=seconds, discard=0 if slow else 1)
-            row.slices.append(answer)
+            discard = _discarded_runs(row)
+            row.slices.append(self._child(row).call("sample", row=index, seconds=seconds, discard=discard))
             if _done(row, self._plan):
                 self._child(row).call("release", row=index)
 
