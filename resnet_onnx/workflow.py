@@ -293,13 +293,13 @@ def _preprocessing(base: Preprocessing, request: Request) -> Preprocessing:
     return replace(base, **changes)
 
 
-def _labels(request: Request, classes: int, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _labels(request: Request, classes: int | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if request.labels is None:
         return default
     from resnet_onnx.data.labels import read_labels
 
     labels = read_labels(request.labels)
-    if len(labels) != classes:
+    if classes is not None and len(labels) != classes:
         raise UsageError(f"--labels {request.labels} has {len(labels)} labels, the model {classes} outputs")
     return labels
 
@@ -545,8 +545,7 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
         named = replace(request, model=None, labels=None, image_size=None)
         network = _overridden(_fitted(named, Path(request.weights)), replace(request, labels=None))
         preprocessing = preprocessing and network.preprocessing
-    classes = _classes(checked.outputs)
-    labels = _labels(request, classes, None) if request.labels is not None else None
+    labels = _labels(request, _classes(checked.outputs), None)
     return Model(
         name=checked.path.stem,
         onnx=checked.path,
@@ -560,9 +559,15 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
     )
 
 
-def _classes(outputs: Sequence[TensorSpec]) -> int:
-    last = outputs[0].shape[-1] if outputs[0].shape else 0
-    return last if isinstance(last, int) else -1
+def _classes(outputs: Sequence[TensorSpec]) -> int | None:
+    """Returns how many scores the first output has per picture, or None where the model leaves it open.
+
+    Scores may come as [batch, class] or, from networks that end in a pooling, as [batch, class, 1, 1].
+    """
+    shape = outputs[0].shape
+    if len(shape) < 2 or not isinstance(shape[1], int) or any(extent != 1 for extent in shape[2:]):
+        return None
+    return shape[1]
 
 
 def _float_precision(inputs: Sequence[TensorSpec]) -> str:
@@ -1027,9 +1032,10 @@ def evaluate_on(
     if count:
         start_worker_server()
     with _open_for_pictures(model, runtime, device, threads, tuning, batch_size) as opened:
-        last = opened.outputs[0].shape[-1] if opened.outputs[0].shape else 0
-        classes = last if isinstance(last, int) else len(model.labels or dataset.classes)
-        class_map = match_classes(dataset.classes, model.labels, classes)
+        classes = _classes(opened.outputs)
+        class_map = match_classes(
+            dataset.classes, model.labels, len(model.labels or dataset.classes) if classes is None else classes
+        )
         return evaluate(
             opened,
             dataset,
