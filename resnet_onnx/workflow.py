@@ -787,6 +787,11 @@ def onnx_path(model: Model) -> Path:
     return path
 
 
+def graph_path(model: Model) -> Path | None:
+    """Returns the model as an ONNX file, or None for an engine whose network is not at hand."""
+    return None if model.engine is not None and model.network is None else onnx_path(model)
+
+
 def _still_sound(path: Path) -> bool:
     try:
         files.check_onnx(path)

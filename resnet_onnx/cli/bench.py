@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     WholeNumbers,
     device_option,
+    early_problem,
     make_command,
     model_options,
     runtime_option,
@@ -18,13 +20,13 @@ from resnet_onnx.cli.options import (
     threads_option,
 )
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.errors import ToolkitError, Unavailable, UsageError
+from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.measure import Plan, Row, Scenario
     from resnet_onnx.bench.roofline import Peaks, Work
     from resnet_onnx.workflow import Model, Request
-    from runtimes.spec import Feeds, Scope
+    from runtimes.spec import Feeds, RuntimeOptions, Scope
 
 _DEFAULT_MODEL = "resnet50"
 _DEFAULT_BATCHES = (1, 8)
@@ -58,6 +60,7 @@ _PICTURES = 16
 )
 @device_option
 @threads_option
+@tuning_options
 @save_option
 def command(
     terminal: Terminal,
@@ -71,6 +74,7 @@ def command(
     scope: Scope,
     device: str | None,
     threads: int | None,
+    tuning: RuntimeOptions,
     save: Path | None,
 ) -> None:
     """Measure throughput and latency of MODEL (resnet50) on several runtimes, in turns.
@@ -91,14 +95,14 @@ def command(
     if save is not None and save.is_dir():
         raise UsageError(f"--save {save} is a folder, expected the name of a file")
     names = registry.parse_names(runtimes)
-    problem = _early_problem(request)
+    check_tuning(tuning, names, device=device)
+    problem = early_problem(request)
     registry.require_all(names, device=device)
     if problem is not None:
         raise problem
 
     from resnet_onnx.bench import record, roofline
     from resnet_onnx.bench.measure import Contender, Plan, measure
-    from runtimes.spec import RuntimeOptions
 
     with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
@@ -106,17 +110,14 @@ def command(
         batches, count = _batches(model, batch)
         plan = Plan(batches=batches, streams=chosen_streams, duration_s=duration, scope=scope)
         feeds = workflow.sample_feeds(model, count, seed=request.seed)
-        path = workflow.onnx_path(model)
-        contenders = [
-            Contender(
-                runtime=name,
-                source=workflow.source(model, name),
-                device=device,
-                options=RuntimeOptions(threads=threads),
-            )
-            for name in names
-        ]
-        work = {size: roofline.count_work(path, _shapes(feeds, workflow.specs(model), size)) for size in batches}
+        path = workflow.graph_path(model)
+        contenders = []
+        for name in names:
+            options = workflow.tuned(model, name, replace(tuning, threads=threads), batches)
+            found = workflow.source(model, name, device=device, options=options, batches=batches)
+            contenders.append(Contender(runtime=name, source=found, device=device, options=options))
+        shapes = {size: _shapes(feeds, workflow.specs(model), size) for size in batches}
+        work = {size: roofline.count_work(path, shapes[size]) if path else None for size in batches}
         for note in model.notes:
             terminal.note(f"{model.name}: {note}")
         if left_out:
@@ -167,19 +168,6 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
 
         return (max(2, usable_cores()),)
     return (1,)
-
-
-def _early_problem(request: Request) -> ToolkitError | None:
-    """Raises a usage error at once; a problem with the model itself has to wait for the check of the runtimes."""
-    from resnet_onnx import workflow
-
-    try:
-        workflow.check_request(request)
-    except UsageError:
-        raise
-    except ToolkitError as error:
-        return error
-    return None
 
 
 def _batches(model: Model, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
@@ -244,20 +232,22 @@ def _result(
     )
 
 
-def _about(model: Model, path: Path) -> dict[str, Any]:
+def _about(model: Model, path: Path | None) -> dict[str, Any]:
+    from resnet_onnx import workflow
     from runtimes import files
 
-    checked = files.check_onnx(path)
+    checked = files.check_onnx(path) if path is not None else None
     network = model.network
     return {
         "name": model.name,
         "description": model.description,
         "precision": model.precision,
-        "sha256": checked.sha256,
+        "sha256": checked.sha256 if checked else None,
+        "engine": str(model.engine) if model.engine else None,
         "weights_sha256": network.weights_sha256 if network else None,
         "weights": network.weights_source if network else None,
-        "inputs": [str(spec) for spec in checked.inputs],
-        "opset": checked.opset,
+        "inputs": [str(spec) for spec in workflow.specs(model)],
+        "opset": checked.opset if checked else None,
     }
 
 

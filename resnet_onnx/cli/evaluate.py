@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     device_option,
     make_command,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from resnet_onnx.workflow import Request
+    from runtimes.spec import RuntimeOptions
 
 
 @make_command(
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
 @device_option
 @threads_option
+@tuning_options
 @save_option
 def command(
     terminal: Terminal,
@@ -49,6 +52,7 @@ def command(
     skip_bad: bool,
     device: str | None,
     threads: int | None,
+    tuning: RuntimeOptions,
     save: Path | None,
 ) -> None:
     """Measure accuracy on labelled pictures, on any runtime."""
@@ -56,6 +60,7 @@ def command(
     from runtimes import files, registry
 
     names = registry.parse_names(runtimes)
+    check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     model = workflow.resolve(request)
     workflow.insist_on_trained(model)
@@ -78,6 +83,7 @@ def command(
                 skip_bad=skip_bad,
                 device=device,
                 threads=threads,
+                tuning=tuning,
                 progress=partial(_show, progress, task),
             )
             results.append({"runtime": name, **evaluation.to_json()})

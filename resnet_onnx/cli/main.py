@@ -23,6 +23,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "export",
+    "build",
     "parity",
     "bench",
     "predict",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.errors import UsageError
+from runtimes.errors import ToolkitError, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.workflow import Request
@@ -154,6 +154,19 @@ def _request(kwargs: dict[str, Any]) -> Request:
         std=kwargs.pop("std"),
         labels=kwargs.pop("labels"),
     )
+
+
+def early_problem(request: Request) -> ToolkitError | None:
+    """Raises a usage error at once; a problem with the model itself has to wait for the check of the runtimes."""
+    from resnet_onnx import workflow
+
+    try:
+        workflow.check_request(request)
+    except UsageError:
+        raise
+    except ToolkitError as error:
+        return error
+    return None
 
 
 def runtime_option(*, default: str, several: bool) -> Callable[[F], F]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     device_option,
     make_command,
@@ -21,6 +22,7 @@ from runtimes.errors import CheckFailed
 if TYPE_CHECKING:
     from resnet_onnx.parity.compare import ParityReport
     from resnet_onnx.workflow import Request
+    from runtimes.spec import RuntimeOptions
 
 
 @make_command("parity", example="resnet-onnx parity resnet50.onnx --runtimes torch,ort-cpu,openvino", polite=True)
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the verdicts as JUnit XML.")
 @device_option
 @threads_option
+@tuning_options
 @save_option
 def command(
     terminal: Terminal,
@@ -44,6 +47,7 @@ def command(
     junit: Path | None,
     device: str | None,
     threads: int | None,
+    tuning: RuntimeOptions,
     save: Path | None,
 ) -> None:
     """Prove or refute that runtimes compute the same function as the network in float64.
@@ -55,6 +59,7 @@ def command(
     from runtimes import files, registry
 
     names = registry.parse_names(runtimes)
+    check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     with terminal.status("preparing the model") as status:
         model = workflow.resolve(request)
@@ -68,6 +73,7 @@ def command(
             seed=request.seed,
             device=device,
             threads=threads,
+            tuning=tuning,
             progress=lambda text: status.update(f"running {text}"),
         )
     for note in model.notes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     device_option,
     make_command,
@@ -19,6 +20,7 @@ from resnet_onnx.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from resnet_onnx.workflow import Request
+    from runtimes.spec import RuntimeOptions
 
 
 @make_command("predict", example="resnet-onnx predict resnet50.onnx photo.jpg holiday/ --plot answers.png", polite=True)
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
 @device_option
 @threads_option
+@tuning_options
 def command(
     terminal: Terminal,
     *,
@@ -41,6 +44,7 @@ def command(
     skip_bad: bool,
     device: str | None,
     threads: int | None,
+    tuning: RuntimeOptions,
 ) -> None:
     """Say what pictures show; files and folders, any size or mode."""
     from resnet_onnx import workflow
@@ -48,6 +52,7 @@ def command(
     from runtimes import registry
 
     name = one_runtime(runtimes)
+    check_tuning(tuning, [name], device=device)
     registry.require(name, device=device)
     with terminal.status("preparing the model"):
         model = workflow.resolve(request)
@@ -64,6 +69,7 @@ def command(
             skip_bad=skip_bad,
             device=device,
             threads=threads,
+            tuning=tuning,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for prediction in predictions:

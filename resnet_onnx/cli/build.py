@@ -1,0 +1,202 @@
+"""``resnet-onnx build``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resnet_onnx.cli.gpu_options import Size, size_text
+from resnet_onnx.cli.options import device_option, early_problem, make_command, model_options
+from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from converters.tensorrt_family import EngineBuild, Progress
+    from resnet_onnx.workflow import Model, Request
+
+
+@make_command("build", example="resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm86 -o resnet50.engine")
+@model_options()
+@click.option("--runtime", required=True, metavar="R", help="tensorrt or tensorrt-rtx.")
+@click.option("--target", help="Compute capability to build for (sm86, 8.6); the GPU's here by default.")
+@click.option("--shapes", metavar="NAME:MIN,OPT,MAX", help="Accepted shapes; batches 1 to 64 by default.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Copy the engine there, to deploy it.")
+@click.option("--workspace", type=Size(), help="Most scratch memory of a kernel; the library's own by default.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), help="0 builds fastest, 5 runs fastest.")
+@click.option("--cuda-graph", is_flag=True, help="Keep to one stream, so that a captured graph is one chain.")
+@click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32.")
+@click.option("--no-timing-cache", is_flag=True, help="Don't use what earlier builds measured (tensorrt).")
+@click.option("--rebuild", is_flag=True, help="Build even where the engine is in the cache.")
+@device_option
+def command(
+    terminal: Terminal,
+    *,
+    request: Request,
+    runtime: str,
+    target: str | None,
+    shapes: str | None,
+    output: Path | None,
+    workspace: int | None,
+    optimization_level: int | None,
+    cuda_graph: bool,
+    tf32: bool,
+    no_timing_cache: bool,
+    rebuild: bool,
+    device: str | None,
+) -> None:
+    """Build the engine that a runtime loads, from MODEL; it stays in the cache, and --output copies it.
+
+    tensorrt-rtx builds for any of its targets on a machine without a GPU; tensorrt builds on and for the GPU here.
+    Precision comes from the ONNX graph, never from an option.
+    """
+    from converters import tensorrt_family
+    from resnet_onnx import workflow
+    from runtimes import engines, files, registry
+
+    library = _library(runtime)
+    place = registry.adapter(library).resolve_device(device)
+    profile = tensorrt_family.parse_shapes(shapes) if shapes is not None else None
+    options = tensorrt_family.EngineOptions(
+        workspace_bytes=workspace,
+        optimization_level=optimization_level,
+        timing_cache=not no_timing_cache,
+        cuda_graph=cuda_graph,
+        tf32=tf32,
+    )
+    _check_output(output)
+    _check_model(request)
+    problem = early_problem(request)
+    tensorrt_family.require_builder(library, target=target, device=place)
+    if problem is not None:
+        raise problem
+
+    with terminal.status("preparing the model"):
+        model = workflow.resolve(request)
+        source = files.check_onnx(workflow.onnx_path(model))
+    with _progress(terminal) as report:
+        built = tensorrt_family.build_engine(
+            source,
+            library=library,
+            target=target,
+            shapes=profile,
+            options=options,
+            device=place,
+            progress=report,
+            rebuild=rebuild,
+        )
+    path = built.path if output is None else engines.copy_engine(built.file, _target_file(output, model, built))
+    _print(terminal, model, built, source, path)
+    terminal.emit(
+        {
+            **built.to_json(),
+            "path": str(path),
+            "cache_path": str(built.path),
+            "runtime": runtime,
+            "model": model.name,
+            "precision": model.precision,
+            "onnx": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
+        }
+    )
+
+
+def _library(runtime: str) -> Any:
+    from resnet_onnx.workflow import ENGINE_RUNTIMES
+    from runtimes import registry
+
+    registry.adapter(runtime)
+    if runtime in ENGINE_RUNTIMES:
+        return runtime
+    what = {
+        "torch": "runs the network itself",
+        "ort-tensorrt": "builds its engine, into the cache, when it opens the ONNX file",
+    }.get(runtime, "loads the ONNX file itself")
+    raise UsageError(
+        f"there is nothing to build for runtime '{runtime}': it {what}",
+        fix="make the ONNX file: resnet-onnx export; engines are built for: --runtime " + ", ".join(ENGINE_RUNTIMES),
+    )
+
+
+def _check_output(output: Path | None) -> None:
+    from resnet_onnx.workflow import ENGINE_SUFFIXES
+
+    if output is not None and not output.is_dir() and output.suffix.lower() not in ENGINE_SUFFIXES:
+        raise UsageError(
+            f"--output {output}: an engine ends in {' or '.join(ENGINE_SUFFIXES)}",
+            fix=f"--output {output.with_suffix('.engine')}",
+        )
+
+
+def _check_model(request: Request) -> None:
+    from resnet_onnx.workflow import ENGINE_SUFFIXES
+
+    if request.model is not None and Path(request.model).suffix.lower() in ENGINE_SUFFIXES:
+        raise UsageError(
+            f"{request.model} is an engine already; engines are built from ONNX files, networks and checkpoints"
+        )
+
+
+def _target_file(output: Path, model: Model, built: EngineBuild) -> Path:
+    return output / f"{model.name}-{built.target}.engine" if output.is_dir() else output
+
+
+@contextmanager
+def _progress(terminal: Terminal) -> Iterator[Progress]:
+    """Yields what a builder reports to; phases lie inside each other and come and go."""
+    with terminal.progress() as display:
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, done: int, steps: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = display.add_task(phase, total=steps)
+            display.update(tasks[phase], completed=done, visible=done < steps)
+
+        yield report
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+
+def _print(terminal: Terminal, model: Model, built: EngineBuild, source: Any, path: Path) -> None:
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
+    if built.replaced:
+        terminal.note(f"built again, because the engine in the cache could not be used: {built.replaced}")
+    terminal.line(f"{path}  {size_text(built.size_bytes)} (ONNX file {size_text(source.size_bytes)})")
+    terminal.line(f"{model.description} · {_title(built)} · for {_target(built.target)}")
+    for name, accepted in built.profile.items():
+        low, usual, high = (_shape(s) for s in (accepted.minimum, accepted.optimum, accepted.maximum))
+        terminal.line(f"Accepts {name} {low}" + (f" to {high}, fastest at {usual}" if low != high else ""))
+    when = "built earlier, from the cache" if built.cached else "built now"
+    terminal.line(f"{built.seconds:.2f} s to build ({when}). Key {built.key[:16]}…")
+    terminal.line()
+    terminal.table(["layer", "precision", "count"], [_row(row) for row in built.layers], left=2)
+    for warning in built.warnings:
+        terminal.note(f"{_title(built)} warns: {warning}")
+    terminal.line()
+    trusted = "" if path == built.path else " --trust-engine"
+    terminal.line(f"Next, on a machine with such a GPU: resnet-onnx bench {path} --runtime {built.library}{trusted}")
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    return [str(row["type"]), str(row["precision"]) or "–", str(row["count"])]
+
+
+def _title(built: EngineBuild) -> str:
+    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}[built.library]
+    return f"{title} {built.library_version}"
+
+
+def _target(target: str) -> str:
+    from converters.tensorrt_family import ARCHITECTURES
+
+    return f"{target} ({ARCHITECTURES[target]})" if target in ARCHITECTURES else target
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape)

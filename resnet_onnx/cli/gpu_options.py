@@ -1,0 +1,95 @@
+"""Options about NVIDIA devices that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from runtimes.errors import UsageError
+
+if TYPE_CHECKING:
+    from runtimes.spec import RuntimeOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: ``500MB``, ``4GiB``, ``0``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Reads decimal (MB) and binary (MiB) units; a bare number is bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", str(value).upper())
+        if found is None or (found[3] and not found[2]):
+            self.fail(f"'{value}' is no size like 500MB, 4GiB or 0", param, ctx)
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2]])
+
+
+def size_text(size_bytes: int) -> str:
+    """Returns a size for people, in decimal units as disks have them."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    for unit in ("kB", "MB"):
+        size_bytes_in_unit = size_bytes / (1e3 if unit == "kB" else 1e6)
+        if size_bytes_in_unit < 1000:
+            return f"{size_bytes_in_unit:.1f} {unit}"
+    return f"{size_bytes / 1e9:.2f} GB"
+
+
+_APPLIES: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "tf32": ("--tf32", ("torch", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"), True),
+    "cuda_graph": ("--cuda-graph", ("torch", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"), True),
+    "exhaustive_search": ("--exhaustive-search", ("torch", "ort-cuda"), True),
+    "channels_last": ("--channels-last", ("torch", "ort-cuda"), False),
+    "autocast": ("--autocast", ("torch",), False),
+    "trust_engine": ("--trust-engine", ("tensorrt", "tensorrt-rtx"), False),
+}
+"""Option, the runtimes that heed it, and whether they do so on NVIDIA devices alone."""
+
+
+def tuning_options(function: F) -> F:
+    """Adds what changes speed or arithmetic beside the model; the command gets one ``tuning``."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        from runtimes.spec import RuntimeOptions
+
+        chosen = {name: kwargs.pop(name) for name in _APPLIES}
+        return function(*args, tuning=RuntimeOptions(**chosen), **kwargs)
+
+    decorated: Any = run
+    for option in (
+        click.option("--trust-engine", is_flag=True, help="Execute an engine that was not built here; it is code."),
+        click.option("--autocast", type=click.Choice(["bf16", "fp16"]), help="torch: round products to bf16 or fp16."),
+        click.option("--channels-last", is_flag=True, help="torch, ort-cuda: keep pictures as NHWC inside."),
+        click.option("--exhaustive-search", is_flag=True, help="torch, ort-cuda: cuDNN tries every algorithm."),
+        click.option("--cuda-graph", is_flag=True, help="NVIDIA: capture a run once and replay it."),
+        click.option("--tf32", is_flag=True, help="NVIDIA: let fp32 products be rounded to TF32."),
+    ):
+        decorated = option(decorated)
+    result: F = decorated
+    return result
+
+
+def check_tuning(tuning: RuntimeOptions, names: Sequence[str], *, device: str | None) -> None:
+    """Raises ``UsageError`` for an option that none of the runtimes would heed."""
+    from runtimes.registry import adapter
+
+    for field, (option, heeding, nvidia_only) in _APPLIES.items():
+        if not getattr(tuning, field):
+            continue
+        here = [name for name in names if name in heeding]
+        if nvidia_only:
+            here = [name for name in here if adapter(name).resolve_device(device) != "cpu"]
+        if not here:
+            where = " on an NVIDIA device (--device cuda)" if nvidia_only else ""
+            raise UsageError(f"{option} is for {', '.join(heeding)}{where}, and {', '.join(names)} would not heed it")
