@@ -13,10 +13,12 @@ import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,11 @@ MAX_TENSOR_ELEMENTS = 2**34
 """No tensor of a network that runs on one machine has more elements (64 GiB in fp32); a larger one is a damaged or
 hostile size that would only end in an allocation failure somewhere deep."""
 
+MAX_EXPANDED_NODES = 1_000_000
+"""Hundreds of times the nodes of the largest networks; more only come from functions that call each other."""
+
+_DEEPEST_CALLS = 64
+
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
@@ -56,14 +63,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with _told_plainly(path):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder is in the way")
+            if path.exists() and not path.is_file():
+                # A rename would put a plain file where /dev/null or a pipe was.
+                raise OSError(errno.EINVAL, "a device, pipe or socket is in the way")
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
             temporary.touch(exist_ok=False)
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -82,6 +94,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists() and not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "a file is in the way")
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
             temporary.mkdir()
             yield temporary
             for item in sorted(temporary.rglob("*")):
@@ -119,8 +132,37 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+_LONGEST_STEM = 40
+"""Characters of a name that its temporary file repeats: four bytes each and the rest stay below the 255 of a name."""
+
+_STALE_AFTER_S = 3600.0
+
+
 def _temporary_beside(path: Path) -> Path:
-    return path.parent / f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    return path.parent / f".{path.name[:_LONGEST_STEM]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _sweep(path: Path) -> None:
+    """Removes what killed processes left of earlier attempts at the same path.
+
+    Only after an hour: on a shared disk the process may live on another machine.
+    """
+    pattern = re.compile(re.escape(f".{path.name[:_LONGEST_STEM]}.") + r"(\d+)\.[0-9a-f]{8}\.tmp")
+    with contextlib.suppress(OSError):
+        for item in path.parent.iterdir():
+            match = pattern.fullmatch(item.name)
+            if match is None or _alive(int(match[1])) or time.time() - item.lstat().st_mtime < _STALE_AFTER_S:
+                continue
+            if item.is_dir():
+                shutil.rmtree(item, ignore_errors=True)
+            else:
+                item.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(process))
 
 
 def _parked(path: Path) -> Path:
@@ -193,22 +235,35 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+_NAME_A_CACHE = f"name another: --cache-dir or ${CACHE_VARIABLE}"
+
+
 def cache_root() -> Path:
-    """Returns the cache folder: ``$RESNET_ONNX_CACHE``, or the user's cache folder of this system."""
+    """Returns the cache folder: ``$RESNET_ONNX_CACHE``, or the user's cache folder of this system.
+
+    Raises:
+        FileProblem: This user has no home folder, or the variable names one that does not exist (``~nobody``).
+    """
     named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        if named:
+            return Path(named).expanduser().absolute()
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        elif os.name == "nt":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home folder, as in many containers
+        raise FileProblem(f"can't find the cache folder: {error}", fix=_NAME_A_CACHE) from error
     return base / "resnet-onnx"
 
 
 def cache_dir(*parts: str) -> Path:
     """Makes and returns a folder in the cache, open to its owner alone (mode 0700).
+
+    The cache folder itself is closed to others only where it is made here: one that was there before may be somebody's
+    working folder, or /tmp, whose mode is none of ours.
 
     Raises:
         FileProblem: The folder can't be made or belongs to somebody else.
@@ -216,20 +271,21 @@ def cache_dir(*parts: str) -> Path:
     folder = cache_root()
     try:
         for step in (folder, *(folder.joinpath(*parts[: i + 1]) for i in range(len(parts)))):
+            existed = step.is_dir()
             step.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.name != "nt":
                 found = step.stat()
                 if found.st_uid != os.getuid():
                     raise FileProblem(
                         f"the cache folder {step} belongs to another user",
-                        fix=f"name another: --cache-dir or ${CACHE_VARIABLE}",
+                        fix=_NAME_A_CACHE,
                     )
-                if stat.S_IMODE(found.st_mode) != 0o700:
+                if stat.S_IMODE(found.st_mode) != 0o700 and not (existed and step == folder):
                     step.chmod(0o700)
     except OSError as error:
         raise FileProblem(
             f"can't use the cache folder {folder}: {error.strerror or error}",
-            fix=f"name another: --cache-dir or ${CACHE_VARIABLE}",
+            fix=_NAME_A_CACHE,
         ) from error
     return folder.joinpath(*parts)
 
@@ -256,7 +312,8 @@ def store_by_content(kind: str, suffix: str, write: Callable[[Path], None]) -> t
             os.replace(draft, target)
             _sync(folder)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
     return target, digest
 
 
@@ -265,12 +322,16 @@ def find_by_content(kind: str, suffix: str, sha256: str) -> Path | None:
     if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
         return None
     path = cache_root() / kind / f"{sha256}{suffix}"
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return None
+        sound = sha256_file(path) == sha256
+    except OSError:
         return None
-    if sha256_file(path) != sha256:
-        path.unlink(missing_ok=True)
-        return None
-    return path
+    if not sound:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return path if sound else None
 
 
 # ---- manifests -----------------------------------------------------------------------------------------------------
@@ -294,7 +355,7 @@ def write_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> di
 
 def build_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the manifest of a model file without writing it."""
-    external = [] if model.suffix != ".onnx" else sorted({t.location for t in _external_tensors(_parse(model))})
+    external = [] if model.suffix != ".onnx" else sorted({t.location for t in _external_tensors(model, _parse(model))})
     return {
         "schema": MANIFEST_SCHEMA,
         "model": {"file": model.name, "sha256": sha256_file(model), "size_bytes": model.stat().st_size},
@@ -358,20 +419,25 @@ def check_onnx(path: Path) -> CheckedModel:
         raise BadModel(f"{path} is a folder, expected an .onnx file")
     if not stat.S_ISREG(found.st_mode):
         raise BadModel(f"{path} is no regular file, expected an .onnx file")
-    stamp = tuple(_stamp(p) for p in (path, manifest_path(path)))
-    return _check_onnx(path.absolute(), stamp)
+    path = path.absolute()
+    stamp = tuple(_stamp(p, follow=True) for p in (path, manifest_path(path)))
+    checked, external = _check_onnx(path, stamp)
+    if any(_stamp(path.parent / name, follow=False) != before for name, before in external.items()):
+        _check_onnx.cache_clear()
+        checked, _ = _check_onnx(path, stamp)
+    return checked
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path, *, follow: bool) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
+        found = path.stat(follow_symlinks=follow)
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_ino, found.st_mode, found.st_nlink, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @functools.lru_cache(maxsize=32)
-def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
+def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[str, tuple[int, ...] | None]]:
     size = path.stat().st_size
     if size == 0:
         raise BadModel(f"{path} is empty, expected an ONNX model", fix="export or download it again")
@@ -395,6 +461,7 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
     model = _parse(path)
     _check_graph(path, model)
     external = _check_external_data(path, model)
+    stamps = {name: _stamp(path.parent / name, follow=False) for name in external}
     if manifest is not None:
         listed = {str(row["file"]): row for row in manifest.get("external_data", [])}
         for name in external:
@@ -404,7 +471,7 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
     _check_sizes(path, model)
     _run_checker(path, model, bool(external))
     inputs, outputs = onnx_types.model_specs(model)
-    return CheckedModel(
+    checked = CheckedModel(
         path=path,
         sha256=digest,
         size_bytes=size,
@@ -415,6 +482,7 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
         external_data=tuple(external),
         has_manifest=manifest is not None,
     )
+    return checked, stamps
 
 
 def _read_manifest(model: Path) -> dict[str, Any] | None:
@@ -427,7 +495,7 @@ def _read_manifest(model: Path) -> dict[str, Any] | None:
             raise ValueError(f"schema {MANIFEST_SCHEMA} expected")
         str(manifest["model"]["sha256"])
         [str(row["file"]) + str(row["sha256"]) for row in manifest.get("external_data", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadModel(
             f"the manifest {path} can't be read ({error})",
             fix="export the model again, or delete the manifest to go without",
@@ -499,11 +567,20 @@ def _parse(path: Path) -> Any:
 
 
 def _check_graph(path: Path, model: Any) -> None:
+    import onnx
+
     graph = model.graph
     if model.ir_version <= 0 or not model.HasField("graph"):
         raise BadModel(f"{path} parses, but holds no ONNX graph", fix="export or download it again")
     if not model.opset_import:
         raise BadModel(f"{path} names no operator set")
+    for used in model.opset_import:
+        known = onnx.defs.onnx_opset_version()
+        if used.domain in ("", "ai.onnx") and not 1 <= used.version <= known:
+            raise BadModel(
+                f"{path} uses opset {used.version}; the installed onnx {onnx.__version__} knows 1 to {known}",
+                fix="export it with an older opset, or install a newer onnx",
+            )
     if not graph.node or not graph.output:
         raise BadModel(
             f"{path} holds a graph with {len(graph.node)} nodes and {len(graph.output)} outputs, expected some"
@@ -515,14 +592,70 @@ def _check_graph(path: Path, model: Any) -> None:
         if not value.type.HasField("tensor_type"):
             kind = value.type.WhichOneof("value") or "nothing"
             raise BadModel(f"{path}: '{value.name}' is a {kind}; only tensors are supported as inputs and outputs")
-        _check_dims(
-            path,
-            value.name,
-            [d.dim_value for d in value.type.tensor_type.shape.dim if d.WhichOneof("value") == "dim_value"],
-        )
+        element = onnx_types.element_name(value.type.tensor_type.elem_type)
+        if element not in onnx_types.DTYPES:
+            raise BadModel(
+                f"{path}: '{value.name}' has elements of type {element}; supported are {', '.join(onnx_types.DTYPES)}"
+            )
+        _check_value(path, value)
+    for value in graph.input:
+        if any(d.WhichOneof("value") == "dim_value" and d.dim_value == 0 for d in value.type.tensor_type.shape.dim):
+            raise BadModel(f"{path}: the input '{value.name}' has a dimension of 0: there is nothing to run on")
+    _check_functions(path, model)
 
 
-def _check_dims(path: Path, name: str, dims: list[int]) -> int:
+def _check_functions(path: Path, model: Any) -> None:
+    """Functions that call functions may grow tenfold with every level, and libraries expand them all."""
+    bodies = {(f.domain, f.name, f.overload): list(_all_nodes(f.node)) for f in model.functions}
+    sizes: dict[tuple[str, str, str], int] = {}
+
+    def size(nodes: list[Any], callers: tuple[tuple[str, str, str], ...]) -> int:
+        total = 0
+        for node in nodes:
+            called = (node.domain, node.op_type, node.overload)
+            if called not in bodies:
+                total += 1
+                continue
+            if called in callers or len(callers) > _DEEPEST_CALLS:
+                raise BadModel(f"{path}: the function '{node.op_type}' calls itself, or calls nest too deep")
+            if called not in sizes:
+                sizes[called] = size(bodies[called], (*callers, called))
+            total += sizes[called]
+        return total
+
+    if bodies:
+        total = size(list(_all_nodes(model.graph.node)), ())
+        if total > MAX_EXPANDED_NODES:
+            raise BadModel(f"{path}: its functions expand to {total} nodes, at most {MAX_EXPANDED_NODES} are accepted")
+
+
+def _all_nodes(nodes: Any) -> Iterator[Any]:
+    """Yields nodes and the nodes of their subgraphs."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            waiting.extend(attribute.g.node)
+            for graph in attribute.graphs:
+                waiting.extend(graph.node)
+
+
+def _check_value(path: Path, value: Any) -> None:
+    tensor = value.type.tensor_type
+    dims = [d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value"]
+    _check_dims(path, value.name, dims, bits=_BITS.get(tensor.elem_type, 8))
+
+
+@functools.cache
+def _memory_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _check_dims(path: Path, name: str, dims: list[int], *, bits: int) -> int:
+    """Returns the number of elements; an unknown dimension may be left out of `dims`."""
     count = 1
     for extent in dims:
         if extent < 0:
@@ -531,6 +664,11 @@ def _check_dims(path: Path, name: str, dims: list[int]) -> int:
     if count > MAX_TENSOR_ELEMENTS:
         raise BadModel(
             f"{path}: '{name}' claims {count} elements ({dims}), more than any machine holds; the file is damaged"
+        )
+    if count * bits // 8 > _memory_bytes():
+        raise BadModel(
+            f"{path}: '{name}' of shape {dims} needs {count * bits / 2**33:.1f} GiB, "
+            f"this machine has {_memory_bytes() / 2**30:.1f} GiB of memory"
         )
     return count
 
@@ -570,25 +708,30 @@ def _tensors(model: Any) -> Iterator[Any]:
             graphs.extend(attribute.graphs)
 
 
-def _external_tensors(model: Any) -> list[_External]:
+def _external_tensors(path: Path, model: Any) -> list[_External]:
     found = []
     for tensor in _tensors(model):
         if not tensor.external_data and tensor.data_location != tensor.EXTERNAL:
             continue
         entries = {e.key: e.value for e in tensor.external_data}
+        if len(entries) != len(tensor.external_data):
+            # Libraries differ in which of the two they take.
+            raise BadModel(f"{path}: external data of tensor '{tensor.name}' says something twice")
         try:
             offset = int(entries.get("offset", "0") or 0)
             length = int(entries["length"]) if entries.get("length") else None
         except ValueError as error:
-            raise BadModel(f"external data of tensor '{tensor.name}' has no numeric offset or length") from error
+            raise BadModel(
+                f"{path}: external data of tensor '{tensor.name}' has no numeric offset or length"
+            ) from error
         location = entries.get("location", "")
-        found.append(_External(tensor.name, location, offset, length, _tensor_bytes(tensor)))
+        found.append(_External(tensor.name, location, offset, length, _tensor_bytes(path, tensor)))
     return found
 
 
 def _check_external_data(path: Path, model: Any) -> list[str]:
     names: dict[str, int] = {}
-    for tensor in _external_tensors(model):
+    for tensor in _external_tensors(path, model):
         name = tensor.location
         what = f"{path}: external data '{name}' of tensor '{tensor.tensor}'"
         if not name:
@@ -607,7 +750,8 @@ def _check_external_data(path: Path, model: Any) -> list[str]:
 def _contained_size(path: Path, name: str, what: str) -> int:
     """Returns the size of an external-data file that provably lies inside the model's folder."""
     parts = name.split("/")
-    if name.startswith("/") or "\\" in name or ":" in name or "\0" in name or ".." in parts:
+    # "*" begins ONNX Runtime's own names for addresses in memory.
+    if name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0*"):
         raise BadModel(f"{what} points outside the model's folder; refused")
     step = path.parent
     for part in parts:
@@ -629,15 +773,15 @@ def _contained_size(path: Path, name: str, what: str) -> int:
     return found.st_size
 
 
-def _tensor_bytes(tensor: Any) -> int:
+def _tensor_bytes(path: Path, tensor: Any) -> int:
     import onnx
 
     bits = _BITS.get(tensor.data_type)
     if bits is None:
         if tensor.data_type == onnx.TensorProto.STRING:
-            raise BadModel(f"tensor '{tensor.name}' holds strings as raw bytes, which ONNX does not allow")
-        raise BadModel(f"tensor '{tensor.name}' has the unknown data type {tensor.data_type}")
-    count = _check_dims(Path("model"), tensor.name, list(tensor.dims))
+            raise BadModel(f"{path}: tensor '{tensor.name}' holds strings as raw bytes, which ONNX does not allow")
+        raise BadModel(f"{path}: tensor '{tensor.name}' has the unknown data type {tensor.data_type}")
+    count = _check_dims(path, tensor.name, list(tensor.dims), bits=bits)
     return (count * bits + 7) // 8
 
 
@@ -651,11 +795,11 @@ _BITS = {
 def _check_sizes(path: Path, model: Any) -> None:
     """Every tensor kept in the file has as many elements as its shape says."""
     for tensor in _tensors(model):
-        count = _check_dims(path, tensor.name, list(tensor.dims))
+        count = _check_dims(path, tensor.name, list(tensor.dims), bits=_BITS.get(tensor.data_type, 8))
         if tensor.external_data or tensor.data_location == tensor.EXTERNAL:
             continue
         if tensor.HasField("raw_data"):
-            given, expected = len(tensor.raw_data), _tensor_bytes(tensor)
+            given, expected = len(tensor.raw_data), _tensor_bytes(path, tensor)
         elif tensor.string_data:
             given, expected = len(tensor.string_data), count
         else:
@@ -674,15 +818,16 @@ def _run_checker(path: Path, model: Any, external: bool) -> None:
             onnx.checker.check_model(str(path))
         else:
             onnx.checker.check_model(model)
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(model), check_type=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            _without_weights(model), check_type=True, strict_mode=True, data_prop=True
+        )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BadModel(
             f"{path} is no valid ONNX model: {reason[:300]}", fix="export it again, or report it to its maker"
         ) from error
-    for value in inferred.graph.value_info:
-        shape = value.type.tensor_type.shape
-        _check_dims(path, value.name, [d.dim_value for d in shape.dim if d.WhichOneof("value") == "dim_value"])
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        _check_value(path, value)
 
 
 _SMALL = 1024

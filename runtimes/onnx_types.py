@@ -49,15 +49,21 @@ def _dimension(name: str, axis: int, extent: object) -> Dimension:
     return str(extent) if isinstance(extent, str) and extent else f"{name}.{axis}"
 
 
-def model_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and outputs."""
+def element_name(element: int) -> str:
+    """Returns ONNX's name of an element type in ``tensor(…)``, or its number where there is none."""
     import onnx
 
+    known = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+    return str(known.get(element, element))
+
+
+def model_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and outputs."""
     initialised = {t.name for t in model.graph.initializer}
 
     def one(value: Any) -> TensorSpec:
         tensor = value.type.tensor_type
-        element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        element = element_name(tensor.elem_type)
         shape = [d.dim_param or None if d.WhichOneof("value") != "dim_value" else d.dim_value for d in tensor.shape.dim]
         return spec(value.name, element, shape)
 

@@ -586,7 +586,12 @@ def test_pictures_as_bytes_are_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rtx", "cache")
 def test_the_parsers_refusal_names_the_node(tmp_path: Path) -> None:
-    det = save(tmp_path / "det.onnx", [helper.make_node("Det", ["x"], ["y"], name="strange")], {}, channels=3)
+    nodes = [
+        helper.make_node("Det", ["x"], ["d"], name="strange"),
+        helper.make_node("ReduceSum", ["d"], ["total"], keepdims=0),
+        helper.make_node("Add", ["x", "total"], ["y"]),
+    ]
+    det = save(tmp_path / "det.onnx", nodes, {}, channels=3)
     with pytest.raises(
         UnsupportedModel, match=r"can't build u8\.onnx: node 'quantise' \(QuantizeLinear\): .*zero point"
     ):
