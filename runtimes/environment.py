@@ -91,11 +91,14 @@ def library_versions() -> dict[str, str]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns CPU, memory, system and library versions; loads no heavy library.
+    """Returns CPU, GPUs, memory, system and library versions; loads no heavy library.
 
-    Keys: ``cpu`` (model, usable_cores, instruction_sets), ``memory_bytes``, ``system``, ``python``, ``libraries``.
+    Keys: ``cpu`` (model, usable_cores, instruction_sets, clock_mhz: now, or None where the system does not say),
+    ``gpu`` (as ``nvidia.describe``), ``memory_bytes``, ``system``, ``python``, ``libraries``.
     """
     import psutil
+
+    from runtimes import nvidia
 
     model, flags = _cpu()
     return {
@@ -103,12 +106,24 @@ def describe_machine() -> dict[str, Any]:
             "model": model,
             "usable_cores": usable_cores(),
             "instruction_sets": [flag for flag in _INTERESTING_FLAGS if flag in flags],
+            "clock_mhz": _clock_mhz(),
         },
+        "gpu": nvidia.describe(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": sys.version.split()[0],
         "libraries": library_versions(),
     }
+
+
+def _clock_mhz() -> float | None:
+    import psutil
+
+    try:
+        found = psutil.cpu_freq()
+    except (OSError, NotImplementedError, AttributeError):
+        return None  # virtual machines and some systems don't say
+    return float(found.current) if found else None
 
 
 def _cpu() -> tuple[str, frozenset[str]]:

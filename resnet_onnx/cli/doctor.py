@@ -2,30 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resnet_onnx.cli.gpu_options import Size, size_text
 from resnet_onnx.cli.options import make_command
 from resnet_onnx.cli.terminal import Terminal
 
+if TYPE_CHECKING:
+    from runtimes.base import Availability
 
-@make_command("doctor", example="resnet-onnx doctor --json")
-def command(terminal: Terminal) -> None:
+
+@make_command("doctor", example="resnet-onnx doctor --cache")
+@click.option("--cache", "show_cache", is_flag=True, help="Show what the cache holds, in place of the machine.")
+@click.option("--prune", type=Size(), metavar="SIZE", help="Remove the engines unused for longest, down to SIZE.")
+def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     """Say what this machine can run, and the exact fix for what it can't."""
-    from runtimes import files, nvidia, registry
+    if show_cache or prune is not None:
+        _cache(terminal, prune)
+        return
+    from runtimes import files, registry
     from runtimes.environment import describe_machine
 
     machine = describe_machine()
     with terminal.status("trying every runtime"):
         answers = [registry.probe(name) for name in registry.RUNTIME_NAMES]
-    gpu = nvidia.describe()
-    cpu = machine["cpu"]
-    terminal.line(
-        f"{cpu['model']}, {cpu['usable_cores']} usable cores, {machine['memory_bytes'] / 2**30:.0f} GiB memory"
+    _print_machine(terminal, machine)
+    terminal.line(f"Cache: {files.cache_root()} (resnet-onnx doctor --cache)")
+    terminal.line()
+    _print_runtimes(terminal, answers)
+    terminal.emit(
+        {
+            "runtimes": [
+                {
+                    "name": answer.name,
+                    "available": answer.available,
+                    "version": answer.version,
+                    "devices": answer.devices,
+                    "reason": answer.reason or None,
+                    "fix": answer.fix or None,
+                }
+                for answer in answers
+            ],
+            "machine": machine,
+            "gpu": machine["gpu"],
+            "cache": str(files.cache_root()),
+        }
     )
+
+
+def _print_machine(terminal: Terminal, machine: Mapping[str, Any]) -> None:
+    cpu, gpu = machine["cpu"], machine["gpu"]
+    parts = [cpu["model"], f"{cpu['usable_cores']} usable cores"]
+    if cpu["clock_mhz"]:
+        parts.append(f"{cpu['clock_mhz']:.0f} MHz now")
+    terminal.line(", ".join([*parts, f"{machine['memory_bytes'] / 2**30:.0f} GiB memory"]))
     terminal.line(f"Instruction sets: {', '.join(cpu['instruction_sets']) or 'none that matter here'}")
     terminal.line(f"{machine['system']} · Python {machine['python']}")
-    found = gpu.get("gpus") or []
-    terminal.line(f"GPUs: {', '.join(str(g.get('name')) for g in found) if found else gpu.get('reason') or 'none'}")
-    terminal.line(f"Cache: {files.cache_root()}")
+    if not gpu["gpus"]:
+        terminal.line(f"GPUs: {gpu['reason'] or 'none'}")
+        return
+    terminal.line(f"NVIDIA driver {gpu['driver'] or 'of unknown version'}, CUDA up to {gpu['cuda']}")
     terminal.line()
+    terminal.table(
+        ["device", "GPU", "compute capability", "memory", "clock MHz", "at most", "memory MHz", "limit W", "°C"],
+        [
+            [
+                row["device"],
+                row["name"],
+                row["compute_capability"],
+                f"{row['memory_bytes'] / 2**30:.0f} GiB",
+                *(
+                    "–" if row[name] is None else f"{row[name]:.0f}"
+                    for name in ("clock_mhz", "max_clock_mhz", "memory_clock_mhz", "power_limit_w", "temperature_c")
+                ),
+            ]
+            for row in gpu["gpus"]
+        ],
+        left=3,
+    )
+    for row in gpu["gpus"]:
+        if row["throttled"]:
+            terminal.line(f"{row['device']} is held down: {', '.join(row['throttled'])}")
+
+
+def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None:
+    from runtimes import registry
+
     terminal.table(
         ["runtime", "", "version", "what it is, or why it can't run"],
         [
@@ -45,21 +111,51 @@ def command(terminal: Terminal) -> None:
             terminal.line(f"{answer.name}:")
             for line in answer.fix.splitlines():
                 terminal.line(f"  {line}")
+
+
+def _cache(terminal: Terminal, prune: int | None) -> None:
+    import time
+
+    from runtimes import cache, engines, files
+
+    removed = cache.prune(prune) if prune is not None else []
+    rows, listed = cache.usage(), engines.list_engines()
+    terminal.line(f"{files.cache_root()}: {size_text(sum(row.size_bytes for row in rows))}")
+    terminal.line()
+    terminal.table(
+        ["kind", "what it is", "files", "size"],
+        [[row.kind, row.about, str(row.files), size_text(row.size_bytes)] for row in rows],
+        left=2,
+    )
+    if listed:
+        terminal.line()
+        terminal.table(
+            ["engine of", "library", "target", "size", "last used", "accepts, or what is wrong with it"],
+            [
+                [
+                    row.model or row.path.name[:16],
+                    row.library or "–",
+                    row.target or "–",
+                    size_text(row.size_bytes),
+                    time.strftime("%Y-%m-%d %H:%M", time.localtime(row.last_used)),
+                    row.problem or row.shapes,
+                ]
+                for row in listed
+            ],
+            left=6,
+        )
+    if prune is not None:
+        terminal.line()
+        freed = sum(row.size_bytes for row in removed)
+        terminal.line(f"Removed {len(removed)} engine{'s' * (len(removed) != 1)}, {size_text(freed)}" + (":" if removed else "."))
+        for row in removed:
+            terminal.line(f"  {row.name}  {size_text(row.size_bytes)}")
     terminal.emit(
         {
-            "runtimes": [
-                {
-                    "name": answer.name,
-                    "available": answer.available,
-                    "version": answer.version,
-                    "devices": answer.devices,
-                    "reason": answer.reason or None,
-                    "fix": answer.fix or None,
-                }
-                for answer in answers
-            ],
-            "machine": machine,
-            "gpu": gpu,
             "cache": str(files.cache_root()),
+            "size_bytes": sum(row.size_bytes for row in rows),
+            "kinds": [asdict(row) for row in rows],
+            "engines": [asdict(row) for row in listed],
+            "removed": [asdict(row) for row in removed],
         }
     )

@@ -1,0 +1,90 @@
+"""What lies in the cache, by kind, and making it smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtimes import engines, files, ort_gpu
+
+KINDS = {
+    "weights": "source weights, by content",
+    "random": "notes on random weights",
+    "onnx": "exported models",
+    "engines": "engines built for TensorRT and TensorRT for RTX",
+    ort_gpu.CACHE_FOLDER: "engines that ONNX Runtime built",
+    "downloads": "downloaded weights and data",
+    "peaks": "measured peaks of this machine",
+}
+"""The folders of the cache, and what is in them."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of the cache one kind takes.
+
+    Attributes:
+        kind: Name of its folder; ``other`` for the rest.
+        files: Number of files.
+        size_bytes: Of all of them.
+        about: What they are.
+    """
+
+    kind: str
+    files: int
+    size_bytes: int
+    about: str
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """One thing that was removed.
+
+    Attributes:
+        name: What it was, for people.
+        size_bytes: How much it took.
+    """
+
+    name: str
+    size_bytes: int
+
+
+def usage() -> list[Usage]:
+    """Returns the size of the cache by kind, known kinds first, whether there or not."""
+    root = files.cache_root()
+    counts = {kind: [0, 0] for kind in (*KINDS, "other")}
+    for path in root.rglob("*") if root.is_dir() else ():
+        try:
+            if path.is_symlink() or not path.is_file():
+                continue
+            size = path.stat().st_size
+        except OSError:
+            continue  # removed by another process
+        kind = path.relative_to(root).parts[0]
+        count = counts[kind if kind in KINDS else "other"]
+        count[0] += 1
+        count[1] += size
+    rows = [Usage(kind, number, size, KINDS.get(kind, "")) for kind, (number, size) in counts.items()]
+    return [row for row in rows if row.kind != "other" or row.files]
+
+
+def prune(max_bytes: int) -> list[Pruned]:
+    """Removes engines unused for longest until all of them need at most `max_bytes`; damaged ones go first.
+
+    ONNX Runtime's engines have what those of this project leave: they are built again without being asked for.
+
+    Returns:
+        What was removed. Engines in use or being built stay.
+
+    Raises:
+        UsageError: `max_bytes` is negative.
+        FileProblem: The cache can't be written.
+    """
+    removed = [
+        Pruned(f"{row.model or row.path.name} ({row.library}, {row.target})" if row.library else row.path.name,
+               row.size_bytes)
+        for row in engines.prune_engines(max_bytes)
+    ]  # fmt: skip
+    left = max(0, max_bytes - sum(row.size_bytes for row in engines.list_engines()))
+    return removed + [
+        Pruned(f"{row.path.name[:16]}… ({ort_gpu.CACHE_FOLDER})", row.size_bytes) for row in ort_gpu.prune_folders(left)
+    ]
