@@ -3,10 +3,10 @@
     python benchmarks/bench_overhead.py [--model resnet50] [--runtimes ort-cpu,openvino,torch] [--batch 1,8]
 
 Both time the same opened session in the same process: `bench` through its own sampling and the runtimes' interface, the
-other with nothing but the library's own call between two readings of the clock. They take turns in short slices, in
-changing order, so that a drift hits both. The ratio of images per second (ours / hand-written, each batch / median of
-a round) is printed as the median over the rounds with its 95 % interval. Exit code 1 where a ratio leaves
-`--within` (default 0.02) of 1.
+other with nothing but the library's own call between two readings of the clock. They take turns run by run, each timed
+run right after one of its own that does not count, so that a neighbour or a drift hits both alike. The ratio of images
+per second (ours / hand-written) is printed as the median over the pairs, with its 95 % interval. Exit code 1 where a
+ratio leaves `--within` (default 0.02) of 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from resnet_onnx import workflow
 from resnet_onnx.bench.clock import sample, warm_up
 from resnet_onnx.bench.statistics import median_interval
-from runtimes import open_runtime
+from runtimes import Prepared, RuntimeOptions, open_runtime
 
 
 def hand_written(name: str, runtime: Any, feeds: dict[str, Any]) -> Callable[[], object]:
@@ -56,16 +56,17 @@ def hand_written(name: str, runtime: Any, feeds: dict[str, Any]) -> Callable[[],
     raise SystemExit(f"no hand-written loop for {name}")
 
 
-def loop(call: Callable[[], object], seconds: float) -> float:
-    """Returns the median time of a call, after one that does not count."""
+def by_hand(call: Callable[[], object]) -> float:
+    """Returns the time of one call, after one that does not count."""
     call()
-    times = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def by_bench(prepared: Prepared) -> float:
+    """Returns the time that `bench` measures for one run, after one that it discards."""
+    return float(sample([prepared], seconds=0).times_ns[0]) / 1e9
 
 
 def main() -> int:
@@ -73,35 +74,37 @@ def main() -> int:
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--runtimes", default="ort-cpu,openvino,torch")
     parser.add_argument("--batch", default="1,8")
-    parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a slice; at least three runs")
+    parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=20.0, help="a row at most; at least 20 pairs are made")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--within", type=float, default=0.02)
     args = parser.parse_args()
     model = workflow.resolve(workflow.Request(model=args.model))
     outside = False
-    print(f"{'runtime':<10} {'batch':>5} {'hand img/s':>11} {'ours img/s':>11} {'ratio':>7}  95 % interval")
+    print(f"{'runtime':<10} {'batch':>5} {'hand img/s':>11} {'ours img/s':>11} {'ratio':>7}  95 % interval   pairs")
     for name in args.runtimes.split(","):
-        with open_runtime(name, workflow.source(model, name)) as runtime:
+        with open_runtime(name, workflow.source(model, name), options=RuntimeOptions(threads=args.threads)) as runtime:
             for batch in map(int, args.batch.split(",")):
                 feeds = dict(workflow.sample_feeds(model, batch))
                 call = hand_written(name, runtime, feeds)
                 with runtime.prepare(feeds) as prepared:
-                    settled = warm_up([prepared], limit_s=5)
-                    seconds = max(args.seconds, 3 * settled.run_s)
+                    warm_up([prepared], limit_s=5)
                     ours, theirs = [], []
-                    for number in range(args.rounds):
-                        for which in ("ours", "theirs") if number % 2 else ("theirs", "ours"):
-                            if which == "ours":
-                                found = sample([prepared], seconds=seconds)
-                                ours.append(float(np.median(found.times_ns)) / 1e9)
-                            else:
-                                theirs.append(loop(call, seconds))
+                    end = time.perf_counter() + args.seconds
+                    while len(ours) < args.pairs and (len(ours) < 20 or time.perf_counter() < end):
+                        if len(ours) % 2:
+                            ours.append(by_bench(prepared))
+                            theirs.append(by_hand(call))
+                        else:
+                            theirs.append(by_hand(call))
+                            ours.append(by_bench(prepared))
                 ratios = median_interval(np.array(theirs) / np.array(ours))
                 outside |= abs(ratios.median - 1) > args.within
                 print(
                     f"{name:<10} {batch:>5} {batch / statistics.median(theirs):>11.2f} "
                     f"{batch / statistics.median(ours):>11.2f} {ratios.median:>7.4f}  "
-                    + (f"{ratios.low:.4f}–{ratios.high:.4f}" if ratios.low and ratios.high else "too few rounds"),
+                    + (f"{ratios.low:.4f}–{ratios.high:.4f}" if ratios.low and ratios.high else "too few pairs")
+                    + f"   {len(ours)}",
                     flush=True,
                 )
     return 1 if outside else 0

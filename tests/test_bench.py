@@ -223,31 +223,42 @@ def test_an_error_of_a_child_arrives_with_its_fix(tmp_path: Path) -> None:
     assert caught.value.fix == "check the path"
 
 
-def test_children_end_when_their_parent_is_killed(tiny: Path) -> None:
+def long_program(started: str) -> None:
+    """A factory in which a child stays for a long time, as in a run that takes minutes."""
+    Path(started).touch()
+    time.sleep(120)
+
+
+def test_children_end_when_their_parent_is_killed_even_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    started = tmp_path / "started"
     script = f"""
+import sys
 import numpy as np
-from pathlib import Path
 from resnet_onnx.bench.measure import Contender, Plan, measure
 from runtimes.spec import ModelSource
-feeds = {{"input": np.zeros((1, 3, 16, 16), np.float32)}}
-contender = Contender(runtime="ort-cpu", source=ModelSource(path=Path({str(tiny)!r})))
-measure([contender], feeds, Plan(batches=(1,), duration_s=60, precision_target=1e-9),
-        progress=lambda text: print(text, flush=True))
+sys.path.append({str(Path(__file__).parent)!r})
+source = ModelSource(factory="test_bench:long_program", arguments={{"started": {str(started)!r}}})
+measure([Contender(runtime="torch", source=source)], {{"x": np.zeros(1)}}, Plan(batches=(1,)))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        next(line for line in parent.stdout if line.startswith("round"))
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        end = time.time() + 60
+        while not started.exists() and time.time() < end:
+            time.sleep(0.05)
         found = psutil.Process(parent.pid).children(recursive=True)
         assert found, "there must be a child to be left behind"
         parent.kill()
     _, alive = psutil.wait_procs(found, timeout=10)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    for process in left:
+        process.kill()
+    assert not left
 
 
 def test_a_module_in_the_current_folder_does_not_stand_in_for_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "runtimes.py").write_text("raise SystemExit(9)")
+    for name in ("json.py", "runtimes.py"):
+        (tmp_path / name).write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     with Child("x") as child:
         assert child.call("release", row=0) is None
