@@ -42,6 +42,9 @@ hostile size that would only end in an allocation failure somewhere deep."""
 MAX_EXPANDED_NODES = 1_000_000
 """Hundreds of times the nodes of the largest networks; more only come from functions that call each other."""
 
+MAX_GRAPH_DEPTH = 8
+"""Graphs within graphs (If, Loop, Scan); exported networks have two or three."""
+
 _DEEPEST_CALLS = 64
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -601,7 +604,20 @@ def _check_graph(path: Path, model: Any) -> None:
     for value in graph.input:
         if any(d.WhichOneof("value") == "dim_value" and d.dim_value == 0 for d in value.type.tensor_type.shape.dim):
             raise BadModel(f"{path}: the input '{value.name}' has a dimension of 0: there is nothing to run on")
+    _check_depth(path, model)
     _check_functions(path, model)
+
+
+def _check_depth(path: Path, model: Any) -> None:
+    """Branches within branches: OpenVINO takes twice as long for every level (seen in 2026.4)."""
+    waiting = [(node, 0) for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes]
+    while waiting:
+        node, depth = waiting.pop()
+        for attribute in node.attribute:
+            graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+            if graphs and depth == MAX_GRAPH_DEPTH:
+                raise BadModel(f"{path}: its graphs nest more than {MAX_GRAPH_DEPTH} deep, at node '{node.name}'")
+            waiting.extend((inner, depth + 1) for graph in graphs for inner in graph.node)
 
 
 def _check_functions(path: Path, model: Any) -> None:
@@ -733,7 +749,7 @@ def _check_external_data(path: Path, model: Any) -> list[str]:
     names: dict[str, int] = {}
     for tensor in _external_tensors(path, model):
         name = tensor.location
-        what = f"{path}: external data '{name}' of tensor '{tensor.tensor}'"
+        what = f"{path}: external data '{name[:100]}' of tensor '{tensor.tensor}'"
         if not name:
             raise BadModel(f"{path}: tensor '{tensor.tensor}' has external data without a location")
         if name not in names:
@@ -754,6 +770,7 @@ def _contained_size(path: Path, name: str, what: str) -> int:
     if name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0*"):
         raise BadModel(f"{what} points outside the model's folder; refused")
     step = path.parent
+    found = step.stat()
     for part in parts:
         if part in ("", "."):
             continue
@@ -761,7 +778,8 @@ def _contained_size(path: Path, name: str, what: str) -> int:
         try:
             found = step.lstat()
         except (OSError, ValueError) as error:
-            raise BadModel(f"{what} is missing: {step} can't be read") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise BadModel(f"{what} is missing: it can't be read ({reason})") from error
         if stat.S_ISLNK(found.st_mode):
             raise BadModel(
                 f"{what} goes through the symbolic link {step}; refused", fix="copy the data beside the model"

@@ -213,6 +213,7 @@ BAD: dict[str, tuple[Writer, str]] = {
     "one field": (_bytes(b"\x08\x09"), "no ONNX graph"),
     "nested 60 deep": (_bytes(nested(60)), "no ONNX model"),
     "nested 5,000 deep": (_bytes(nested(5000)), "no ONNX model"),
+    "branches 25 deep": (_model(lambda: deep_if(25)), "nest more than 8 deep"),
     "a function calling itself": (_model(recursive), "calls itself"),
     "functions that grow tenfold nine times": (_model(lambda: laughing(9)), "nodes"),
     "no graph": (_with(lambda m: m.ClearField("graph")), "no ONNX graph"),
