@@ -12,7 +12,8 @@ KINDS = {
     "onnx": "exported models",
     "engines": "engines built for TensorRT and TensorRT for RTX",
     ort_gpu.CACHE_FOLDER: "engines that ONNX Runtime built",
-    "downloads": "downloaded weights and data",
+    "downloads": "downloaded weights",
+    "datasets": "downloaded data sets",
     "peaks": "measured peaks of this machine",
 }
 """The folders of the cache, and what is in them."""

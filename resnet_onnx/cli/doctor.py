@@ -147,7 +147,8 @@ def _cache(terminal: Terminal, prune: int | None) -> None:
     if prune is not None:
         terminal.line()
         freed = sum(row.size_bytes for row in removed)
-        terminal.line(f"Removed {len(removed)} engine{'s' * (len(removed) != 1)}, {size_text(freed)}" + (":" if removed else "."))
+        engine = "1 engine" if len(removed) == 1 else f"{len(removed)} engines"
+        terminal.line(f"Removed {engine}, {size_text(freed)}" + (":" if removed else "."))
         for row in removed:
             terminal.line(f"  {row.name}  {size_text(row.size_bytes)}")
     terminal.emit(
