@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         arguments = ["--help"]
     try:
-        # Parsing prints help and versions itself; only a command's work is kept apart from the libraries' chatter.
-        context = cli.make_context("resnet-onnx", arguments, obj=terminal)
-        with context, terminal.without_chatter():
+        with cli.make_context("resnet-onnx", arguments, obj=terminal) as context:
             return _run(context, terminal)
     except click.exceptions.Exit as ending:
         return int(ending.exit_code)

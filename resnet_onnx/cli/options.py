@@ -40,7 +40,9 @@ def make_command(name: str, *, example: str, polite: bool = False) -> Callable[[
             terminal.as_json, terminal.quiet, terminal.verbose = as_json, quiet, verbose
             if cache_dir is not None:
                 os.environ["RESNET_ONNX_CACHE"] = str(cache_dir.expanduser().absolute())
-            function(terminal, **arguments)
+            # Help and usage errors come before this, from click itself; from here on libraries have no say.
+            with terminal.without_chatter():
+                function(terminal, **arguments)
 
         for option in (
             click.option("--cache-dir", type=click.Path(path_type=Path), help="Cache folder (or $RESNET_ONNX_CACHE)."),

@@ -33,6 +33,7 @@ class Terminal:
         self._out: TextIO = sys.stdout
         self._err: TextIO = sys.stderr
         self._chatter: Any = None
+        self._last_chatter = ""
 
     @contextlib.contextmanager
     def without_chatter(self) -> Iterator[None]:
@@ -58,6 +59,7 @@ class Terminal:
             try:
                 yield
             finally:
+                self._last_chatter = self._read_chatter()
                 # A reader that went away must not turn into a second error while the streams are put back.
                 with contextlib.suppress(OSError, ValueError):
                     self._out.flush()
@@ -73,10 +75,14 @@ class Terminal:
     _ttys: tuple[bool, bool] = (False, False)
 
     def chatter(self) -> str:
-        """Returns the end of what libraries printed, for a fault report."""
-        if self._chatter is None or self._chatter.closed:
+        """Returns the end of what libraries printed while the command worked, for a fault report."""
+        return self._last_chatter
+
+    def _read_chatter(self) -> str:
+        if self._chatter is None:
             return ""
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         with open(os.dup(self._chatter.fileno()), "rb") as handle:
             size = handle.seek(0, os.SEEK_END)
             handle.seek(max(0, size - 20_000))
