@@ -15,13 +15,14 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Slice, WarmUp, sample, warm_up
+from runtimes import nvidia
 from runtimes.base import Prepared, Runtime
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
@@ -55,12 +56,14 @@ class Worker:
 
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
+        self._gpu: nvidia.Gpu | None = None
         self._rows: dict[int, list[Prepared]] = {}
 
     def open(self, runtime: str, source: ModelSource, device: str | None, options: RuntimeOptions) -> Opened:
         """Opens the model."""
         opened = open_runtime(runtime, source, device=device, options=options)
         self._runtime = opened
+        self._gpu = None if opened.device == "cpu" else nvidia.require_gpu(opened.device, runtime=runtime)
         counts = Counter(f"{node.provider}, {node.device}" for node in opened.placement())
         return Opened(
             version=opened.version,
@@ -87,7 +90,8 @@ class Worker:
 
     def sample(self, row: int, seconds: float, discard: int) -> Slice:
         """Takes the samples of one round of a row."""
-        return sample(self._rows[row], seconds=seconds, discard=discard)
+        taken = sample(self._rows[row], seconds=seconds, discard=discard)
+        return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
 
     def release(self, row: int) -> None:
         """Frees what a row holds."""

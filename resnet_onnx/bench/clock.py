@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Prepared
+from runtimes.nvidia import Sensors
 
 Nanoseconds = NDArray[np.int64]
 
@@ -141,12 +142,14 @@ class Slice:
         runs_per_s: Runs that were completed per second, all streams together.
         spent_s: Wall time, discarded runs included.
         disturbance: What the machine did beside.
+        sensors: What the GPU said right after the last run, or None where none computed.
     """
 
     times_ns: Nanoseconds
     runs_per_s: float
     spent_s: float
     disturbance: Disturbance
+    sensors: Sensors | None = None
 
 
 def warm_up(prepared: Sequence[Prepared], *, limit_s: float) -> WarmUp:

@@ -21,6 +21,7 @@ from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
 from resnet_onnx.bench.processes import Child, ChildDied
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
 from runtimes.errors import ToolkitError, UsageError
+from runtimes.nvidia import Sensors
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
 
 Scenario = Literal["latency", "throughput"]
@@ -129,6 +130,11 @@ class Row:
     def disturbance(self) -> Disturbance:
         """What the machine did beside, over all slices."""
         return sum((part.disturbance for part in self.slices), Disturbance())
+
+    @property
+    def sensors(self) -> list[Sensors]:
+        """What the GPU said after each slice; empty where none computed."""
+        return [part.sensors for part in self.slices if part.sensors is not None]
 
     def seconds_per_run(self) -> Interval | None:
         """Returns what the images per second are computed from, or None without samples.

@@ -29,6 +29,9 @@ is switched out some 250 times a second (a slice of 3–4 ms under Linux); one t
 WIDTH_LIMIT = 0.05
 """Half-width of the 95 % interval as a fraction of the median, beyond which a figure is not worth comparing."""
 
+CLOCK_LIMIT = 0.05
+"""Share by which a GPU's clock may differ between rounds: as much as ``WIDTH_LIMIT`` allows the times."""
+
 RAW_IN_DOCUMENT = 5_000
 """A row's samples are printed with the result up to this number; the saved file has all of them."""
 
@@ -47,6 +50,7 @@ def unstable_reason(row: Row) -> str | None:
     switches = seen.switches_per_s / seen.cores
     if switches > SWITCHES_LIMIT:
         reasons.append(f"the threads lost their core {switches:.0f} times a second")
+    reasons += _gpu_problems(row)
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:
         count = 0 if interval is None else int(interval.effective_samples)
@@ -54,6 +58,27 @@ def unstable_reason(row: Row) -> str | None:
     elif interval.relative_half_width > WIDTH_LIMIT:
         reasons.append(f"the 95 % interval is ±{100 * interval.relative_half_width:.0f} %")
     return "; ".join(reasons) or None
+
+
+def _gpu_problems(row: Row) -> list[str]:
+    """A power limit is how a busy GPU runs all the time; heat and a drifting clock are not (TensorRT#2042)."""
+    held = sorted({reason for seen in row.sensors for reason in seen.throttled} - {"power limit"})
+    problems = [f"the GPU's clock was held down: {', '.join(held)}"] if held else []
+    clocks = [seen.clock_mhz for seen in row.sensors if seen.clock_mhz is not None]
+    if clocks and min(clocks) < (1 - CLOCK_LIMIT) * max(clocks):
+        problems.append(f"the GPU's clock drifted between {min(clocks)} and {max(clocks)} MHz")
+    return problems
+
+
+def gpu_readings(row: Row) -> dict[str, Any] | None:
+    """Returns least and most of what the GPU's sensors said over the rounds, or None where no GPU computed."""
+    if not row.sensors:
+        return None
+    found: dict[str, Any] = {"throttled": sorted({reason for seen in row.sensors for reason in seen.throttled})}
+    for name in ("clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"):
+        values = [value for seen in row.sensors if (value := getattr(seen, name)) is not None]
+        found[name] = {"min": min(values), "max": max(values)} if values else None
+    return found
 
 
 def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | None:
@@ -131,6 +156,7 @@ def result(
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,
         "roofline": {**asdict(share), "multiply_adds": multiply_adds},
+        "gpu": gpu_readings(row),
         "recorded": own["recorded"],
         "placement": own["placement"],
         "error": None if row.error is None else error_document(row.error),

@@ -1,0 +1,82 @@
+"""What bench makes of a GPU's sensors, on stand-ins for the sensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx_models import small_conv
+from test_trt import A6000
+
+from resnet_onnx.bench import child, record
+from resnet_onnx.bench.clock import Disturbance, Slice
+from resnet_onnx.bench.measure import Contender, Row
+from runtimes import nvidia
+from runtimes.nvidia import Sensors
+from runtimes.spec import ModelSource, RuntimeOptions
+
+
+def row(*sensors: Sensors | None) -> Row:
+    parts = [
+        Slice(
+            times_ns=10_000_000 + np.arange(-10, 10) * 1000,
+            runs_per_s=100.0,
+            spent_s=0.2,
+            disturbance=Disturbance(wall_s=0.2),
+            sensors=seen,
+        )
+        for seen in sensors
+    ]
+    contender = Contender(runtime="ort-cuda", source=ModelSource(path=Path("net.onnx")))
+    return Row(contender=contender, batch=1, streams=1, scope="device", slices=parts)
+
+
+def seen(clock: int, *throttled: str) -> Sensors:
+    return Sensors(clock_mhz=clock, power_w=200.5, temperature_c=clock // 30, throttled=throttled)
+
+
+def test_readings_are_kept_as_least_and_most() -> None:
+    assert record.gpu_readings(row(seen(1980), seen(1965), seen(1980, "power limit"))) == {
+        "clock_mhz": {"min": 1965, "max": 1980},
+        "memory_clock_mhz": None,
+        "power_w": {"min": 200.5, "max": 200.5},
+        "temperature_c": {"min": 65, "max": 66},
+        "throttled": ["power limit"],
+    }
+    assert record.gpu_readings(row(None, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("sensors", "words"),
+    [
+        ([seen(1980), seen(1965, "power limit"), seen(1980)], None),
+        ([seen(1980), seen(1700), seen(1980)], "the GPU's clock drifted between 1700 and 1980 MHz"),
+        ([seen(1980, "thermal limit (hardware)")] * 3, "the GPU's clock was held down: thermal limit (hardware)"),
+        ([Sensors()] * 3, None),
+        ([None] * 3, None),
+    ],
+)
+def test_heat_and_a_drifting_clock_make_a_row_doubtful(sensors: list[Sensors | None], words: str | None) -> None:
+    assert record.unstable_reason(row(*sensors)) == words
+
+
+def test_a_row_on_a_gpu_is_read_after_every_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nvidia.Gpu] = []
+
+    def read(gpu: nvidia.Gpu) -> Sensors:
+        asked.append(gpu)
+        return seen(1980)
+
+    monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
+    monkeypatch.setattr(nvidia, "read_sensors", read)
+    worker = child.Worker()
+    source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
+    worker.open("ort-cpu", source, None, RuntimeOptions(threads=1))
+    feeds = {"x": np.zeros((1, 3, 8, 8), np.float32)}
+    worker.prepare(0, feeds, 1, 1, "device", 0.05)
+    assert worker.sample(0, 0.01, 1).sensors is None
+    worker._gpu = A6000  # as open() leaves it for a runtime on cuda:0
+    assert worker.sample(0, 0.01, 1).sensors == seen(1980)
+    assert asked == [A6000]
+    worker.release(0)
