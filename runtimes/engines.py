@@ -125,7 +125,7 @@ class EngineKey:
         """Returns the key that ``to_json`` wrote; KeyError, TypeError or ValueError on anything else."""
         profile = {}
         for name, text in value["profile"].items():
-            shapes = [tuple(int(n) for n in shape.split("x")) for shape in text.split(",")]
+            shapes = [tuple(int(n) for n in shape.split("x") if n) for shape in text.split(",")]  # "": a scalar
             profile[name] = ShapeRange(*shapes)
         return cls(**{**value, "profile": profile})
 

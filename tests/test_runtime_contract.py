@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 
+from converters.tensorrt_family import EngineBuild, build_engine
+from runtimes import trt_shim
+from runtimes.base import Runtime
+from runtimes.engines import ShapeRange, described_specs, load_engine
 from runtimes.fake import FakeRuntime
 from runtimes.ort import OrtCpuRuntime, OrtCudaRuntime, OrtTensorRTRuntime
 from runtimes.ov import OpenVINORuntime
 from runtimes.pytorch import TorchRuntime
 from runtimes.reference import ReferenceRuntime
-from runtimes.spec import ModelSource, TorchProgram
-from runtimes.testing import CASES, Case, RuntimeContract
+from runtimes.spec import ModelSource, TensorSpec, TorchProgram
+from runtimes.testing import BATCHES, CASES, Case, RuntimeContract
 from runtimes.trt import TensorRTRTXRuntime, TensorRTRuntime
 
 
@@ -84,11 +89,39 @@ class TestOpenVINO(RuntimeContract):
     runtime = OpenVINORuntime
 
 
+def engine(case: Case, folder: Path, library: trt_shim.LibraryName, target: str | None = None) -> EngineBuild:
+    """Builds the engine of a case, for every extent that the suite gives it."""
+    profile = {spec.name: ShapeRange(*(_extents(spec, n) for n in (1, 8, max(BATCHES)))) for spec in case.inputs}
+    return build_engine(case.write(folder), library=library, shapes=profile, target=target)
+
+
+def _extents(spec: TensorSpec, extent: int) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else extent for d in spec.shape)
+
+
 class TestTensorRT(RuntimeContract):
-    runtime = TensorRTRuntime
+    runtime: ClassVar[type[Runtime]] = TensorRTRuntime
+    library: ClassVar[trt_shim.LibraryName] = "tensorrt"
     sets_threads = False
 
+    def source(self, case: Case, folder: Path) -> ModelSource:
+        return ModelSource(path=engine(case, folder, self.library).path, label=case.name)
 
-class TestTensorRTRTX(RuntimeContract):
+
+class TestTensorRTRTX(TestTensorRT):
     runtime = TensorRTRTXRuntime
-    sets_threads = False
+    library = "tensorrt-rtx"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_is_an_engine_too(case: str, tmp_path: Path) -> None:
+    """Without a GPU the engines of the suite are built and their records read back, if not executed."""
+    if trt_shim.installed_version("tensorrt-rtx") is None:
+        pytest.skip("TensorRT-RTX is not installed (pip install 'resnet-onnx[tensorrt-rtx]')")
+    built = engine(CASES[case], tmp_path, "tensorrt-rtx", target="sm86")
+    plan, record = load_engine(built.path, trust=False)
+    assert len(plan) == built.size_bytes > 0
+    assert record is not None
+    inputs, outputs = described_specs(record)
+    assert inputs == CASES[case].inputs
+    assert [(spec.name, spec.dtype) for spec in outputs] == [(spec.name, spec.dtype) for spec in CASES[case].outputs]
