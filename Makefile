@@ -20,7 +20,7 @@ test-slow: $(STAMP)
 
 # What needs an NVIDIA GPU; skips itself with the reason where there is none.
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -q -rs tests/gpu $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs tests/gpu tests/test_runtime_contract.py $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check
