@@ -5,6 +5,7 @@ What only a GPU can show is in tests/gpu.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -589,3 +590,70 @@ def test_channels_last_and_autocast_do_what_they_say_and_are_recorded() -> None:
     assert 1e-4 < error < 5e-2  # bfloat16 has 8 bits
     with pytest.raises(UsageError, match="autocast is bf16 or fp16, not 'int8'"):
         RuntimeOptions(autocast="int8")  # type: ignore[arg-type]
+
+
+class FakeCuda:
+    """torch.cuda on the CPU: streams that do nothing, and a graph that repeats what was run while it was captured."""
+
+    def __init__(self) -> None:
+        self.synchronized = 0
+        self.replays = 0
+        self.body: Any = None
+
+    def Stream(self, device: str) -> Any:  # noqa: N802
+        return SimpleNamespace(synchronize=lambda: setattr(self, "synchronized", self.synchronized + 1))
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=self._replay)
+
+    def _replay(self) -> None:
+        import torch
+
+        self.replays += 1
+        prepared = self.body
+        with torch.inference_mode():
+            for kept, new in zip(prepared._results, prepared._runtime._forward(prepared._inputs), strict=True):
+                kept.copy_(new)
+
+    def synchronize(self, device: str) -> None:
+        self.synchronized += 1
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Any:
+        yield
+
+    device = stream
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, stream: Any) -> Any:
+        yield
+
+
+@pytest.mark.parametrize("scope", ["device", "end-to-end"])
+@pytest.mark.parametrize("kind", [pytorch._PreparedStream, pytorch._PreparedGraph])
+def test_the_steps_of_a_cuda_run_give_what_run_gives(kind: Any, scope: Any) -> None:
+    """The CUDA half of torch is a stand-in: this shows the order of the steps, not that a GPU takes them."""
+    import torch
+
+    cuda = FakeCuda()
+    feeds = {"x": np.random.default_rng(1).standard_normal((4, 3, 16, 16)).astype(np.float32)}
+    with open_runtime(
+        "torch", ModelSource(factory=f"{__name__}:program"), options=RuntimeOptions(threads=1)
+    ) as runtime:
+        assert isinstance(runtime, pytorch.TorchRuntime)
+        expected = runtime.run(feeds)["y"]
+        runtime._torch = type("Torch", (), {"__getattr__": lambda self, name: getattr(torch, name)})()
+        runtime._torch.cuda = cuda
+        with kind(runtime, feeds, scope) as prepared:
+            cuda.body = prepared
+            for _ in range(3):
+                prepared.enqueue()
+            np.testing.assert_array_equal(prepared.outputs()["y"], expected)
+            if scope == "end-to-end":
+                feeds["x"] *= -1
+                prepared.enqueue()
+                changed = prepared.outputs()["y"]
+                np.testing.assert_array_equal(changed, runtime.run(feeds)["y"])
+                assert not np.array_equal(changed, expected)
+    assert cuda.replays == (0 if kind is pytorch._PreparedStream else 3 + (scope == "end-to-end"))
+    assert cuda.synchronized > 0
