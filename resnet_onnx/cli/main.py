@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -47,6 +48,18 @@ class Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command that `args` begin with; a misspelt one is told what it may have meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not near:
+                raise
+            raise click.UsageError(f"{_usage_message(error)}: did you mean {near[0]}?", ctx) from error
+
 
 @click.group(
     cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -69,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as ending:
         return int(ending.exit_code)
     except click.UsageError as error:
-        terminal.error("usage", _usage_message(error), _usage_fix(error))
+        terminal.error("usage", _usage_message(error), _usage_fix(error, arguments))
         return 2
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -83,10 +96,6 @@ def _run(context: click.Context, terminal: Terminal) -> int:
     except (KeyboardInterrupt, click.Abort):
         terminal.error("interrupted", "interrupted; what was complete is kept", None)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except ToolkitError as error:
         terminal.error(error.kind, error.message, error.fix)
         return error.exit_code
@@ -94,12 +103,12 @@ def _run(context: click.Context, terminal: Terminal) -> int:
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
         return 3
     except Exception as error:  # the last line of defence: a fault of ours
-        where = _write_fault(error, terminal)
-        terminal.error(
-            "fault",
-            f"a fault in resnet-onnx: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            f"please report it with {where}",
-        )
+        try:
+            fix = f"please report it with {_write_fault(error, terminal)}"
+        except OSError as full:
+            fix = f"please report it; its traceback could not be written ({full.strerror})"
+        what = " ".join(str(error).split())[:200]
+        terminal.error("fault", f"a fault in resnet-onnx: {type(error).__name__}: {what}", fix)
         return FAULT
     return 0
 
@@ -108,8 +117,11 @@ def _usage_message(error: click.UsageError) -> str:
     return error.format_message().rstrip(".")
 
 
-def _usage_fix(error: click.UsageError) -> str:
-    return f"{error.ctx.command_path if error.ctx else 'resnet-onnx'} --help"
+def _usage_fix(error: click.UsageError, arguments: Sequence[str]) -> str:
+    path = error.ctx.command_path if error.ctx else "resnet-onnx"
+    if error.ctx is None and arguments[0] in COMMANDS:
+        path += f" {arguments[0]}"  # click's parser does not say whose option lacks its value
+    return f"{path} --help"
 
 
 def _write_fault(error: Exception, terminal: Terminal) -> Path:
@@ -122,4 +134,15 @@ def _write_fault(error: Exception, terminal: Terminal) -> Path:
 
 def entry() -> None:
     """The ``resnet-onnx`` program."""
+    _open_missing_streams()
     sys.exit(main())
+
+
+def _open_missing_streams() -> None:
+    """Puts nothing where a caller closed a standard stream (``>&-``): a file opened later would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))

@@ -39,7 +39,7 @@ def make_command(name: str, *, example: str, polite: bool = False) -> Callable[[
                 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads
             terminal.as_json, terminal.quiet, terminal.verbose = as_json, quiet, verbose
             if cache_dir is not None:
-                os.environ["RESNET_ONNX_CACHE"] = str(cache_dir.expanduser().absolute())
+                os.environ["RESNET_ONNX_CACHE"] = str(cache_dir)
             # Help and usage errors come before this, from click itself; from here on libraries have no say.
             with terminal.without_chatter():
                 function(terminal, **arguments)
@@ -179,7 +179,7 @@ def runtime_option(*, default: str, several: bool) -> Callable[[F], F]:
 
 device_option = click.option("--device", help="cpu, cuda or cuda:N; the runtime's own by default.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads; all usable cores by default.")
-save_option = click.option("--save", type=click.Path(path_type=Path), help="Write the result as JSON.")
+save_option = click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON.")
 
 
 def one_runtime(argument: str) -> str:

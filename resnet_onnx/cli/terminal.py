@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
+
+from runtimes.errors import FileProblem
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -93,14 +96,34 @@ class Terminal:
     def emit(self, document: Mapping[str, Any]) -> None:
         """Prints the result as JSON where it was asked for; does nothing otherwise."""
         if self.as_json:
-            self._out.write(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-            self._out.flush()
+            self._write(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def line(self, text: str = "") -> None:
         """Prints one line of the result for people; nothing with ``--json``."""
         if not self.as_json:
-            self._out.write(text + "\n")
+            self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        # A reader that has seen enough (head) ends the reading, not the command: files are still written and the exit
+        # code still says how it went.
+        try:
+            self._out.write(text)
             self._out.flush()
+        except BrokenPipeError:
+            os.dup2(self._nowhere(), self._out.fileno())
+            self._out.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.dup2(self._nowhere(), self._out.fileno())
+                self._out.flush()
+            raise FileProblem(f"can't write the result to standard output: {error.strerror or error}") from error
+
+    def _nowhere(self) -> int:
+        if self._null is None:
+            self._null = os.open(os.devnull, os.O_WRONLY)
+        return self._null
+
+    _null: int | None = None
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
         """Prints a table for people.
@@ -123,24 +146,25 @@ class Terminal:
             )
         for row in rows:
             table.add_row(*[Text(cell) for cell in row])
-        console = Console(
-            file=self._out, width=None if self._ttys[0] else _WIDE, force_terminal=self._ttys[0], highlight=False
-        )
-        console.print(table)
-        self._out.flush()
+        with io.StringIO() as text:
+            width = _width(self._out) if self._ttys[0] else _WIDE
+            Console(file=text, width=width, force_terminal=self._ttys[0], highlight=False).print(table)
+            self._write(text.getvalue())
 
     # ---- beside the result ----
 
     def note(self, text: str) -> None:
         """Says something beside the result, on stderr; nothing with ``--quiet``."""
         if not self.quiet:
-            self._err.write(text + "\n")
-            self._err.flush()
+            with contextlib.suppress(OSError, ValueError):
+                self._err.write(text + "\n")
+                self._err.flush()
 
     def error(self, kind: str, message: str, fix: str | None) -> None:
         """Reports the one error of a failed command."""
         if self.as_json:
-            self.emit({"error": {"kind": kind, "message": message, "fix": fix}})
+            with contextlib.suppress(FileProblem):
+                self.emit({"error": {"kind": kind, "message": message, "fix": fix}})
         lines = [f"error: {message}"]
         if fix:
             lines += [f"  {line}" for line in fix.splitlines()]
@@ -180,6 +204,13 @@ class Terminal:
             return
         with console.status(text, refresh_per_second=refresh_per_second) as display:
             yield display
+
+
+def _width(stream: TextIO) -> int | None:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        return None
 
 
 class _Still:
