@@ -34,8 +34,8 @@ class Evaluation:
         top1: Share of the pictures whose class has the highest output, 0 to 1.
         top5: Share whose class is among the five highest; None for a model of fewer than five classes.
         images: Pictures that were evaluated.
-        images_per_second: In steady state, decoding included: from the first decoded picture to the last result,
-            without the start of the workers and the runtime's first run.
+        images_per_second: In steady state, decoding included: without the start of the workers, the runtime's first
+            run and the pictures that were decoded meanwhile. Where all were decoded meanwhile, of the whole wall time.
         seconds: Wall time of everything.
         skipped: Pictures that were left out because they can't be decoded.
         not_finite: Pictures for which the model gave NaN; they count as wrong.
@@ -190,15 +190,25 @@ def evaluate(
     tally = _Tally(targets)
     watch = Watch()
     with Batches(
-        dataset, preprocessing, batch_size=batch_size, workers=workers, as_bytes=model.as_bytes, skip_bad=skip_bad
+        dataset,
+        preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        as_bytes=model.as_bytes,
+        skip_bad=skip_bad,
+        take_turns=runtime.device == "cpu",
     ) as batches:
         model.warm_up(batch_size, preprocessing)  # while the workers start
-        before, steady = batches.wait_for_first(), Watch()
+        ahead = batches.wait_for_first()
+        steady, before = Watch(), 0
         for batch in batches:
             tally.add(batch, model.scores(batch.pictures))
+            if not before and tally.images >= ahead and tally.images < total:
+                # What was decoded before the watch started is computed: from here on every picture pays for both.
+                steady, before = Watch(), tally.images
             if progress is not None:
                 progress(tally.images + len(batches.skipped), total)
-        steady_s = steady.stop().wall_s
+        steady_s = (steady if before else watch).stop().wall_s
         skipped = tuple(batches.skipped)
     if not tally.images:
         raise BadData(
@@ -209,7 +219,7 @@ def evaluate(
         top1=tally.top1 / tally.images,
         top5=tally.top5 / tally.images if tally.classes >= _TOP else None,
         images=tally.images,
-        images_per_second=max(tally.images - before, 1) / steady_s,
+        images_per_second=(tally.images - before) / steady_s,
         seconds=watch.stop().wall_s,
         skipped=skipped,
         not_finite=tally.not_finite,

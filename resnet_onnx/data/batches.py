@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -110,9 +110,18 @@ def batches(
     workers: int = 0,
     as_bytes: bool = False,
     skip_bad: bool = False,
+    take_turns: bool = False,
 ) -> Batches:
     """Returns an iterator over `dataset`; see ``Batches``."""
-    return Batches(dataset, preprocessing, batch_size=batch_size, workers=workers, as_bytes=as_bytes, skip_bad=skip_bad)
+    return Batches(
+        dataset,
+        preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        as_bytes=as_bytes,
+        skip_bad=skip_bad,
+        take_turns=take_turns,
+    )
 
 
 class Batches(Iterator[Batch]):
@@ -128,6 +137,9 @@ class Batches(Iterator[Batch]):
         workers: Worker processes; 0 decodes in this process.
         as_bytes: Give uint8 NHWC instead of normalised float32 NCHW, for models that normalise themselves.
         skip_bad: Leave bad pictures out, counted and named in ``skipped``, instead of raising.
+        take_turns: Decode a few batches on all cores while the caller waits, then leave the cores to the caller. For a
+            caller that computes on the same cores: a worker that runs beside two computing threads stops both, since
+            they wait for each other after every operator.
 
     Attributes:
         skipped: What was left out so far.
@@ -147,6 +159,7 @@ class Batches(Iterator[Batch]):
         workers: int = 0,
         as_bytes: bool = False,
         skip_bad: bool = False,
+        take_turns: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
@@ -166,7 +179,9 @@ class Batches(Iterator[Batch]):
         self._pool: _Pool | None = None
         if workers and len(dataset) and not dataset.in_memory:
             chunk = max(1, min(chunk, -(-len(dataset) // workers)))
-            self._pool = _Pool(dataset, preprocessing, chunk=chunk, workers=workers, ahead=2 * batch_size)
+            self._pool = _Pool(
+                dataset, preprocessing, chunk=chunk, workers=workers, ahead=2 * batch_size, take_turns=take_turns
+            )
             self._chunks = self._pool.chunks()
         else:
             self._chunks = _in_process(dataset, preprocessing, min(chunk, batch_size))
@@ -290,7 +305,14 @@ class _Pool:
     """Worker processes and the shared memory that they write to, slot by slot."""
 
     def __init__(
-        self, dataset: PictureSet, preprocessing: Preprocessing, *, chunk: int, workers: int, ahead: int
+        self,
+        dataset: PictureSet,
+        preprocessing: Preprocessing,
+        *,
+        chunk: int,
+        workers: int,
+        ahead: int,
+        take_turns: bool,
     ) -> None:
         context = _context()
         side = preprocessing.image_size
@@ -304,6 +326,7 @@ class _Pool:
         self._starts = iter(range(0, len(dataset), chunk))
         self._chunk = chunk
         self._count = len(dataset)
+        self._take_turns = take_turns
         self._executor = ProcessPoolExecutor(
             max_workers=min(workers, chunks),
             mp_context=context,
@@ -325,13 +348,16 @@ class _Pool:
         """Yields the chunks in order; each one's memory is used again when the next is asked for."""
         try:
             while self._running:
+                if self._take_turns:
+                    wait([future for future, _ in self._running])
                 future, slot = self._running.popleft()
                 good, bad = future.result()
                 # The consumer may keep part of a chunk for its next batch, so the slot is not given away under it.
                 pictures = self._memory[slot, : len(good)]
                 yield _Chunk(good, pictures, bad)
                 self._free.append(slot)
-                self._fill()
+                if not (self._take_turns and self._running):
+                    self._fill()
         except BrokenProcessPool as error:
             raise Unavailable(
                 "a worker process that decodes pictures died (killed, or out of memory)",
