@@ -71,11 +71,12 @@ def require(name: str, *, device: str | None = None) -> Availability:
     return answer
 
 
-def parse_names(argument: str) -> list[str]:
-    """Splits a comma list of runtime names; ``all`` is every runtime that is available here.
+def parse_names(argument: str, *, device: str | None = None) -> list[str]:
+    """Splits a comma list of runtime names; ``all`` is every runtime that is available here, on `device` if given.
 
     Raises:
-        UsageError: A name is unknown or the list is empty.
+        UsageError: A name is unknown, the list is empty, or the device is misspelt.
+        RuntimeUnavailable: No runtime is available here on `device`.
     """
     names = list(dict.fromkeys(part.strip() for part in argument.split(",") if part.strip()))
     if not names:
@@ -84,9 +85,22 @@ def parse_names(argument: str) -> list[str]:
         if name != "all":
             adapter(name)
     if "all" in names:
-        here = [n for n in RUNTIME_NAMES if n not in OUTSIDE_COMPARISONS and n not in names and probe(n).available]
+        fitting = [n for n in RUNTIME_NAMES if n not in OUTSIDE_COMPARISONS and n not in names and _has(n, device)]
+        here = [n for n in fitting if probe(n, device=device).available]
         names = [n for n in names if n != "all"] + here
+        if not names:
+            raise RuntimeUnavailable(f"no runtime can run on '{device}' here", fix="resnet-onnx doctor")
     return names
+
+
+def _has(name: str, device: str | None) -> bool:
+    """Returns whether a runtime has devices of that kind; a misspelt one is nobody's."""
+    adapter("torch").resolve_device(device)  # has every kind, so that it refuses only what is misspelt
+    try:
+        adapter(name).resolve_device(device)
+    except UsageError:
+        return False
+    return True
 
 
 def require_all(names: Sequence[str], *, device: str | None = None) -> None:

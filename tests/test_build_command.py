@@ -23,7 +23,8 @@ from converters import tensorrt_family
 from resnet_onnx import workflow
 from resnet_onnx.cli.gpu_options import Size, check_tuning, size_text
 from resnet_onnx.cli.main import main
-from runtimes import engines, files, nvidia, trt_shim
+from runtimes import engines, files, nvidia, registry, trt_shim
+from runtimes.base import Availability
 from runtimes.engines import ShapeRange
 from runtimes.errors import BadModel, RuntimeUnavailable, UsageError
 from runtimes.spec import RuntimeOptions
@@ -447,3 +448,22 @@ def test_a_tuned_measurement_records_what_was_set(capfd: pytest.CaptureFixture[s
     (row,) = found["results"]
     assert (row["recorded"]["memory_format"], row["recorded"]["autocast"]) == ("channels_last", "bf16")
     assert np.isfinite(row["images_per_second"])
+
+
+@without_gpu
+def test_all_means_what_has_such_a_device(capfd: pytest.CaptureFixture[str]) -> None:
+    assert registry.parse_names("all", device="cpu") == ["torch", "ort-cpu", "openvino"]
+    code, found = call(capfd, "bench", "--runtime", "all", "--device", "cuda:1")
+    assert (code, found["error"]["message"]) == (3, "no runtime can run on 'cuda:1' here")
+    code, found = call(capfd, "bench", "--runtime", "all", "--device", "gpu")
+    assert (code, found["error"]["kind"]) == (2, "usage")
+    assert "unknown device 'gpu'" in found["error"]["message"]
+
+
+def test_all_on_a_gpu_leaves_the_cpu_runtimes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(name: str, *, device: str | None = None) -> Availability:
+        return Availability(name=name, available=name != "ort-tensorrt", version="1")
+
+    monkeypatch.setattr(registry, "probe", probe)
+    assert registry.parse_names("all", device="cuda") == ["torch", "ort-cuda", "tensorrt", "tensorrt-rtx"]
+    assert registry.parse_names("ort-cuda,all", device="cuda:0")[0] == "ort-cuda"

@@ -59,7 +59,7 @@ def command(
     from resnet_onnx import workflow
     from runtimes import files, registry
 
-    names = registry.parse_names(runtimes)
+    names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     model = workflow.resolve(request)

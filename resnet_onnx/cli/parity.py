@@ -58,7 +58,7 @@ def command(
     from resnet_onnx.parity.junit import write_junit
     from runtimes import files, registry
 
-    names = registry.parse_names(runtimes)
+    names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     with terminal.status("preparing the model") as status:
