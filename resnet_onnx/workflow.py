@@ -24,7 +24,7 @@ from resnet_onnx.models.preprocessing import Layout, Preprocessing
 from runtimes import files
 from runtimes.base import Runtime
 from runtimes.environment import describe_machine, package_version
-from runtimes.errors import BadModel, BadWeights, RuntimeUnavailable, UsageError
+from runtimes.errors import BadData, BadModel, BadPicture, BadWeights, RuntimeUnavailable, UsageError, UserError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, TensorSpec, TorchProgram
 
@@ -165,14 +165,26 @@ def check_request(request: Request) -> None:
         raise UsageError(f"{request.model} is an ONNX file: --model is for weights files and catalog names")
     if kind != "catalog" and (request.variant or request.shortcut) and not request.name:
         raise UsageError("--variant and --shortcut are for catalog names")
-    if request.weights not in (None, "random", "imagenet") and not Path(request.weights).exists():
+    if request.weights is None or request.weights in ("random", "imagenet"):
+        return
+    if not request.weights or not Path(request.weights).exists():
         raise BadWeights(f"--weights '{request.weights}': no such file or folder", fix="random, imagenet, or a path")
+    _refuse_special(Path(request.weights), BadWeights)
+
+
+def _refuse_special(path: Path, error: type[UserError]) -> None:
+    """Raises `error` for a pipe, socket or device: reading one may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise error(f"{path} is a pipe, socket or device, expected a file or folder")
 
 
 def _kind(request: Request) -> Literal["catalog", "onnx", "engine", "folder", "weights"]:
     if request.model is None:
         return "catalog"
+    if not request.model:
+        raise UsageError("MODEL is empty", fix="name one: resnet-onnx models lists them")
     path = Path(request.model)
+    _refuse_special(path, BadModel)
     if path.is_dir():
         return "folder"
     if path.suffix.lower() == ".onnx":
@@ -473,6 +485,11 @@ def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
     notes = [] if network.trained else ["random weights: good for throughput and parity, not for predictions"]
     if onnx_form.input == "uint8" and (request.mean or request.std):
         raise UsageError(f"{path} has its normalisation in the graph: --mean and --std can't change it")
+    side = network.preprocessing.image_size
+    if request.image_size not in (None, side):
+        raise UsageError(
+            f"{path} takes pictures of {side}×{side}, not {request.image_size}", fix="export it with --image-size"
+        )
     network = _overridden(network, request)
     torch_form: Network | None = None
     if request.weights is not None:
@@ -1031,6 +1048,7 @@ def evaluate_on(
     from resnet_onnx.evaluation import evaluate
 
     preprocessing = _need_preprocessing(model)
+    _refuse_special(Path(data), BadData)
     dataset = open_dataset(data, split="test")
     few = min(len(dataset), limit or len(dataset)) < _WORTH_WORKERS
     count = (0 if few or dataset.in_memory else default_workers()) if workers is None else workers
@@ -1074,6 +1092,8 @@ def predict_on(
     from resnet_onnx.prediction import predict
 
     preprocessing = _need_preprocessing(model)
+    for image in images:
+        _refuse_special(image, BadPicture)
     with _open_for_pictures(model, runtime, device, threads, tuning, 1) as opened:
         return predict(
             opened, images, preprocessing, labels=model.labels, top_k=top, skip_bad=skip_bad, progress=progress
@@ -1185,6 +1205,7 @@ def _pictures(
     from resnet_onnx.data.batches import prepared_picture
     from resnet_onnx.data.datasets import open_dataset
 
+    _refuse_special(Path(data), BadData)
     dataset = open_dataset(data, split="test")
     chosen = np.arange(min(images, len(dataset))) * len(dataset) // min(images, len(dataset))
     pictures = [prepared_picture(dataset, int(index), preprocessing) for index in chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -102,15 +103,31 @@ def _run(context: click.Context, terminal: Terminal) -> int:
     except MemoryError:
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
         return 3
+    except OSError as error:
+        if error.errno not in _SYSTEM_REFUSALS:
+            return _fault(error, terminal)
+        what = f"{error.filename}: " if error.filename else ""
+        terminal.error("file", f"{what}{error.strerror}", "choose another path")
+        return 2
     except Exception as error:  # the last line of defence: a fault of ours
-        try:
-            fix = f"please report it with {_write_fault(error, terminal)}"
-        except OSError as full:
-            fix = f"please report it; its traceback could not be written ({full.strerror})"
-        what = " ".join(str(error).split())[:200]
-        terminal.error("fault", f"a fault in resnet-onnx: {type(error).__name__}: {what}", fix)
-        return FAULT
+        return _fault(error, terminal)
     return 0
+
+
+_SYSTEM_REFUSALS = frozenset(
+    {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+)
+"""What the system says about the user's paths and disks wherever it comes up, and never about a fault of ours."""
+
+
+def _fault(error: Exception, terminal: Terminal) -> int:
+    try:
+        fix = f"please report it with {_write_fault(error, terminal)}"
+    except OSError as full:
+        fix = f"please report it; its traceback could not be written ({full.strerror})"
+    what = " ".join(str(error).split())[:200]
+    terminal.error("fault", f"a fault in resnet-onnx: {type(error).__name__}: {what}", fix)
+    return FAULT
 
 
 def _usage_message(error: click.UsageError) -> str:

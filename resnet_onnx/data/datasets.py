@@ -7,6 +7,7 @@ nothing is extracted. It is picklable, and a copy in a worker process opens its 
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -88,7 +89,10 @@ class FileSource(PictureSource):
         """Returns the file's bytes; see ``PictureSource.read``."""
         path = self.paths[index]
         try:
-            size = path.stat().st_size
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise BadPicture(f"{self.names[index]}: no regular file")  # reading a pipe may never end
+            size = found.st_size
             if size > MAX_BYTES:
                 raise BadPicture(f"{self.names[index]}: {size:,} bytes; pictures of up to {MAX_BYTES:,} are read")
             return path.read_bytes()
