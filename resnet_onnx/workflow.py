@@ -31,6 +31,7 @@ from runtimes.spec import Feeds, ModelSource, RuntimeOptions, TensorSpec, TorchP
 if TYPE_CHECKING:
     from resnet_onnx.evaluation import Evaluation
     from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.parity.localize import Localisation
     from resnet_onnx.prediction import Predictions
     from runtimes.engines import Profile
 
@@ -480,8 +481,9 @@ def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
             opset=checked.opset,
         )
         network = Network.from_json(values, weights=Path())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BadModel(f"{path}: its resnet_onnx metadata can't be read ({error!r})", fix="export it again") from error
+    _check_form(checked, network, onnx_form)
     notes = [] if network.trained else ["random weights: good for throughput and parity, not for predictions"]
     if onnx_form.input == "uint8" and (request.mean or request.std):
         raise UsageError(f"{path} has its normalisation in the graph: --mean and --std can't change it")
@@ -510,6 +512,21 @@ def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
         trained=network.trained,
         notes=tuple(notes),
     )
+
+
+def _check_form(checked: files.CheckedModel, network: Network, form: OnnxForm) -> None:
+    """Raises ``BadModel`` where the metadata describes another input than the graph has."""
+    told = input_spec(network.preprocessing, form)
+    found = checked.inputs[0]
+    same = len(found.shape) == 4 and all(
+        isinstance(a, str) if isinstance(b, str) else a == b for a, b in zip(found.shape, told.shape, strict=True)
+    )
+    if len(checked.inputs) != 1 or not same or (found.dtype == np.uint8) != (told.dtype == np.uint8):
+        raise BadModel(
+            f"{checked.path}: its resnet_onnx metadata tells of the input {told}, "
+            f"the graph has {', '.join(map(str, checked.inputs))}",
+            fix="export it again",
+        )
 
 
 def _original_weights(request: Request, network: Network) -> Network:
@@ -1162,6 +1179,80 @@ def check_parity(
         gold_batches=None if truth is model else gold_batches,
         progress=progress,
     )
+
+
+def localize_parity(
+    model: Model,
+    report: ParityReport,
+    *,
+    gold: str | None = None,
+    data: str | None = None,
+    images: int = 16,
+    seed: int = 0,
+    device: str | None = None,
+    threads: int | None = None,
+    tuning: RuntimeOptions = _UNTUNED,
+) -> Localisation:
+    """Finds the node where each failing runtime of a report begins to differ, on the inputs that show it most.
+
+    Args:
+        model: As ``check_parity``.
+        report: What it returned.
+        gold: As ``check_parity``, like all that follow.
+        data: Pictures.
+        images: How many of them.
+        seed: Of the crops.
+        device: Of the runtimes.
+        threads: Of the runtimes.
+        tuning: Other options of the runtimes.
+
+    Raises:
+        UsageError: MODEL is an engine, which shows nothing of its inside, or no runtime opens an ONNX file.
+    """
+    from resnet_onnx.parity.compare import Contestant
+    from resnet_onnx.parity.localize import localize
+
+    if model.engine is not None:
+        raise UsageError(f"{model.engine} is an engine, which shows nothing of its inside", fix="name the ONNX file")
+    truth = model if gold is None else resolve(Request(model=gold, form=model.form))
+    if truth.network is not None and (truth.onnx is not None or gold is not None):
+        # A fresh export of the weights that are the truth: the file in question can't be its own.
+        truth = replace(truth, onnx=None, inputs=(), form=model.form)
+    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed)
+    failed = [outcome for outcome in report.outcomes if not outcome.passed]
+    worst = [d.worst_index for outcome in failed for d in outcome.distances.values()]
+    place = worst[0] if worst and worst[0] < len(names) else 0
+    contestants = [
+        Contestant(
+            runtime=outcome.runtime,
+            source=source(model, outcome.runtime, device=device),
+            device=device,
+            options=replace(tuning, threads=threads),
+        )
+        for outcome in report.outcomes
+        if outcome.runtime not in ENGINE_RUNTIMES
+    ]
+    if not contestants:
+        raise UsageError("an engine shows nothing of its inside", fix="add --runtimes ort-cpu")
+    return localize(
+        onnx_path(model),
+        onnx_path(truth),
+        contestants,
+        _one_input(batches, place, alone=not model.form.batch and len(specs(model)) == 1),
+        _one_input(gold_batches, place, alone=not truth.form.batch and len(specs(truth)) == 1),
+        failed=[outcome.runtime for outcome in failed],
+        precision=model.precision if model.precision in ("fp16", "bf16") else "fp32",
+    )
+
+
+def _one_input(batches: Sequence[Feeds], place: int, *, alone: bool) -> Feeds:
+    """Returns the feeds of one picture, or of the batch that it lies in where it can't be taken out."""
+    for feeds in batches:
+        size = max((len(array) for array in feeds.values() if array.ndim), default=1)
+        if place < size:
+            return {name: array[place : place + 1] for name, array in feeds.items()} if alone else feeds
+        place -= size
+    return batches[0]
 
 
 def _parity_feeds(
