@@ -17,10 +17,11 @@ from resnet_onnx.cli.options import (
     threads_option,
 )
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.errors import CheckFailed
+from runtimes.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.parity.localize import Localisation
     from resnet_onnx.workflow import Request
     from runtimes.spec import RuntimeOptions
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; sample photos by default.")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="Pictures to compare.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the verdicts as JUnit XML.")
+@click.option("--localize", is_flag=True, help="Name the first node that differs, with a ladder of drift.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the ladder (.png, .svg, .pdf); implies --localize.")
 @device_option
 @threads_option
 @tuning_options
@@ -45,6 +48,8 @@ def command(
     data: str | None,
     images: int,
     junit: Path | None,
+    localize: bool,
+    plot: Path | None,
     device: str | None,
     threads: int | None,
     tuning: RuntimeOptions,
@@ -56,26 +61,31 @@ def command(
     """
     from resnet_onnx import workflow
     from resnet_onnx.parity.junit import write_junit
+    from resnet_onnx.parity.localize import draw
     from runtimes import files, registry
 
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {plot}: a drawing is a .png, .svg or .pdf")
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     with terminal.status("preparing the model") as status:
         model = workflow.resolve(request)
         names, left_out = workflow.runnable(model, names, chosen_by_all="all" in runtimes.split(","))
-        report = workflow.check_parity(
-            model,
-            names,
-            gold=gold,
-            data=data,
-            images=images,
-            seed=request.seed,
-            device=device,
-            threads=threads,
-            tuning=tuning,
-            progress=lambda text: status.update(f"running {text}"),
-        )
+        how: dict[str, Any] = {
+            "gold": gold,
+            "data": data,
+            "images": images,
+            "seed": request.seed,
+            "device": device,
+            "threads": threads,
+            "tuning": tuning,
+        }
+        report = workflow.check_parity(model, names, progress=lambda text: status.update(f"running {text}"), **how)
+        located = None
+        if localize or plot is not None:
+            status.update("looking for the first difference")
+            located = workflow.localize_parity(model, report, **how)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if left_out:
@@ -84,6 +94,11 @@ def command(
         )
     result = {"model": model.name, "precision": model.precision, **document(report)}
     _print(terminal, report)
+    if located is not None:
+        result["localisation"] = _localisation(located)
+        _print_localisation(terminal, located)
+        if plot is not None:
+            draw(located, f"{model.name}: drift from float64", plot)
     if junit is not None:
         write_junit(report, model.name, junit)
     if save is not None:
@@ -153,3 +168,39 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
         if not outcome.passed:
             terminal.line()
             terminal.line(f"{outcome.runtime}: {outcome.reason}")
+
+
+def _localisation(located: Localisation) -> dict[str, Any]:
+    return {
+        "ladder": [{"node": rung.node, "stage": rung.stage, "errors": dict(rung.errors)} for rung in located.rungs],
+        "first_differences": [
+            {
+                "runtime": found.runtime,
+                "node": found.node,
+                "op_type": found.op_type,
+                "stage": found.stage,
+                "input_error": found.input_error,
+                "output_error": found.output_error,
+                "cause": found.cause,
+                "sure": found.sure,
+                "why": found.why,
+            }
+            for found in located.findings
+        ],
+    }
+
+
+def _print_localisation(terminal: Terminal, located: Localisation) -> None:
+    terminal.line()
+    last = {rung.stage: rung for rung in located.rungs}  # a line per stage: its last value
+    if last:
+        names = list(located.rungs[0].errors)
+        rows = [
+            [rung.stage, rung.node, *("–" if (e := rung.errors[name]) is None else f"{e:.1e}" for name in names)]
+            for rung in last.values()
+        ]
+        terminal.table(["drift", "after node", *names], rows, left=2)
+    for found in located.findings:
+        terminal.line(found.text)
+    if not located.findings:
+        terminal.line("No runtime fails: there is no first difference.")
