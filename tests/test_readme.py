@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,21 +23,10 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["scores"].shape == (4, 10)  # type: ignore[attr-defined]
 
 
-def test_the_tree_names_every_file() -> None:
-    tree = README.rsplit("```", 2)[1]
-    section, listed = "", set()
-    for line in tree.splitlines():
-        if match := re.match(r"(\S+/)\s", line):
-            section = match[1]
-        elif match := re.match(r"  (\S+\.\w+)\s+\S", line):
-            listed.add(section + match[1])
-    there = {
-        str(path.relative_to(ROOT))
-        for package in ("resnet_onnx", "converters", "runtimes")
-        for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".html") and path.name != "__init__.py"
-    }
-    assert listed == there
+def test_the_tree_is_that_of_the_files() -> None:
+    update = runpy.run_path(str(ROOT / "docs" / "update_tree.py"))
+    assert update["updated"](README) == README, "run: python docs/update_tree.py"
+    assert "\n  workflow.py " in README
 
 
 def test_every_command_shown_exists() -> None:
