@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,10 +39,8 @@ def make_command(name: str, *, example: str, polite: bool = False) -> Callable[[
             if polite:
                 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads
             terminal.as_json, terminal.quiet, terminal.verbose = as_json, quiet, verbose
-            if cache_dir is not None:
-                os.environ["RESNET_ONNX_CACHE"] = str(cache_dir)
             # Help and usage errors come before this, from click itself; from here on libraries have no say.
-            with terminal.without_chatter():
+            with _cache_at(cache_dir), terminal.without_chatter():
                 function(terminal, **arguments)
 
         for option in (
@@ -54,6 +53,21 @@ def make_command(name: str, *, example: str, polite: bool = False) -> Callable[[
         return click.command(name, epilog=f"Example: {example}", context_settings={"max_content_width": 110})(run)
 
     return decorate
+
+
+@contextlib.contextmanager
+def _cache_at(folder: Path | None) -> Iterator[None]:
+    """Names the cache in the environment, where child processes find it too, for as long as a command runs."""
+    before = os.environ.get("RESNET_ONNX_CACHE")
+    if folder is not None:
+        os.environ["RESNET_ONNX_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["RESNET_ONNX_CACHE"] = before
+        else:
+            os.environ.pop("RESNET_ONNX_CACHE", None)
 
 
 class Triple(click.ParamType[Any]):
