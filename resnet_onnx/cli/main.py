@@ -28,6 +28,7 @@ COMMANDS = (
     "build",
     "parity",
     "bench",
+    "compare",
     "predict",
     "doctor",
 )  # fmt: skip
