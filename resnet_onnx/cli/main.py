@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import errno
 import importlib
@@ -153,7 +155,29 @@ def _write_fault(error: Exception, terminal: Terminal) -> Path:
 def entry() -> None:
     """The ``resnet-onnx`` program."""
     _open_missing_streams()
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:
+        _end_at_once()
+    sys.exit(code)
+
+
+def _end_at_once() -> None:
+    """Ends an interrupted process with its exit code, and with it every process that it started.
+
+    Where the interrupt hit inside the import of a C extension, Python remembers that and ends by the signal instead;
+    and a worker that is still importing would notice only later that nobody waits for it.
+    """
+    import psutil
+
+    atexit._run_exitfuncs()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            # The tracker removes what the others shared in memory, and then ends by itself.
+            if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def _open_missing_streams() -> None:
