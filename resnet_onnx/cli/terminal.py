@@ -156,9 +156,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Says something beside the result, on stderr; nothing with ``--quiet``."""
         if not self.quiet:
-            with contextlib.suppress(OSError, ValueError):
-                self._err.write(text + "\n")
-                self._err.flush()
+            self._tell(text)
 
     def error(self, kind: str, message: str, fix: str | None) -> None:
         """Reports the one error of a failed command."""
@@ -168,9 +166,17 @@ class Terminal:
         lines = [f"error: {message}"]
         if fix:
             lines += [f"  {line}" for line in fix.splitlines()]
-        with contextlib.suppress(OSError, ValueError):
-            self._err.write("\n".join(lines) + "\n")
+        self._tell("\n".join(lines))
+
+    def _tell(self, text: str) -> None:
+        try:
+            self._err.write(text + "\n")
             self._err.flush()
+        except OSError:
+            # Nobody can be told, but what remains in the buffer must not become an error when the stream is closed.
+            with contextlib.suppress(OSError):
+                os.dup2(self._nowhere(), self._err.fileno())
+                self._err.flush()
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
