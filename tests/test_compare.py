@@ -182,9 +182,12 @@ def test_what_a_neighbour_explains_is_not_called_a_slowdown() -> None:
         (found,) = compare(document(row(quiet)), disturbed(slow, cores)).rows
         assert found.verdict == expected, cores
         assert "NEW not stable: other programs" in found.notes
-    (alike,) = compare(disturbed(quiet, 0.9), disturbed(slow, 0.9)).rows
+    (alike,) = compare(disturbed(quiet, 0.4), disturbed(slow, 0.4)).rows
     assert alike.verdict == "slower"
     assert alike.notes == ("BASE and NEW not stable: other programs",)
+    (busy,) = compare(disturbed(quiet, 0.9), disturbed(slow, 0.9)).rows
+    assert (busy.verdict, busy.ci95) == ("inconclusive", None)
+    assert "too busy a machine" in busy.notes[1]
 
 
 # ---- which rows, which work ----

@@ -31,6 +31,11 @@ TOLERANCE = 0.02
 round number that two runs of the same work can be shown to lie within. A slowdown of 5 % (ratio 0.952) still ends
 1.4 % beyond the tolerance, so that it is found, and chance alone must be wrong by 3.4 % to look like a change."""
 
+BUSY_CORES = 0.5
+"""Load of others beyond which a row that is not stable is never called same, faster or slower: with some 1.4 cores of two
+busy elsewhere, 13 of 40 comparisons of the same came out as faster or slower although the difference in load was
+allowed for."""
+
 _WORK = ("model", "precision", "scope")
 """What decides which work a row timed; with ``force`` it may differ."""
 
@@ -277,7 +282,7 @@ def _widened(
     interval: tuple[float, float], factors: tuple[float, float] | None, notes: list[str]
 ) -> tuple[float, float] | None:
     if factors is None:
-        notes.append("other programs took more than half a core more from one than from the other: not comparable")
+        notes.append(f"other programs used more than {BUSY_CORES:g} cores: too busy a machine to compare on")
         return None
     if factors != (1.0, 1.0):
         notes.append("interval widened by what the difference in the other programs' load can explain")
@@ -320,14 +325,15 @@ def _explained_by_load(base: Mapping[str, Any], new: Mapping[str, Any]) -> tuple
     """Returns by which factors a disturbed row's interval has to be widened, or None where nothing can be said.
 
     Who is left with c cores fewer than before can be slower by a factor of up to 1 − c: layers wait for their last
-    thread, so that one busy core holds up all. Only the difference counts; what weighed on both alike is in both.
+    thread, so that one busy core holds up all. Only the difference counts; what weighed on both alike is in both. Where
+    others were busy with more than half a core, it depends on chance alone whether they sat on the same one.
     """
     on_base, on_new = (
         row["disturbance"]["other_programs_cores"] + row["disturbance"]["stolen_cores"] for row in (base, new)
     )
-    left = 1 - abs(on_new - on_base)
-    if left < 0.5:
+    if max(on_base, on_new) > BUSY_CORES:
         return None
+    left = 1 - abs(on_new - on_base)
     return (1.0, 1 / left) if on_new >= on_base else (left, 1.0)
 
 

@@ -31,6 +31,7 @@ COMMANDS = (
     "parity",
     "bench",
     "compare",
+    "report",
     "predict",
     "doctor",
 )  # fmt: skip

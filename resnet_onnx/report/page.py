@@ -1,4 +1,4 @@
-"""One self-contained HTML page: a verdict, then tables and pictures. Needs no network and no script."""
+"""One self-contained HTML page: a verdict, then pictures and tables. Needs no network; its one script sorts tables."""
 
 from __future__ import annotations
 
@@ -6,8 +6,35 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from runtimes import files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A drawn picture.
+
+    Attributes:
+        svg: An ``<svg>`` element, taken into the page as it is.
+        caption: What it shows.
+    """
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One sentence on top of the page.
+
+    Attributes:
+        state: Whether it is good news, bad news, or a reason for doubt.
+        text: The sentence.
+    """
+
+    state: Literal["good", "bad", "doubt"]
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +49,9 @@ class Section:
         picture: A PNG file that goes into the page, or None.
         caption: What the picture shows.
         commands: Commands that make these numbers again.
+        charts: Drawn pictures.
+        facts: Names and what they stand for.
+        notes: Remarks below the table.
     """
 
     heading: str
@@ -31,10 +61,21 @@ class Section:
     picture: Path | None = None
     caption: str = ""
     commands: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
 
 
 def write_page(
-    path: Path, *, title: str, verdict: str, passed: bool, sections: Sequence[Section], footer: str = ""
+    path: Path,
+    *,
+    title: str,
+    verdict: str,
+    passed: bool,
+    doubtful: bool = False,
+    sections: Sequence[Section],
+    footer: str = "",
+    findings: Sequence[Finding] = (),
 ) -> None:
     """Writes the page.
 
@@ -43,8 +84,10 @@ def write_page(
         title: Of the page.
         verdict: The answer, in a sentence.
         passed: Whether it is a good one.
+        doubtful: Whether it rests on numbers that can't be trusted.
         sections: The parts, in order.
         footer: Conditions: machine, versions, date.
+        findings: What else there is to know at once.
 
     Raises:
         FileProblem: The file can't be written.
@@ -66,8 +109,13 @@ def write_page(
             "png": base64.b64encode(section.picture.read_bytes()).decode() if section.picture else "",
             "caption": section.caption,
             "commands": section.commands,
+            "charts": section.charts,
+            "facts": section.facts,
+            "notes": section.notes,
         }
         for section in sections
     ]
     template = environment.get_template("page.html")
-    files.write_text(path, template.render(title=title, verdict=verdict, passed=passed, sections=parts, footer=footer))
+    state = "bad" if not passed else "doubt" if doubtful else "good"
+    text = template.render(title=title, verdict=verdict, state=state, findings=findings, sections=parts, footer=footer)
+    files.write_text(path, text)

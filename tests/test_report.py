@@ -1,0 +1,278 @@
+"""``report``: one page of any mix of results, seen in a real browser at the width of a phone."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_compare import document, noisy, row
+
+from resnet_onnx.cli.main import main
+from resnet_onnx.report import charts
+from resnet_onnx.report.charts import Bar
+from resnet_onnx.report.page import Section, write_page
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+def saved_body(kind: str, result: dict[str, Any], command: list[str]) -> dict[str, Any]:
+    base = document(row(noisy(1)))
+    return {
+        "schema": 1, "kind": kind, "made": "2026-11-23T20:00:00Z", "tool": "resnet-onnx 0.1.0", "command": command,
+        "environment": base["environment"], "artifacts": {"onnx_sha256": "c" * 64}, "result": result,
+    }  # fmt: skip
+
+
+def bench() -> dict[str, Any]:
+    error = {"kind": "out-of-memory", "message": "8 GiB are not there", "fix": None}
+    return document(
+        row(noisy(1), batch=8),
+        row(noisy(2, level_ns=8e5), batch=1),
+        row(noisy(3, level_ns=3e6), runtime="openvino", batch=8, stable=False, unstable_reason="other programs <b>"),
+        row(noisy(4), batch=64, error=error, images_per_second=None, images_per_second_ci95=None, stable=False),
+    )
+
+
+def parity(*, error: float | None = 3e-7) -> dict[str, Any]:
+    passed = error is not None and error <= 1e-6
+    first = {"runtime": "torch", "relative_rmse": 2e-7, "budget": 1e-6, "top1_agreement": 1.0, "passed": True}
+    second = {"runtime": "ort-cpu", "relative_rmse": error, "budget": 1e-6, "top1_agreement": 0.5, "passed": passed}
+    result = {
+        "model": "net", "precision": "fp32", "passed": passed, "gold": "torch float64", "pictures": 22,
+        "results": [{**first, "reason": "near"}, {**second, "reason": "ort-cpu is far from gold"}],
+        "budgets": {"logits": {"reason": "4 roundings in each of 30 layers"}},
+    }  # fmt: skip
+    return saved_body("parity", result, ["parity", "a file.onnx"])
+
+
+def evaluate() -> dict[str, Any]:
+    known = {"top5": None, "images": 300, "images_per_second": 1698.4, "skipped": []}
+    result = {
+        "model": "net", "precision": "fp32", "data": "digits",
+        "results": [{"runtime": "ort-cpu", "top1": 0.98, **known}, {"runtime": "torch", "top1": 0.99, **known}],
+    }  # fmt: skip
+    return saved_body("evaluate", result, ["evaluate", "net.onnx", "--data", "digits"])
+
+
+def made(folder: Path, *documents: dict[str, Any]) -> str:
+    names = []
+    for index, found in enumerate(documents):
+        names.append(str(folder / f"{index}.json"))
+        Path(names[-1]).write_text(json.dumps(found))
+    assert main(["report", *names, "--out", str(folder / "page.html"), "--quiet"]) == 0
+    return (folder / "page.html").read_text()
+
+
+class Outline(HTMLParser):
+    """Headings, tables, and every address that a browser would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.addresses: list[str] = []
+        self.headings: list[str] = []
+        self._into: list[str] | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._into = self.tables[-1][-1]
+            self._into.append("")
+        elif tag in ("h1", "h2"):
+            self._into = self.headings
+            self._into.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "h1", "h2"):
+            self._into = None
+
+    def handle_data(self, data: str) -> None:
+        if self._into is not None:
+            self._into[-1] += data
+
+
+def test_the_page_has_every_number_and_needs_nothing_else(tmp_path: Path) -> None:
+    page = made(tmp_path, evaluate(), bench(), parity())
+    found = Outline(page)
+    assert found.headings == [
+        "net: speed, parity and accuracy", "How fast is it? net fp32", "Does every runtime compute the same? net fp32",
+        "How often is it right? net fp32", "What this page was made from", "Environment", "Make these numbers again",
+    ]  # fmt: skip
+    speed, same, right, made_from = found.tables
+    assert [cells[:3] for cells in speed[1:]] == [
+        ["ort-cpu", "1", "1,251"], ["openvino", "8", "2,666"], ["ort-cpu", "8", "2,001"], ["ort-cpu", "64", "–"],
+    ]  # fmt: skip
+    assert [cells[-1] for cells in speed[1:]] == ["yes", "no ~", "yes", "failed"]
+    assert same[1:] == [
+        ["torch", "2.0e-07", "1.0e-06", "20 %", "100.0 %", "pass"],
+        ["ort-cpu", "3.0e-07", "1.0e-06", "30 %", "50.0 %", "pass"],
+    ]
+    # Wilson's interval of 294 and 297 of 300, from its formula.
+    assert [cells[:3] for cells in right[1:]] == [
+        ["ort-cpu", "98.00", "95.7 – 99.1"], ["torch", "99.00", "97.1 – 99.7"],
+    ]  # fmt: skip
+    assert [cells[0] for cells in made_from[1:]] == ["evaluate", "bench", "parity"]
+    assert [address for address in found.addresses if not address.startswith(("#", "data:"))] == []
+    assert not re.search(r"url\((?!#|'?data:)|@import|fetch\(", page)
+    assert "resnet-onnx parity &#39;a file.onnx&#39;</pre>" in page
+    assert "other programs &lt;b&gt;" in page
+    assert page.count("<svg") == 5
+    assert len(page) < 300_000
+
+
+@pytest.mark.parametrize(("error", "shown"), [(2e-5, "20×"), (None, "not finite")])
+def test_a_failure_is_the_verdict(tmp_path: Path, error: float | None, shown: str) -> None:
+    page = made(tmp_path, bench(), parity(error=error))
+    assert '<p class="verdict bad">net fp32: not the same function on ort-cpu (22 inputs).</p>' in page
+    assert f"<td>{shown}</td>" in page
+    assert "<li>ort-cpu is far from gold</li>" in page
+
+
+def test_what_cannot_be_trusted_or_told_apart_says_so(tmp_path: Path) -> None:
+    near = document(
+        row(noisy(1)), row(noisy(2), runtime="openvino", images_per_second_ci95=[1990, 2010], images_per_second=2000)
+    )
+    page = made(tmp_path, near)
+    assert "not told apart from " in page
+    doubtful = document(row(noisy(1), stable=False, unstable_reason="other programs used 1.0 of 2 cores"))
+    page = made(tmp_path, doubtful)
+    assert '<p class="verdict doubt">' in page
+    assert "1 of 1 rows are not stable" in page
+    assert "<li>ort-cpu · batch 8: other programs used 1.0 of 2 cores</li>" in page
+
+
+def test_the_same_results_make_the_same_page(tmp_path: Path) -> None:
+    assert made(tmp_path, bench(), parity(), evaluate()) == made(tmp_path, bench(), parity(), evaluate())
+
+
+def test_names_in_files_are_text_and_nothing_more(tmp_path: Path) -> None:
+    name = "$x_{$ <script>alert(1)</script> & \U0001f600 " + "w" * 300
+    wild = document(row(noisy(1), runtime=name, model=name), row(noisy(2), model=name), name=name, description=name)
+    page = made(tmp_path, wild)
+    assert "<script>alert" not in page
+    assert page.count("<script>") == 1
+
+
+def test_pictures_share_no_names_and_take_the_pages_colour() -> None:
+    one = charts.bars([Bar(label="a", value=1.0, doubtful=True, text="1")], unit="u", palette={})
+    other = charts.bars([Bar(label="a", value=2.0, doubtful=True, text="2")], unit="u", palette={})
+    names = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (one, other)]
+    assert names[0]
+    assert not names[0] & names[1]
+    for svg, own in zip((one, other), names, strict=True):
+        assert set(re.findall(r"#([\w.-]+)\)", svg)) <= own
+        assert "currentColor" in svg
+        assert "#010203" not in svg
+
+
+def test_json_says_where_the_page_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(bench()))
+    out = tmp_path / "new" / "page.html"
+    assert main(["report", str(tmp_path / "b.json"), str(tmp_path / "b.json"), "--out", str(out), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["path"], found["passed"]) == (str(out), True)
+    assert [one["kind"] for one in found["results"]] == ["bench"]
+    assert found["findings"][0]["text"].startswith("net fp32: openvino · batch 8 is fastest")
+    assert out.is_file()
+
+
+def test_a_mistake_is_one_message_and_the_old_page_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    good, bad, out = tmp_path / "b.json", tmp_path / "bad.json", tmp_path / "page.html"
+    good.write_text(json.dumps(bench()))
+    out.write_text("old")
+    for text in ("", "{}", json.dumps({**parity(), "result": {}}), json.dumps({**evaluate(), "schema": 9})):
+        bad.write_text(text)
+        assert main(["report", str(good), str(bad), "--out", str(out)]) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: {bad}: ")
+        assert "Traceback" not in error
+    assert main(["report", str(good), "--out", str(good)]) == 2
+    assert "would be overwritten" in capfd.readouterr().err
+    assert main(["report", "--out", str(out)]) == 2
+    assert json.loads(good.read_text()) == bench()
+    assert out.read_text() == "old"
+
+
+PROBE = """
+<script>
+const shown = () => [...document.querySelector("tbody").rows].map(row => row.cells[2].textContent);
+const click = () => { document.querySelectorAll("th button")[2].click(); return shown(); };
+const all = [document.documentElement, ...document.querySelectorAll("body *")];
+const result = {
+  page: document.documentElement.scrollWidth, window: innerWidth, before: shown(), up: click(), down: click(),
+  sorted: document.querySelector("th[aria-sort]").getAttribute("aria-sort"),
+  buttons: document.querySelectorAll("th button").length,
+  letters: Math.min(...[...document.querySelectorAll("svg text")].map(t => t.getBoundingClientRect().height)),
+  ink: getComputedStyle(document.querySelector("svg text")).fill, text: getComputedStyle(document.body).color,
+};
+parent.document.title = "PROBE" + JSON.stringify(result) + "EBORP";
+</script>
+</body>"""
+
+
+def seen(page: Path, width: int, *options: str) -> dict[str, Any]:
+    assert BROWSER is not None
+    # A browser's own window refuses to be as narrow as a phone; a frame does not.
+    inner = html.escape(page.read_text().replace("</body>", PROBE))
+    probe = page.with_name("probe.html")
+    probe.write_text(
+        '<link rel="icon" href="data:,">'
+        f'<iframe width="{width}" height="900" frameborder="0" srcdoc="{inner}"></iframe>'
+    )
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--hide-scrollbars",
+         f"--user-data-dir={page.parent / 'profile'}", "--window-size=1300,1000", *options, "--dump-dom",
+         f"file://{probe}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    match = re.search(r"PROBE(\{.*?\})EBORP", done.stdout)
+    assert match is not None, done.stdout[:500]
+    found: dict[str, Any] = json.loads(match[1].replace("&amp;", "&"))
+    return found
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome (apt-get install chromium)")
+def test_a_browser_shows_it_on_a_phone_and_sorts_its_tables(tmp_path: Path) -> None:
+    made(tmp_path, bench(), parity(), evaluate())
+    found = seen(tmp_path / "page.html", 390)
+    assert found["window"] == 390
+    assert found["page"] <= 390
+    assert found["before"] == ["1,251", "2,666", "2,001", "–"]
+    assert found["up"] == ["1,251", "2,001", "2,666", "–"]
+    assert found["down"] == ["2,666", "2,001", "1,251", "–"]
+    assert found["sorted"] == "descending"
+    assert found["buttons"] == 9 + 6 + 6 + 5
+    assert found["letters"] >= 9  # pixels, the smallest in any picture
+    assert found["ink"] == found["text"] == "rgb(0, 0, 0)"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome (apt-get install chromium)")
+def test_a_browser_in_the_dark_draws_in_the_light_colour_of_the_text(tmp_path: Path) -> None:
+    made(tmp_path, bench())
+    found = seen(tmp_path / "page.html", 1200, "--blink-settings=preferredColorScheme=0")
+    assert found["ink"] == found["text"] == "rgb(255, 255, 255)"
+
+
+def test_the_demos_page_still_takes_a_picture_and_a_plain_verdict(tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    picture.write_bytes(b"\x89PNG")
+    section = Section(heading="What it predicts", picture=picture, caption="Held-out digits")
+    write_page(tmp_path / "p.html", title="demo", verdict="as promised", passed=True, sections=[section])
+    page = (tmp_path / "p.html").read_text()
+    assert '<p class="verdict good">as promised</p>' in page
+    assert "data:image/png;base64,iVBORw==" in page
