@@ -32,8 +32,8 @@ round number that two runs of the same work can be shown to lie within. A slowdo
 1.4 % beyond the tolerance, so that it is found, and chance alone must be wrong by 3.4 % to look like a change."""
 
 BUSY_CORES = 0.5
-"""Load of others beyond which a row that is not stable is never called same, faster or slower: with some 1.4 cores of two
-busy elsewhere, 13 of 40 comparisons of the same came out as faster or slower although the difference in load was
+"""Load of others beyond which a row that is not stable is never called same, faster or slower: with some 1.4 cores of
+two busy elsewhere, 13 of 40 comparisons of the same came out as faster or slower although the difference in load was
 allowed for."""
 
 _WORK = ("model", "precision", "scope")

@@ -101,6 +101,7 @@ def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str]) -> str:
             end = max(item.value or 0, *(item.interval or (0,)))
             axes.text(end + most * 0.02, place, item.text, va="center", fontsize=9)
         axes.set_xlim(0, most * 1.22)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.set_xlabel(unit)
 
     return _rows(items, draw)
