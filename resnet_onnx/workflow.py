@@ -1128,6 +1128,7 @@ def check_parity(
     device: str | None = None,
     threads: int | None = None,
     tuning: RuntimeOptions = _UNTUNED,
+    tolerances: Mapping[str, float] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
     """Judges runtimes against the float64 gold on real pictures and adversarial ones.
@@ -1142,6 +1143,7 @@ def check_parity(
         device: Of the runtimes.
         threads: Of the runtimes.
         tuning: Other options of the runtimes.
+        tolerances: Relative RMSE allowed by output name, in place of the derived budget.
         progress: Told what is being run.
     """
     from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
@@ -1177,8 +1179,22 @@ def check_parity(
         summation_lengths=lengths,
         precision=model.precision if model.precision in ("fp16", "bf16") else "fp32",
         gold_batches=None if truth is model else gold_batches,
+        tolerances=tolerances,
+        gold_key=_gold_key(truth, gold_runtime),
         progress=progress,
     )
+
+
+def _gold_key(truth: Model, runtime: str) -> str:
+    """What the outputs of a gold depend on besides its inputs: weights or file, form, and who evaluates it."""
+    if truth.network is not None:
+        what: dict[str, Any] = {**truth.network.to_json(), "names": _names(truth)}
+        tool = "torch"
+    else:
+        what = {"onnx": files.check_onnx(onnx_path(truth)).sha256}
+        tool = "onnx"
+    tools = {tool: package_version(tool), "resnet-onnx": __version__}
+    return _digest({"gold": what, "form": truth.form.to_json(), "runtime": runtime, "tools": tools})
 
 
 def localize_parity(

@@ -185,6 +185,50 @@ def test_a_foreign_model_with_several_inputs_and_whole_numbers(tmp_path: Path, c
     assert result["results"][0]["outputs"]["m"]["max_abs"] == 0
 
 
+def test_every_pair_of_runtimes_is_compared(cifar: Path, capfd: Any) -> None:
+    code, result = run_json(capfd, "parity", str(cifar), "--runtimes", RUNTIMES, "--images", "1")
+    assert code == 0
+    pairs = {(row["runtime"], row["against"]): row["relative_rmse"] for row in result["pairs"]}
+    assert set(pairs) == {(a, b) for a in RUNTIMES.split(",") for b in RUNTIMES.split(",") if a != b}
+    errors = {row["runtime"]: row["relative_rmse"] for row in result["results"]}
+    for (a, b), error in pairs.items():
+        assert 0 < error < 2 * (errors[a] + errors[b])  # no further apart than both are from gold
+
+
+def test_a_tolerance_by_hand_replaces_the_budget_of_its_output_only(cifar: Path, tmp_path: Path, capfd: Any) -> None:
+    mutant = mutate(cifar, tmp_path / "mutant.onnx", scale_weight("layer2.1.conv2", 1.01, channel=3))
+    common = ("parity", str(mutant), "--gold", str(cifar), "--runtimes", "ort-cpu", "--images", "1")
+    code, result = run_json(capfd, *common, "--tolerance-for", "logits=0.1")
+    assert code == 0
+    assert result["results"][0]["budget"] == 0.1
+    assert "by hand" in result["budgets"]["logits"]["reason"]
+    assert run_json(capfd, *common, "--tolerance-for", "logits=1e-6")[0] == 1
+    for wrong in ("boxes=0.1", "logits", "logits=-1", "logits=nan", "=1"):
+        code, result = run_json(capfd, *common, "--tolerance-for", wrong)
+        assert code == 2
+        assert wrong.partition("=")[0] in result["error"]["message"]
+
+
+def test_gold_is_computed_once_and_again_when_its_file_is_damaged(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RESNET_ONNX_CACHE", str(tmp_path))
+    model = workflow.resolve(Request(model=str(cifar)))  # no weights in this cache: the graph is gold
+    first = workflow.check_parity(model, ["ort-cpu"], images=1)
+    kept = list((tmp_path / "gold").iterdir())
+    assert len(kept) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("runtimes.reference.ReferenceRuntime._run", None)  # calling it would be an error
+        again = workflow.check_parity(model, ["ort-cpu"], images=1)
+    assert again.outcomes[0].relative_rmse == first.outcomes[0].relative_rmse
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    assert (
+        workflow.check_parity(model, ["ort-cpu"], images=1).outcomes[0].relative_rmse == first.outcomes[0].relative_rmse
+    )
+    workflow.check_parity(model, ["ort-cpu"], images=2)
+    assert len(list((tmp_path / "gold").iterdir())) == 2  # other pictures, another gold
+
+
 BUDGETS = {"y": allowance(1e-7, [100], yardstick="a test")}
 GOLD = {"y": np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])}
 

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; sample photos by default.")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="Pictures to compare.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the verdicts as JUnit XML.")
+@click.option(
+    "--tolerance-for",
+    "tolerances",
+    metavar="OUTPUT=VALUE",
+    multiple=True,
+    help="Relative RMSE allowed for one output, in place of the derived budget.",
+)
 @click.option("--localize", is_flag=True, help="Name the first node that differs, with a ladder of drift.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the ladder (.png, .svg, .pdf); implies --localize.")
 @device_option
@@ -48,6 +55,7 @@ def command(
     data: str | None,
     images: int,
     junit: Path | None,
+    tolerances: tuple[str, ...],
     localize: bool,
     plot: Path | None,
     device: str | None,
@@ -66,6 +74,7 @@ def command(
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {plot}: a drawing is a .png, .svg or .pdf")
+    allowed = dict(_tolerance(text) for text in tolerances)
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
@@ -81,7 +90,9 @@ def command(
             "threads": threads,
             "tuning": tuning,
         }
-        report = workflow.check_parity(model, names, progress=lambda text: status.update(f"running {text}"), **how)
+        report = workflow.check_parity(
+            model, names, tolerances=allowed, progress=lambda text: status.update(f"running {text}"), **how
+        )
         located = None
         if localize or plot is not None:
             status.update("looking for the first difference")
@@ -106,6 +117,17 @@ def command(
     terminal.emit(result)
     if not report.passed:
         raise click.exceptions.Exit(CheckFailed.exit_code)
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    name, sign, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not sign or not name or not 0 <= number < float("inf"):
+        raise UsageError(f"--tolerance-for {text}: expected OUTPUT=VALUE, such as boxes=1e-4")
+    return name, number
 
 
 def document(report: ParityReport) -> dict[str, Any]:
@@ -138,6 +160,7 @@ def document(report: ParityReport) -> dict[str, Any]:
             }
             for outcome in report.outcomes
         ],
+        "pairs": [{"runtime": a, "against": b, "relative_rmse": error} for (a, b), error in report.pairs.items()],
         "budgets": {
             name: {"relative_rmse": b.relative_rmse, "noise": b.noise, "bound": b.bound, "reason": b.reason}
             for name, b in report.budgets.items()
@@ -164,6 +187,11 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
             ]
         )
     terminal.table(["runtime", "rel. RMSE", "budget", "of it", "top-1 equal", "verdict"], rows)
+    runtimes = [outcome.runtime for outcome in report.outcomes]
+    if len(runtimes) > 1:
+        terminal.line()
+        cells = [[a, *("–" if a == b else f"{report.pairs[b, a]:.1e}" for b in runtimes)] for a in runtimes]
+        terminal.table(["each against", *runtimes], cells)
     for outcome in report.outcomes:
         if not outcome.passed:
             terminal.line()

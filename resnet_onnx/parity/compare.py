@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from resnet_onnx.parity.budget import MARGIN_MULTIPLE, Budget, allowance
 from resnet_onnx.parity.metrics import Decisions, Distance, decisions, distance
 from runtimes import files
+from runtimes.errors import UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
@@ -81,6 +85,7 @@ class ParityReport:
         names: A name per input, for messages.
         budgets: Allowance per output.
         outcomes: One per runtime, in the order asked.
+        pairs: Relative RMSE of the worst output between two runtimes, by their names; the first is taken as the truth.
     """
 
     gold: str
@@ -88,6 +93,7 @@ class ParityReport:
     names: Sequence[str]
     budgets: Mapping[str, Budget]
     outcomes: Sequence[Outcome]
+    pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -127,6 +133,8 @@ def compare(
     summation_lengths: Sequence[int],
     precision: str = "fp32",
     gold_batches: Sequence[Feeds] | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    gold_key: str | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Judges every contestant against the gold.
@@ -141,13 +149,18 @@ def compare(
         precision: Of the model.
         gold_batches: The same pictures as gold's and the yardstick's own feeds, where another model is gold; its single
             output then stands for the contestants' single output, whatever the two are called.
+        tolerances: Relative RMSE allowed by output name, where the user set it in place of the derived budget.
+        gold_key: What gold's outputs depend on besides the inputs; with it they are kept in the cache.
         progress: Told what is being run.
 
     Returns:
         The report; a runtime that fails to run raises instead.
+
+    Raises:
+        UsageError: `tolerances` name an output that gold has not.
     """
     progress(f"gold: {gold.description}")
-    truth, _, _ = collect(gold, gold_batches or batches)
+    truth = _gold(gold, gold_batches or batches, gold_key)
     outputs: dict[str, tuple[Outputs, str, Mapping[str, Any], float]] = {}
     for contestant in contestants:
         progress(contestant.runtime)
@@ -175,14 +188,61 @@ def compare(
         )
         for name, gold_array in truth.items()
     }
+    budgets.update(_by_hand(tolerances or {}, budgets))
     outcomes = [
         judge(c.runtime, found, truth, budgets, names=names, version=version, recorded=recorded, seconds=seconds)
         for c in contestants
         for found, version, recorded, seconds in [outputs[c.runtime]]
     ]
     return ParityReport(
-        gold=gold.description, pictures=len(names), names=list(names), budgets=budgets, outcomes=outcomes
+        gold=gold.description,
+        pictures=len(names),
+        names=list(names),
+        budgets=budgets,
+        outcomes=outcomes,
+        pairs={(a, b): _between(outputs[a][0], outputs[b][0]) for a, b in itertools.permutations(outputs, 2)},
     )
+
+
+def _gold(gold: Contestant, batches: Sequence[Feeds], key: str | None) -> Outputs:
+    """Returns gold's outputs, from the cache where they were computed before."""
+    if key is None:
+        return collect(gold, batches)[0]
+    digest = hashlib.sha256(key.encode())
+    for feeds in batches:
+        for name, array in sorted(feeds.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    path = files.cache_dir("gold") / f"{digest.hexdigest()}.npz"
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as kept:
+            return {str(name): kept[f"a{index}"] for index, name in enumerate(kept["names"])}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # not there, or damaged: computed again
+    truth = collect(gold, batches)[0]
+    arrays: dict[str, Any] = {f"a{index}": array for index, array in enumerate(truth.values())}
+    with files.atomic_file(path) as temporary, open(temporary, "wb") as target:
+        np.savez(target, names=np.array(list(truth)), **arrays)
+    return truth
+
+
+def _by_hand(tolerances: Mapping[str, float], budgets: Mapping[str, Budget]) -> dict[str, Budget]:
+    for name in tolerances:
+        if name not in budgets:
+            raise UsageError(f"--tolerance-for {name}: the outputs are {', '.join(budgets)}")
+    return {
+        name: replace(
+            budgets[name], relative_rmse=value, reason=f"set by hand in place of {budgets[name].relative_rmse:.1e}"
+        )
+        for name, value in tolerances.items()
+    }
+
+
+def _between(a: Outputs, b: Outputs) -> float:
+    """Returns the worst output's distance between two runtimes; infinite where outputs are missing or misshapen."""
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return float("inf")
+    return max((distance(a[name], b[name]).relative_rmse for name in a), default=0.0)
 
 
 def _comparable(gold: NDArray[Any], found: NDArray[Any] | None) -> bool:
