@@ -31,6 +31,9 @@ ROUNDINGS = 4.0
 """Input errors below this many unit round-offs count as this many: a node with exact inputs still rounds its own
 output, libraries measured at 1 to 4 of them with blocked summation."""
 
+LEAST_STEP = 3.0
+"""No node is named below this ratio, which sound ones reach."""
+
 Values = Mapping[str, NDArray[Any]]
 
 
@@ -321,26 +324,14 @@ class _Search:
         floor = ROUNDINGS * UNIT_ROUNDOFF[self.precision]
         sound, start = floor, -1
         steps = [(index, error) for index, error in zip(rungs, column, strict=True) if error is not None]
-        weakest: tuple[float, int, int] | None = None
         for index, error in steps:
-            ratio = error / sound
-            if not ratio <= JUMP:
-                return self._inside(start + 1, index, floor, clear=True)
-            if weakest is None or ratio > weakest[0]:
-                weakest = (ratio, start + 1, index)
+            if not error <= JUMP * sound:
+                return self._inside(start + 1, index, floor)
             sound, start = max(sound, error), index
-        if start < len(self.ours.nodes) - 1:  # several outputs: what follows the last common point
-            found = self._inside(start + 1, len(self.ours.nodes) - 1, floor, clear=True)
-            if found.sure or weakest is None:
-                return found
-        if weakest is None or weakest[0] <= 2:
-            return self._nothing(
-                "no single node stands out with its intermediate values asked for: the error grows step by step, or "
-                "lies in what the runtime fuses when nobody looks"
-            )
-        return self._inside(weakest[1], weakest[2], floor, clear=False)
+        # Several outputs, or a fault that a block's other branch dilutes: every node is looked at.
+        return self._inside(0, len(self.ours.nodes) - 1, floor)
 
-    def _inside(self, first: int, last: int, floor: float, *, clear: bool) -> Finding:
+    def _inside(self, first: int, last: int, floor: float) -> Finding:
         """Names the first node between two indices, both included, whose output is far worse than its inputs."""
         nodes = range(first, last + 1)
         ours = self.observer.values(
@@ -369,11 +360,14 @@ class _Search:
                 continue
             ratio = after / max(before, floor)
             if not ratio <= JUMP:
-                return self._finding(node, partner, before, after, clear)
+                return self._finding(node, partner, before, after, True)
             if best is None or ratio > best[0]:
                 best = (ratio, self._finding(node, partner, before, after, False))
-        if best is None:
-            return self._nothing(f"the difference begins at or before {label(self.ours.nodes[last])}")
+        if best is None or best[0] <= LEAST_STEP:
+            return self._nothing(
+                "no single node stands out with its intermediate values asked for: the error grows step by step, or "
+                "lies in what the runtime fuses when nobody looks"
+            )
         return best[1]
 
     def _known(self, name: str) -> bool:
