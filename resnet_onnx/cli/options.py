@@ -50,7 +50,9 @@ def make_command(name: str, *, example: str, polite: bool = False) -> Callable[[
             click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
         ):
             run = option(run)
-        return click.command(name, epilog=f"Example: {example}", context_settings={"max_content_width": 110})(run)
+        # \b keeps click from breaking the example where it has a hyphen, so that it can be copied.
+        epilog = f"\b\nExample: {example}"
+        return click.command(name, epilog=epilog, context_settings={"max_content_width": 110})(run)
 
     return decorate
 
