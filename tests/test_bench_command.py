@@ -145,7 +145,7 @@ def test_a_missing_runtime_is_told_at_once() -> None:
         (["--scope", "host"], "--scope"),
         (["resnet51"], "no ResNet of depth 51"),
         (["none.onnx", "--runtime", "ort-cpu"], "no such file"),
-        (["--save", "/"], "is a folder"),
+        (["--save", "/"], "is a directory"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: list[str], said: str) -> None:

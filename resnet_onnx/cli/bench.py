@@ -92,8 +92,6 @@ def command(
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
-    if save is not None and save.is_dir():
-        raise UsageError(f"--save {save} is a folder, expected the name of a file")
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     problem = early_problem(request)
