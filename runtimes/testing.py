@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtimes.base import Runtime
+from runtimes.base import Prepared, Runtime
 from runtimes.errors import BadFeeds, RunFailed, RuntimeClosed, ToolkitError, UsageError
 from runtimes.fake import FakeProgram
 from runtimes.spec import Dimension, Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
@@ -457,6 +458,26 @@ class RuntimeContract:
             two.synchronize()
             assert_matches(two.outputs(), case, feeds[1], runtime.outputs)
             two.close()
+
+    @pytest.mark.parametrize("scope", SCOPES)
+    def test_prepared_runs_may_run_at_the_same_time(self, scope: Scope) -> None:
+        case = CASES["convolution"]
+        with self._open("convolution") as runtime:
+            feeds = [case.feeds(batch, seed=batch) for batch in (3, 5)]
+            lanes = [runtime.prepare(f, scope=scope) for f in feeds]
+
+            def run(lane: Prepared) -> list[dict[str, NDArray[Any]]]:
+                found = []
+                for _ in range(20):
+                    lane.enqueue()
+                    lane.synchronize()
+                    found.append(lane.outputs())
+                return found
+
+            with ThreadPoolExecutor(len(lanes)) as threads:
+                for results, given in zip(threads.map(run, lanes), feeds, strict=True):
+                    for result in results:
+                        assert_matches(result, case, given, runtime.outputs)
 
     @pytest.mark.parametrize("scope", SCOPES)
     def test_prepared_outputs_belong_to_the_caller(self, scope: Scope) -> None:
