@@ -481,8 +481,9 @@ def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
             opset=checked.opset,
         )
         network = Network.from_json(values, weights=Path())
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise BadModel(f"{path}: its resnet_onnx metadata can't be read ({error!r})", fix="export it again") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, UserError) as error:
+        reason = error.message if isinstance(error, UserError) else repr(error)
+        raise BadModel(f"{path}: its resnet_onnx metadata can't be read ({reason})", fix="export it again") from error
     _check_form(checked, network, onnx_form)
     notes = [] if network.trained else ["random weights: good for throughput and parity, not for predictions"]
     if onnx_form.input == "uint8" and (request.mean or request.std):

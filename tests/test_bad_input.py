@@ -519,3 +519,29 @@ def test_no_metadata_makes_a_fault(things: Path, key: str, tmp_path: Path, capfd
         assert code in (0, 2), f"{text}: {err}"
         refused += code == 2
     assert refused > len(texts) // 2
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "new"),
+    [
+        ("network", ("preprocessing", "image_size"), 16),
+        ("network", ("preprocessing", "image_size"), 32.5),
+        ("network", ("preprocessing", "image_size"), True),
+        ("form", ("batch",), 3),
+        ("form", ("batch",), 10**12),
+        ("form", ("input",), "uint8"),
+    ],
+    ids=str,
+)
+def test_metadata_of_another_input_is_refused(
+    things: Path, key: str, place: tuple[str, ...], new: object, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changed = onnx.load(things / "net.onnx")
+    entry = next(p for p in changed.metadata_props if p.key == f"resnet_onnx.{key}")
+    entry.value = json.dumps(_changed(json.loads(entry.value), place, new))
+    path = tmp_path / "net.onnx"
+    onnx.save(changed, path)
+    assert main(["parity", str(path), "--runtimes", "ort-cpu", "--images", "1"]) == 2
+    err = capfd.readouterr().err
+    assert "metadata" in err
+    assert "the graph has input: float32[" in err or "can't be read" in err

@@ -203,6 +203,41 @@ def test_any_name_that_the_system_takes(tmp_path: Path, name: str) -> None:
     assert names(tmp_path / "folder") == [name]
 
 
+@pytest.mark.parametrize(
+    "what", ["file", pytest.param("folder", marks=pytest.mark.skipif(sys.platform != "linux", reason="no exchange"))]
+)
+def test_a_reader_sees_old_or_new_at_any_moment(tmp_path: Path, what: str) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        from runtimes import files
+        path = Path(sys.argv[1])
+        for turn in range(300):
+            if path.name == "file":
+                files.write_bytes(path, bytes([turn % 251]) * 2_000_000)
+            else:
+                with files.atomic_folder(path) as draft:
+                    for part in "abcd":
+                        (draft / part).write_bytes(bytes([turn % 251]) * 1000)
+            if turn == 0:
+                print("ready", flush=True)
+    """
+    path, seen = tmp_path / what, 0
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        while writer.poll() is None:
+            if what == "folder":
+                for part in "abcd":
+                    assert len((path / part).read_bytes()) == 1000
+            else:
+                data = path.read_bytes()
+                assert (len(data), len(set(data[::1000]))) == (2_000_000, 1)
+            seen += 1
+    assert writer.returncode == 0
+    assert seen > 20
+
+
 def test_a_killed_writer_leaves_old_or_new_and_is_swept_up_later(tmp_path: Path) -> None:
     code = """
         import sys
