@@ -383,10 +383,9 @@ def test_the_watch_does_not_count_our_own_work(busy_neighbour: Callable[[], None
     busy_neighbour()
     time.sleep(0.3)
     own, watch, end = time.process_time(), Watch(), time.perf_counter() + 2.0
-    while time.perf_counter() < end:
+    while time.perf_counter() < end or time.process_time() < own + 0.4:
         pass
     own, seen = time.process_time() - own, watch.stop()
-    assert own > 0.3
     assert seen.others_cpu_s > 0.3 * seen.wall_s
     assert own + seen.others_cpu_s <= seen.wall_s * seen.cores * 1.1
 
