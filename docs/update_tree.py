@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "resnet_onnx",
-    *(f"resnet_onnx/{name}" for name in ("models", "data", "training", "parity", "bench", "report", "cli")),
+    *(f"resnet_onnx/{name}" for name in ("workflow", "models", "data", "training", "parity", "bench", "report", "cli")),
     "converters",
     "runtimes",
 )

@@ -174,7 +174,7 @@ def test_an_export_for_a_runtime_is_made_once(monkeypatch: pytest.MonkeyPatch) -
     def never(*_: Any) -> None:
         raise AssertionError("exported again")
 
-    monkeypatch.setattr(workflow, "export", never)
+    monkeypatch.setattr(workflow.onnx_form, "export", never)
     assert workflow.onnx_path(model) == first
     assert first.stat().st_mtime_ns == stamp
 

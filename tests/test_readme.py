@@ -26,7 +26,7 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_tree_is_that_of_the_files() -> None:
     update = runpy.run_path(str(ROOT / "docs" / "update_tree.py"))
     assert update["updated"](README) == README, "run: python docs/update_tree.py"
-    assert "\n  workflow.py " in README
+    assert "\nresnet_onnx/workflow/" in README
 
 
 def test_every_command_shown_exists() -> None:

@@ -1,0 +1,60 @@
+"""The only joiner: catalog name → checkpoint → ONNX → precision → engine → open runtime.
+
+Everything a command needs to know about MODEL is settled here once: ``resolve`` turns what the user named into a
+``Model``; ``source`` gives the form of it that a runtime opens, exporting or building into the cache where needed.
+"""
+
+from resnet_onnx.workflow.accuracy import evaluate_on, predict_on
+from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
+from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
+from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, profile, runnable, source, tuned
+from resnet_onnx.workflow.parity import check_parity, localize_parity
+from resnet_onnx.workflow.request import (
+    ENGINE_SUFFIXES,
+    INPUT_NAME,
+    METADATA_PREFIX,
+    OUTPUT_NAME,
+    Model,
+    OnnxForm,
+    Request,
+    check_request,
+    insist_on_trained,
+)
+from resnet_onnx.workflow.resolving import initial_state, resolve, training_entry
+from resnet_onnx.workflow.results import saved_result
+from resnet_onnx.workflow.torch_form import torch_program, wrapped
+
+__all__ = [
+    "ENGINE_RUNTIMES",
+    "ENGINE_SUFFIXES",
+    "INPUT_NAME",
+    "METADATA_PREFIX",
+    "OUTPUT_NAME",
+    "Model",
+    "OnnxForm",
+    "Request",
+    "check_parity",
+    "check_request",
+    "evaluate_on",
+    "export",
+    "feeds_of",
+    "gold_source",
+    "graph_path",
+    "initial_state",
+    "insist_on_trained",
+    "localize_parity",
+    "onnx_path",
+    "picture_input",
+    "predict_on",
+    "profile",
+    "resolve",
+    "runnable",
+    "sample_feeds",
+    "saved_result",
+    "source",
+    "specs",
+    "torch_program",
+    "training_entry",
+    "tuned",
+    "wrapped",
+]

@@ -1,0 +1,136 @@
+"""The form of a model that each runtime opens: a path or the name of a factory, so that a child process can open it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_onnx.workflow.feeds import specs
+from resnet_onnx.workflow.onnx_form import onnx_path
+from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
+from runtimes import files
+from runtimes.errors import RuntimeUnavailable, UsageError
+from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
+
+if TYPE_CHECKING:
+    from runtimes.engines import Profile
+
+ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+
+
+def source(
+    model: Model,
+    runtime: str,
+    *,
+    device: str | None = None,
+    options: RuntimeOptions | None = None,
+    batches: Sequence[int] = (),
+) -> ModelSource:
+    """Returns the form of a model that a runtime opens; an engine is found in the cache, or built.
+
+    Args:
+        model: The model.
+        runtime: Name of a runtime.
+        device: GPU that an engine is built for.
+        options: What it will be opened with: TF32 and CUDA graphs are settled when an engine is built.
+        batches: Batches that it will be run at; an engine accepts 1 to 64 anyway.
+
+    Raises:
+        UsageError: ``torch`` was asked for and the weights are not at hand; or MODEL is another runtime's engine.
+        UnsupportedModel: The engine can't be built; names the node.
+    """
+    if model.engine is not None and runtime != "torch":
+        _check_engine_of(model.engine, runtime)
+        return ModelSource(path=model.engine, label=model.name)
+    if runtime == "torch":
+        network = need_network(model)
+        return ModelSource(
+            factory="resnet_onnx.workflow.torch_form:torch_program",
+            arguments={"network": network, "form": model.form, "names": tensor_names(model)},
+            label=model.name,
+        )
+    if runtime in ENGINE_RUNTIMES:
+        return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
+    return ModelSource(path=onnx_path(model), label=model.name)
+
+
+def _check_engine_of(engine: Path, runtime: str) -> None:
+    from runtimes import engines
+
+    library = engines.read_record(engine).key.library
+    if runtime != library:
+        raise UsageError(f"{engine} is an engine of {library}, not of {runtime}", fix=f"--runtime {library}")
+
+
+def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOptions, batches: Sequence[int]) -> Path:
+    from converters.tensorrt_family import EngineOptions, build_engine
+
+    path = onnx_path(model)
+    try:
+        shapes = profile(files.check_onnx(path).inputs, batches)
+    except UsageError as problem:
+        raise UsageError(
+            problem.message,
+            fix=f"build an engine and give it as MODEL: resnet-onnx build {path} --runtime {runtime} --shapes …",
+        ) from problem
+    how = EngineOptions(tf32=options.tf32, cuda_graph=options.cuda_graph)
+    return build_engine(path, library=runtime, shapes=shapes, options=how, device=device or "cuda:0").path
+
+
+def profile(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
+    """Returns the shapes that an engine should accept: batches 1 to 64, fastest at 8, or up to a larger one asked for.
+
+    Raises:
+        UsageError: The model has open dimensions besides the batch.
+    """
+    from converters.tensorrt_family import DEFAULT_BATCHES, default_profile
+
+    largest = max(batches, default=1)
+    return default_profile(inputs, DEFAULT_BATCHES if largest <= DEFAULT_BATCHES[2] else (1, largest, largest))
+
+
+def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence[int]) -> RuntimeOptions:
+    """Adds the shapes that a runtime builds for which builds its engine itself; without them it builds as they come."""
+    if runtime != "ort-tensorrt":
+        return options
+    try:
+        return replace(options, shapes=profile(specs(model), batches))
+    except UsageError:
+        return options
+
+
+def gold_source(model: Model) -> tuple[str, ModelSource, str]:
+    """Returns runtime, source and description of the float64 gold: torch in double, or the graph in double."""
+    if model.network is not None:
+        arguments = {"network": model.network, "form": model.form, "dtype": "float64", "names": tensor_names(model)}
+        factory = ModelSource(
+            factory="resnet_onnx.workflow.torch_form:torch_program", arguments=arguments, label=model.name
+        )
+        return "torch", factory, "torch float64"
+    return "reference", ModelSource(path=onnx_path(model), label=model.name), "the ONNX graph in float64"
+
+
+def tensor_names(model: Model) -> tuple[str, str]:
+    """Returns the names of the input and of the first output in the ONNX form of a model."""
+    if model.onnx is None:
+        return INPUT_NAME, OUTPUT_NAME
+    checked = files.check_onnx(model.onnx)
+    return checked.inputs[0].name, checked.outputs[0].name
+
+
+def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tuple[list[str], list[str]]:
+    """Splits runtime names into those that can open the model and, for ``all`` only, those left out.
+
+    Raises:
+        UsageError: A runtime was asked for by name and needs weights that are not at hand.
+    """
+    if "torch" not in names or model.network is not None:
+        return list(names), []
+    if not chosen_by_all:
+        need_network(model)
+    rest = [name for name in names if name != "torch"]
+    if not rest:
+        raise RuntimeUnavailable("no runtime is left that can open this model", fix="resnet-onnx doctor")
+    return rest, ["torch"]

@@ -1,0 +1,218 @@
+"""What the user said about a model, and what a model is once everything about it is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from resnet_onnx.models import catalog
+from resnet_onnx.models.configs import Shortcut, Variant
+from resnet_onnx.models.network import Network
+from resnet_onnx.models.preprocessing import Layout, Preprocessing
+from runtimes.errors import BadModel, BadWeights, UsageError, UserError
+from runtimes.spec import RuntimeOptions, TensorSpec
+
+METADATA_PREFIX = "resnet_onnx."
+ENGINE_SUFFIXES = (".engine", ".plan")
+INPUT_NAME, OUTPUT_NAME = "input", "logits"
+UNTUNED = RuntimeOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxForm:
+    """How a network is, or will be, written as ONNX.
+
+    Attributes:
+        input: Element type of the input; ``uint8`` has the normalisation in the graph.
+        layout: Of a uint8 input; a float32 input is always NCHW.
+        batch: Fixed batch, or None for a dynamic one.
+        opset: Operator set; None is the exporter's default.
+    """
+
+    input: Literal["float32", "uint8"] = "float32"
+    layout: Layout = "NCHW"
+    batch: int | None = None
+    opset: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.input not in ("float32", "uint8"):
+            raise UsageError(f"input is float32 or uint8, not '{self.input}'")
+        if self.layout not in get_args(Layout):
+            raise UsageError(f"layout is NCHW or NHWC, not '{self.layout}'")
+        if self.input == "float32" and self.layout != "NCHW":
+            raise UsageError("the NHWC layout is for --input uint8; a float32 input is NCHW")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {"input": self.input, "layout": self.layout, "batch": self.batch or "dynamic"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user said about a model.
+
+    Attributes:
+        model: MODEL: a catalog name, an ``.onnx`` file, an engine, a checkpoint folder or a weights file.
+        name: ``--model``: the architecture of a weights file.
+        weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
+        seed: Of random weights.
+        variant: ``v1`` or ``v1.5``.
+        shortcut: The paper's option A, B or C.
+        image_size: Overrides the catalog's.
+        mean: Overrides the model's own.
+        std: Overrides the model's own.
+        labels: ``--labels``: a file, ``imagenet`` or ``cifar10``.
+        form: How it should be exported.
+    """
+
+    model: str | None = None
+    name: str | None = None
+    weights: str | None = None
+    seed: int = 0
+    variant: Variant | None = None
+    shortcut: Shortcut | None = None
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    labels: str | None = None
+    form: OnnxForm = OnnxForm()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A resolved model: everything known about it, in whatever forms it has.
+
+    Attributes:
+        name: Short name for result rows.
+        onnx: The user's own ONNX file, or None where one is exported into the cache when needed.
+        engine: The user's own engine, which stands in for an ONNX file; or None.
+        network: The torch form, or None where it is not at hand.
+        form: The ONNX form: that of the file, or the one to export.
+        inputs: Specs of the ONNX inputs, or () where nothing was exported yet.
+        preprocessing: From a picture to the input, or None for a model that takes no pictures.
+        labels: One name per output, or None.
+        precision: Of the arithmetic in the file.
+        trained: Whether predictions mean anything; None where nobody said.
+        notes: What the user should read before the result.
+    """
+
+    name: str
+    onnx: Path | None = None
+    engine: Path | None = None
+    network: Network | None = None
+    form: OnnxForm = OnnxForm()
+    inputs: tuple[TensorSpec, ...] = ()
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    precision: str = "fp32"
+    trained: bool | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        parts = [self.name]
+        config = self.network.config if self.network else None
+        if self.onnx is None and config is not None and getattr(config, "block", "") == "bottleneck":
+            parts[0] += f" {getattr(config, 'variant', '')}"
+        parts.append(self.precision)
+        if self.preprocessing is not None:
+            parts.append(f"{self.preprocessing.image_size}×{self.preprocessing.image_size}")
+        if self.network is not None:
+            parts.append(self.network.weights_source)
+        return " · ".join(parts)
+
+
+def check_request(request: Request) -> None:
+    """Raises ``UsageError`` or ``BadModel`` for what can be told before any library loads."""
+    kind = kind_of(request)
+    if kind == "catalog":
+        entry_of(request)
+    if kind == "engine" and request.name and not request.weights:
+        raise UsageError(f"{request.model} is an engine: --model is for weights files and catalog names")
+    if kind == "onnx" and request.name and not request.weights:
+        raise UsageError(f"{request.model} is an ONNX file: --model is for weights files and catalog names")
+    if kind != "catalog" and (request.variant or request.shortcut) and not request.name:
+        raise UsageError("--variant and --shortcut are for catalog names")
+    if request.weights is None or request.weights in ("random", "imagenet"):
+        return
+    if not request.weights or not Path(request.weights).exists():
+        raise BadWeights(f"--weights '{request.weights}': no such file or folder", fix="random, imagenet, or a path")
+    refuse_special(Path(request.weights), BadWeights)
+
+
+def refuse_special(path: Path, error: type[UserError]) -> None:
+    """Raises `error` for a pipe, socket or device: reading one may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise error(f"{path} is a pipe, socket or device, expected a file or folder")
+
+
+def kind_of(request: Request) -> Literal["catalog", "onnx", "engine", "folder", "weights"]:
+    """Returns what MODEL names; raises ``UsageError`` or ``BadModel`` where it names nothing that exists."""
+    if request.model is None:
+        return "catalog"
+    if not request.model:
+        raise UsageError("MODEL is empty", fix="name one: resnet-onnx models lists them")
+    path = Path(request.model)
+    refuse_special(path, BadModel)
+    if path.is_dir():
+        return "folder"
+    if path.suffix.lower() == ".onnx":
+        if not path.exists():
+            raise BadModel(f"no such file: {path}", fix="check the path, or make one: resnet-onnx export --depth 50")
+        return "onnx"
+    if path.suffix.lower() in ENGINE_SUFFIXES:
+        if not path.exists():
+            raise BadModel(f"no such file: {path}", fix="check the path, or build one: resnet-onnx build")
+        return "engine"
+    if path.exists():
+        return "weights" if path.suffix.lower() in (".pth", ".th", ".pt", ".safetensors", ".bin") else _sniff(path)
+    if path.suffix or len(path.parts) > 1:
+        raise BadModel(
+            f"no such file: {path}", fix="MODEL is a catalog name, an .onnx file, a checkpoint folder or a weights file"
+        )
+    return "catalog"
+
+
+def _sniff(path: Path) -> Literal["onnx", "weights"]:
+    with open(path, "rb") as handle:
+        head = handle.read(16)
+    torch_like = head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) or head[8:9] == b"{"
+    return "weights" if torch_like else "onnx"
+
+
+def entry_of(request: Request) -> catalog.CatalogEntry:
+    """Returns the entry of the catalog that a request names, in the variant and with the shortcut asked for."""
+    name = request.model if request.model is not None and kind_of(request) == "catalog" else request.name
+    if request.model is not None and request.name is not None and kind_of(request) == "catalog":
+        raise UsageError(f"two architectures were named: '{request.model}' and --model {request.name}")
+    if name is None:
+        raise UsageError("no model was named", fix="name one: resnet-onnx models lists them")
+    entry = catalog.lookup(name)
+    if request.variant == "v1" and entry.variant == "v1.5":
+        entry = catalog.by_depth(entry.depth, "v1")
+    elif request.variant == "v1.5" and entry.variant == "v1" and name.endswith("-v1"):
+        raise UsageError(f"'{name}' is the v1 network, --variant v1.5 is another", fix=f"use {name[:-3]}")
+    if request.shortcut is not None:
+        entry = catalog.with_shortcut(entry, request.shortcut)
+    return entry
+
+
+def need_network(model: Model) -> Network:
+    """Returns the torch form of a model; raises ``UsageError`` where its weights are not at hand."""
+    if model.network is None:
+        raise UsageError(
+            f"{model.name}: the torch weights it came from are not at hand",
+            fix="name them: --weights FILE, with --model NAME where the file was not exported here",
+        )
+    return model.network
+
+
+def insist_on_trained(model: Model) -> None:
+    """Raises ``UsageError`` for random weights: their predictions mean nothing."""
+    if model.trained is False:
+        raise UsageError(
+            f"{model.name} has random weights, so that what it predicts means nothing",
+            fix="give trained ones: --weights FILE or --weights imagenet, or a checkpoint folder",
+        )

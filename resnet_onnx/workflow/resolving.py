@@ -1,0 +1,286 @@
+"""From what the user named to a ``Model``: catalog names, weights, checkpoints, ONNX files, engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_onnx.models import catalog
+from resnet_onnx.models.network import Network
+from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.workflow.feeds import input_spec, picture_input
+from resnet_onnx.workflow.request import METADATA_PREFIX, Model, OnnxForm, Request, check_request, entry_of, kind_of
+from resnet_onnx.workflow.weights import (
+    fitted_weights,
+    imagenet_weights,
+    overridden,
+    overridden_labels,
+    overridden_preprocessing,
+    random_weights,
+    read_network,
+)
+from runtimes import files
+from runtimes.errors import BadModel, BadWeights, UsageError, UserError
+from runtimes.spec import TensorSpec
+
+
+def resolve(request: Request) -> Model:
+    """Finds out everything about the model that the user named.
+
+    Raises:
+        UsageError: Options contradict each other or name nothing.
+        BadModel: An ONNX file did not pass the gate.
+        BadWeights: Weights can't be read or don't fit.
+        NetworkUnavailable: ``--weights imagenet`` without a network.
+    """
+    check_request(request)
+    kind = kind_of(request)
+    if kind == "onnx":
+        return _from_onnx(request, files.check_onnx(Path(str(request.model))))
+    if kind == "engine":
+        return _from_engine(request, Path(str(request.model)))
+    if kind == "folder":
+        if request.weights is not None:
+            raise UsageError(f"{request.model} is a checkpoint and has its own weights; leave --weights out")
+        return _from_network(overridden(read_network(Path(str(request.model))), request), request)
+    if kind == "weights":
+        if request.name is None:
+            raise UsageError(
+                f"{request.model} holds weights without an architecture",
+                fix="name it: --model NAME (resnet-onnx models)",
+            )
+        if request.weights is not None:
+            raise UsageError(f"weights were given twice: {request.model} and --weights {request.weights}")
+        return _from_network(fitted_weights(request, Path(str(request.model))), request)
+    if request.weights in (None, "random"):
+        return _from_network(random_weights(request), request)
+    if request.weights == "imagenet":
+        return _from_network(imagenet_weights(request), request)
+    path = Path(str(request.weights))
+    if path.is_dir():
+        network = read_network(path)
+        entry = entry_of(request)
+        if replace(entry.config, num_classes=network.config.num_classes) != network.config:
+            raise BadWeights(f"the checkpoint {path} holds {network.name}, not {entry.name}")
+        return _from_network(overridden(network, request), request)
+    return _from_network(fitted_weights(request, path), request)
+
+
+def _from_network(network: Network, request: Request) -> Model:
+    notes: tuple[str, ...] = ()
+    if not network.trained:
+        notes = ("random weights: good for throughput and parity, not for predictions",)
+    return Model(
+        name=network.name,
+        network=network,
+        form=request.form,
+        preprocessing=network.preprocessing,
+        labels=network.labels,
+        trained=network.trained,
+        notes=notes,
+    )
+
+
+def _from_engine(request: Request, path: Path) -> Model:
+    """An engine has no metadata of its own: what its ONNX file said lies beside it. Nothing is executed here."""
+    from runtimes import engines
+
+    record = engines.read_record(path)
+    inputs, outputs = engines.described_specs(record)
+    checked = files.CheckedModel(
+        path=path,
+        sha256=record.key.model_sha256,
+        size_bytes=record.size_bytes,
+        metadata=dict(record.metadata),
+        opset=0,
+        inputs=inputs,
+        outputs=outputs,
+        external_data=(),
+        has_manifest=False,
+    )
+    model = _from_onnx(request, checked)
+    return replace(model, onnx=None, engine=path, form=replace(model.form, opset=None))
+
+
+def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
+    path = checked.path
+    record = checked.metadata.get(METADATA_PREFIX + "network")
+    if record is None:
+        return _foreign(request, checked)
+    try:
+        values = json.loads(record)
+        form = json.loads(checked.metadata[METADATA_PREFIX + "form"])
+        sha = str(values["weights_sha256"])
+        onnx_form = OnnxForm(
+            input=form["input"],
+            layout=form["layout"],
+            batch=None if form["batch"] == "dynamic" else int(form["batch"]),
+            opset=checked.opset,
+        )
+        network = Network.from_json(values, weights=Path())
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, UserError) as error:
+        reason = error.message if isinstance(error, UserError) else repr(error)
+        raise BadModel(f"{path}: its resnet_onnx metadata can't be read ({reason})", fix="export it again") from error
+    _check_form(checked, network, onnx_form)
+    notes = [] if network.trained else ["random weights: good for throughput and parity, not for predictions"]
+    if onnx_form.input == "uint8" and (request.mean or request.std):
+        raise UsageError(f"{path} has its normalisation in the graph: --mean and --std can't change it")
+    side = network.preprocessing.image_size
+    if request.image_size not in (None, side):
+        raise UsageError(
+            f"{path} takes pictures of {side}×{side}, not {request.image_size}", fix="export it with --image-size"
+        )
+    network = overridden(network, request)
+    torch_form: Network | None = None
+    if request.weights is not None:
+        torch_form = _original_weights(request, network)
+    else:
+        kept = files.find_by_content("weights", ".safetensors", sha)
+        if kept is not None:
+            torch_form = replace(network, weights=kept)
+    return Model(
+        name=path.stem,
+        onnx=path,
+        network=torch_form,
+        form=onnx_form,
+        inputs=checked.inputs,
+        preprocessing=network.preprocessing,
+        labels=network.labels,
+        precision=checked.metadata.get("precision", "fp32"),
+        trained=network.trained,
+        notes=tuple(notes),
+    )
+
+
+def _check_form(checked: files.CheckedModel, network: Network, form: OnnxForm) -> None:
+    """Raises ``BadModel`` where the metadata describes another input than the graph has."""
+    told = input_spec(network.preprocessing, form)
+    found = checked.inputs[0]
+    same = len(found.shape) == 4 and all(
+        isinstance(a, str) if isinstance(b, str) else a == b for a, b in zip(found.shape, told.shape, strict=True)
+    )
+    if len(checked.inputs) != 1 or not same or (found.dtype == np.uint8) != (told.dtype == np.uint8):
+        raise BadModel(
+            f"{checked.path}: its resnet_onnx metadata tells of the input {told}, "
+            f"the graph has {', '.join(map(str, checked.inputs))}",
+            fix="export it again",
+        )
+
+
+def _original_weights(request: Request, network: Network) -> Network:
+    """The torch form of an ONNX file made here, from weights that the user names."""
+    from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
+
+    if request.weights in ("random", "imagenet"):
+        raise UsageError(f"{request.model} has its weights in it: --weights names the file that they came from")
+    path = Path(str(request.weights))
+    if path.is_dir():
+        named = read_network(path)
+        if named.config != network.config:
+            raise BadWeights(f"{path} holds {named.name} with another architecture than {request.model} was made from")
+        return replace(network, weights=named.weights, weights_sha256=named.weights_sha256)
+    config, state = fit_state_dict(network.config, read_state_dict(path), origin=str(path))
+    if config != network.config:
+        raise BadWeights(f"{path} does not fit the architecture that {request.model} was made from")
+    stored = store_state_dict(state)
+    return replace(network, weights=stored[0], weights_sha256=stored[1])
+
+
+def _foreign(request: Request, checked: files.CheckedModel) -> Model:
+    """An ONNX file that was not made here: what can be told from its inputs, and what the user says."""
+    picture = picture_input(checked.inputs)
+    notes: list[str] = []
+    preprocessing: Preprocessing | None = None
+    form = OnnxForm(opset=checked.opset)
+    if picture is not None:
+        size = picture.size or request.image_size or 224
+        if request.image_size not in (None, size):
+            raise UsageError(f"{checked.path} takes pictures of {size}×{size}, not {request.image_size}")
+        base = Preprocessing(image_size=size, resize=size if size < 64 else round(size * 256 / 224))
+        preprocessing = overridden_preprocessing(base, request)
+        uint8 = picture.spec.dtype == np.uint8
+        batch = picture.spec.shape[0]
+        form = OnnxForm(
+            input="uint8" if uint8 else "float32",
+            layout=picture.layout if uint8 else "NCHW",
+            batch=batch if isinstance(batch, int) else None,
+            opset=checked.opset,
+        )
+        if not uint8 and request.mean is None and request.std is None:
+            notes.append(
+                "the file does not say how it was normalised: ImageNet's mean and std are assumed (--mean, --std)"
+            )
+    network = None
+    if request.weights is not None:
+        if request.name is None:
+            raise UsageError("--weights beside a foreign ONNX file needs its architecture", fix="add --model NAME")
+        named = replace(request, model=None, labels=None, image_size=None)
+        network = overridden(fitted_weights(named, Path(request.weights)), replace(request, labels=None))
+        preprocessing = preprocessing and network.preprocessing
+    labels = overridden_labels(request, classes_of(checked.outputs), None)
+    return Model(
+        name=checked.path.stem,
+        onnx=checked.path,
+        network=network,
+        form=form,
+        inputs=checked.inputs,
+        preprocessing=preprocessing,
+        labels=labels,
+        precision=_float_precision(checked.inputs),
+        notes=tuple(notes),
+    )
+
+
+def classes_of(outputs: Sequence[TensorSpec]) -> int | None:
+    """Returns how many scores the first output has per picture, or None where the model leaves it open.
+
+    Scores may come as [batch, class] or, from networks that end in a pooling, as [batch, class, 1, 1].
+    """
+    shape = outputs[0].shape
+    if len(shape) < 2 or not isinstance(shape[1], int) or any(extent != 1 for extent in shape[2:]):
+        return None
+    return shape[1]
+
+
+def _float_precision(inputs: Sequence[TensorSpec]) -> str:
+    names = {"float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
+    return next((names[str(spec.dtype)] for spec in inputs if str(spec.dtype) in names), "fp32")
+
+
+def training_entry(
+    name: str,
+    *,
+    image_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> catalog.CatalogEntry:
+    """Returns a network of the catalog with the preprocessing that a training asked for."""
+    entry = catalog.lookup(name)
+    asked = Request(image_size=image_size, mean=mean, std=std)
+    return replace(entry, preprocessing=overridden_preprocessing(entry.preprocessing, asked))
+
+
+def initial_state(entry: catalog.CatalogEntry, weights: str, classes: int) -> Mapping[str, Any]:
+    """Returns a state dict to start a training from; a head of another number of classes is drawn anew.
+
+    Raises:
+        BadWeights: The weights don't fit the network.
+    """
+    from resnet_onnx.models.build import build
+    from resnet_onnx.models.configs import with_classes
+
+    network = resolve(Request(model=entry.name, weights=weights)).network
+    if network is None or not network.trained:
+        raise UsageError(
+            "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"
+        )
+    state = network.load().state_dict()
+    if network.config.num_classes == classes:
+        return state
+    fresh = build(with_classes(network.config, classes)).state_dict()
+    return {name: state[name] if state[name].shape == tensor.shape else tensor for name, tensor in fresh.items()}

@@ -1,0 +1,154 @@
+"""From a name, a weights file or a checkpoint to a network whose weights lie in the cache by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from resnet_onnx.models import catalog
+from resnet_onnx.models.configs import NetworkConfig, config_to_json
+from resnet_onnx.models.network import Network
+from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.workflow.request import Request, entry_of
+from runtimes import files
+from runtimes.environment import package_version
+from runtimes.errors import UsageError
+
+RANDOM_PICTURES = 8
+"""Pictures that set the batch-norm statistics of random weights: enough that deep activations stay sane, few enough
+that they cost less than the export."""
+_IMAGE_SIDES = (8, 4096)
+
+
+def read_network(path: Path) -> Network:
+    """Returns the network of a checkpoint folder."""
+    from resnet_onnx.training.checkpoint import find_checkpoint, read_checkpoint
+
+    return read_checkpoint(find_checkpoint(path)).network()
+
+
+def overridden_preprocessing(base: Preprocessing, request: Request) -> Preprocessing:
+    """Returns a preprocessing with what the request says otherwise."""
+    changes: dict[str, Any] = {}
+    if request.image_size is not None and request.image_size != base.image_size:
+        low, high = _IMAGE_SIDES
+        if not low <= request.image_size <= high:
+            raise UsageError(f"image size {request.image_size} is out of range: {low} to {high} pixels")
+        changes["image_size"] = request.image_size
+        changes["resize"] = max(request.image_size, round(base.resize * request.image_size / base.image_size))
+    if request.mean is not None:
+        changes["mean"] = request.mean
+    if request.std is not None:
+        changes["std"] = request.std
+    return replace(base, **changes)
+
+
+def overridden_labels(request: Request, classes: int | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Returns the labels that the request names, checked against the number of outputs, or the default ones."""
+    if request.labels is None:
+        return default
+    from resnet_onnx.data.labels import read_labels
+
+    labels = read_labels(request.labels)
+    if classes is not None and len(labels) != classes:
+        raise UsageError(f"--labels {request.labels} has {len(labels)} labels, the model {classes} outputs")
+    return labels
+
+
+def catalog_labels(entry: catalog.CatalogEntry, classes: int) -> tuple[str, ...] | None:
+    """Returns the labels of an entry's data set, or None where the network has another number of classes."""
+    from resnet_onnx.data import labels
+
+    known = labels.imagenet_labels() if entry.dataset == "imagenet" else labels.cifar10_labels()
+    return known if len(known) == classes else None
+
+
+def overridden(network: Network, request: Request) -> Network:
+    """Returns a network with the preprocessing and labels that the request says otherwise."""
+    return replace(
+        network,
+        preprocessing=overridden_preprocessing(network.preprocessing, request),
+        labels=overridden_labels(request, network.config.num_classes, network.labels),
+    )
+
+
+def as_network(
+    request: Request,
+    entry: catalog.CatalogEntry,
+    config: NetworkConfig,
+    stored: tuple[Path, str],
+    source: str,
+    trained: bool,
+) -> Network:
+    """Returns an entry of the catalog with stored weights as a network."""
+    return Network(
+        name=entry.name,
+        config=config,
+        preprocessing=overridden_preprocessing(entry.preprocessing, request),
+        labels=overridden_labels(request, config.num_classes, catalog_labels(entry, config.num_classes)),
+        weights=stored[0],
+        weights_sha256=stored[1],
+        weights_source=source,
+        trained=trained,
+    )
+
+
+def fitted_weights(request: Request, path: Path) -> Network:
+    """Returns the network that a request names with the weights of a file."""
+    from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
+
+    entry = entry_of(replace(request, model=request.name or request.model, name=None))
+    config, state = fit_state_dict(entry.config, read_state_dict(path), origin=str(path))
+    return as_network(request, entry, config, store_state_dict(state), path.name, True)
+
+
+def imagenet_weights(request: Request) -> Network:
+    """Returns the network that a request names with the published ImageNet weights."""
+    from resnet_onnx.models.weights import fit_state_dict, imagenet_state_dict, store_state_dict
+
+    entry = entry_of(request)
+    config, state = fit_state_dict(entry.config, imagenet_state_dict(entry), origin=f"ImageNet weights of {entry.name}")
+    enum = entry.pretrained.enum_name if entry.pretrained else ""
+    return as_network(request, entry, config, store_state_dict(state), f"torchvision {enum}", True)
+
+
+def random_weights(request: Request) -> Network:
+    """Random weights are made once per seed and kept: the same command gives the same numbers."""
+    entry = entry_of(request)
+    preprocessing = overridden_preprocessing(entry.preprocessing, request)
+    made_from = {
+        "config": config_to_json(entry.config),
+        "preprocessing": preprocessing.to_json(),
+        "seed": request.seed,
+        "pictures": RANDOM_PICTURES,
+        "torch": package_version("torch"),
+        "recipe": 3,
+    }
+    note = files.cache_dir("random") / f"{digest(made_from)}.json"
+    stored = _recall(note)
+    if stored is None:
+        from resnet_onnx.data.samples import sample_pictures
+        from resnet_onnx.models.weights import random_state_dict, store_state_dict
+
+        pictures = sample_pictures(RANDOM_PICTURES, preprocessing, seed=0)
+        state = random_state_dict(entry.config, preprocessing, seed=request.seed, pictures=pictures)
+        stored = store_state_dict(state)
+        files.write_json(note, {"weights_sha256": stored[1], "made_from": made_from})
+    return as_network(request, entry, entry.config, stored, f"random weights (seed {request.seed})", False)
+
+
+def _recall(note: Path) -> tuple[Path, str] | None:
+    try:
+        sha = json.loads(note.read_text())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = files.find_by_content("weights", ".safetensors", str(sha))
+    return (path, str(sha)) if path else None
+
+
+def digest(value: Any) -> str:
+    """Returns a short hash of plain values, for names in the cache."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
