@@ -11,8 +11,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
 
+# A worker process that crashes ends the run: pytest-xdist would wait forever for the rest of its file.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 -m "not slow" $(PYTEST_ARGS)
 
 # What takes longer than the suite's budget allows.
 test-slow: $(STAMP)

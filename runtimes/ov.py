@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,17 @@ from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
 from runtimes.spec import NodePlacement, Scope, TensorSpec
+
+
+@functools.cache
+def _core(ov: Any) -> Any:
+    """Returns the process's one OpenVINO core, which is never freed.
+
+    The CPU plugin of a core gives the thread that first compiles a model a signal stack of its own (for AMX's large
+    registers), and takes it away when the core is freed, in whichever thread that happens and whatever came after (seen
+    in 2026.4). The next signal, be it Ctrl-C or the end of a child process, then kills the program.
+    """
+    return ov.Core()
 
 
 class OpenVINORuntime(Runtime):
@@ -59,7 +71,7 @@ class OpenVINORuntime(Runtime):
         )
 
     def _compile(self) -> None:
-        core = self._ov.Core()
+        core = _core(self._ov)
         try:
             self._compiled = core.compile_model(core.read_model(str(self._path)), "CPU", self._settings)
         except RuntimeError as error:

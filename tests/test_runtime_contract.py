@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from onnx_models import small_conv
 
 from converters.tensorrt_family import EngineBuild, build_engine
 from runtimes import trt_shim
@@ -20,6 +23,8 @@ from runtimes.reference import ReferenceRuntime
 from runtimes.spec import ModelSource, TensorSpec, TorchProgram
 from runtimes.testing import BATCHES, CASES, Case, RuntimeContract
 from runtimes.trt import TensorRTRTXRuntime, TensorRTRuntime
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class TestFake(RuntimeContract):
@@ -125,3 +130,29 @@ def test_every_case_is_an_engine_too(case: str, tmp_path: Path) -> None:
     inputs, outputs = described_specs(record)
     assert inputs == CASES[case].inputs
     assert [(spec.name, spec.dtype) for spec in outputs] == [(spec.name, spec.dtype) for spec in CASES[case].outputs]
+
+
+SIGNALS = """
+import faulthandler, signal, sys, threading
+from pathlib import Path
+from runtimes import ModelSource, open_runtime
+
+faulthandler.enable()
+source = ModelSource(path=Path(sys.argv[1]))
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+first, second = open_runtime("openvino", source), open_runtime("openvino", source)
+first.close(); del first                     # in the order of opening
+thread = threading.Thread(target=second.close)  # and elsewhere
+thread.start(); thread.join(); del second
+for _ in range(3):
+    signal.raise_signal(signal.SIGUSR1)
+print(len(seen))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signal stacks are POSIX")
+def test_a_signal_after_openvino_was_closed_does_not_kill_the_program(tmp_path: Path) -> None:
+    path = small_conv(tmp_path / "m.onnx")
+    done = subprocess.run([sys.executable, "-c", SIGNALS, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
