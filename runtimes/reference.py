@@ -103,22 +103,27 @@ class _PreparedEvaluation(Prepared):
         return {name: array.copy() for name, array in self._results.items()}
 
 
-def widen(model: Any) -> None:
-    """Turns every narrow float of a ``ModelProto`` (opset ≥ 15) into float64, in place.
+def widen(model: Any, element: str = "DOUBLE") -> None:
+    """Turns every narrower float of a ``ModelProto`` (opset ≥ 15) into float64, or another type, in place.
 
     Initialisers, tensors in attributes, types of inputs, outputs and intermediate values, and the targets of Cast.
     Rounding that is part of the function, as in a cast to float16 and back, is lost: the graph is evaluated as if it
     were exact.
+
+    Args:
+        model: The model.
+        element: ``DOUBLE``, or ``FLOAT`` for a float32 twin of a half-precision model.
     """
     import onnx
     from onnx import numpy_helper
 
-    narrow = {getattr(onnx.TensorProto, name) for name in _NARROW_FLOATS}
-    double = onnx.TensorProto.DOUBLE
+    double = getattr(onnx.TensorProto, element)
+    wide = onnx.helper.tensor_dtype_to_np_dtype(double)
+    narrow = {getattr(onnx.TensorProto, name) for name in _NARROW_FLOATS} - {double}
 
     def widen_tensor(tensor: Any) -> None:
         if tensor.data_type in narrow:
-            array = numpy_helper.to_array(tensor).astype(np.float64)
+            array = numpy_helper.to_array(tensor).astype(wide)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
     def widen_value(value: Any) -> None:
@@ -145,7 +150,7 @@ def widen(model: Any) -> None:
                     attribute.i = double
                 if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
                     values = [attribute.f] if attribute.name == "value_float" else list(attribute.floats)
-                    array = np.array(values if attribute.name == "value_floats" else values[0], np.float64)
+                    array = np.array(values if attribute.name == "value_floats" else values[0], wide)
                     attribute.Clear()
                     attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
                     attribute.t.CopyFrom(numpy_helper.from_array(array))

@@ -247,13 +247,13 @@ GOLD = {"y": np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])}
     ids=["missing", "extra", "truncated batch", "truncated scores", "NaN", "Inf", "off"],
 )
 def test_outputs_are_compared_as_sets(found: dict[str, np.ndarray], reason: str) -> None:
-    outcome = judge("r", found, GOLD, BUDGETS, names=["one", "two"])
+    outcome = judge("r", [found], [GOLD], BUDGETS, names=["one", "two"])
     assert not outcome.passed
     assert reason in outcome.reason
 
 
 def test_equal_outputs_pass_and_say_so() -> None:
-    outcome = judge("r", {"y": GOLD["y"].astype(np.float32)}, GOLD, BUDGETS, names=["one", "two"])
+    outcome = judge("r", [{"y": GOLD["y"].astype(np.float32)}], [GOLD], BUDGETS, names=["one", "two"])
     assert outcome.passed
     assert outcome.top1_agreement == 1.0
     assert "budget" in outcome.reason
@@ -264,7 +264,7 @@ def test_one_bad_picture_does_not_hide_among_good_ones() -> None:
     found = {"y": gold["y"].copy()}
     budget = BUDGETS["y"].relative_rmse
     found["y"][17] *= 1 + 20 * budget
-    outcome = judge("r", found, gold, BUDGETS, names=[f"picture {i}" for i in range(64)])
+    outcome = judge("r", [found], [gold], BUDGETS, names=[f"picture {i}" for i in range(64)])
     assert not outcome.passed
 
 

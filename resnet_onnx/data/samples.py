@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +34,21 @@ def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> 
     Raises:
         UsageError: `count` is below 1.
     """
-    from PIL import Image
-
     if count < 1:
         raise UsageError(f"the number of sample pictures must be at least 1, not {count}")
+    return np.stack(list(itertools.islice(each_sample_picture(preprocessing, seed), count)))
+
+
+def each_sample_picture(preprocessing: Preprocessing, seed: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """Yields the pictures of ``sample_pictures`` one by one, without end: uint8 [image_size, image_size, 3], RGB."""
+    from PIL import Image
+
     photos = [Image.open(path).convert("RGB") for path in _photo_files()]
     size = preprocessing.image_size
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     random = np.random.default_rng(seed)
-    pictures = np.empty((count, size, size, 3), np.uint8)
     taken: set[tuple[int, int, int, int, bool]] = set()
-    for index in range(count):
+    for index in itertools.count():
         which = index % len(photos)
         width, height = photos[which].size
         while True:
@@ -54,8 +60,7 @@ def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> 
         taken.add(crop)
         box = (left, top, left + side, top + side)
         resized = np.asarray(photos[which].resize((size, size), filters[preprocessing.interpolation], box=box))
-        pictures[index] = resized[:, ::-1] if crop[4] else resized
-    return pictures
+        yield resized[:, ::-1] if crop[4] else resized
 
 
 def _photo_files() -> list[Path]:

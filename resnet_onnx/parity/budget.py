@@ -24,6 +24,10 @@ export is kept; ``parity`` decides what is good enough for a runtime."""
 NOISE_MULTIPLE = 4.0
 """Budget over the yardstick's noise; see the module's docstring for what was measured."""
 
+DECORRELATED = math.sqrt(2.0)
+"""Two evaluations of a quantised graph whose roundings fall independently of each other are √2 times as far apart as
+each is from the graph without rounding: variances add. Correct runtimes round mostly alike and are nearer."""
+
 MARGIN_MULTIPLE = 2.0
 """A top-1 decision may differ from gold's only where gold's margin between its two best classes is below this many
 times the picture's largest observed error: each of the two scores can move by one error."""
@@ -99,4 +103,32 @@ def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str,
         bound=bound,
         yardstick=yardstick,
         reason=f"{NOISE_MULTIPLE:g} roundings in each of {layers} layers, more than {yardstick} showed",
+    )
+
+
+def quantised_allowance(noise: float, steps: float) -> Budget:
+    """Derives the budget of a quantised model from what its own rounding does.
+
+    A rounding decision flips where two runtimes fuse differently, and a flip is a whole step. The most that correct
+    runtimes can be apart is when every rounding falls independently: ``DECORRELATED`` times the rounding's own effect.
+
+    Args:
+        noise: Relative RMSE between the quantised graph and the same graph without its rounding, both in float64.
+        steps: What the step sizes add up to, see ``quantised.step_error``: a rounding that does more is no rounding.
+    """
+    own = "the model's own rounding"
+    if not noise <= steps:  # NaN too
+        return Budget(
+            relative_rmse=DECORRELATED * steps,
+            noise=noise,
+            bound=steps,
+            yardstick=own,
+            reason=f"√2 × the {steps:.1e} that its step sizes add up to, less than {own} shows ({noise:.1e})",
+        )
+    return Budget(
+        relative_rmse=DECORRELATED * noise,
+        noise=noise,
+        bound=steps,
+        yardstick=own,
+        reason=f"√2 × what {own} does ({noise:.1e})",
     )

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import statistics
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.parity.budget import MARGIN_MULTIPLE, Budget, allowance
-from resnet_onnx.parity.metrics import Decisions, Distance, decisions, distance
+from resnet_onnx.parity.budget import MARGIN_MULTIPLE, Budget, allowance, quantised_allowance
+from resnet_onnx.parity.metrics import Decisions, DecisionSum, Distance, DistanceSum
+from resnet_onnx.parity.records import Outputs, Records, rebatched
 from runtimes import files
-from runtimes.errors import UsageError
+from runtimes.errors import RunFailed, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
-Outputs = dict[str, NDArray[Any]]
 Progress = Callable[[str], None]
+
+
+class Batches(Protocol):
+    """Feeds that are made anew each time they are iterated over, so that they need not all be in memory."""
+
+    def __iter__(self) -> Iterator[Feeds]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,7 @@ class Contestant:
         device: Where, or None for the runtime's default.
         options: Threads and precision switches.
         description: What messages call it.
+        precision: Of its arithmetic, ``fp32``, ``fp16``, ``bf16``, ``tf32`` or ``int8``: what its budget follows.
     """
 
     runtime: str
@@ -42,6 +52,40 @@ class Contestant:
     device: str | None = None
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
     description: str = ""
+    precision: str = "fp32"
+
+    def same_work(self, other: Contestant) -> bool:
+        """Whether both compute the same numbers, so that one run serves for both."""
+        mine = (self.runtime, self.source, self.device, self.options)
+        return mine == (other.runtime, other.source, other.device, other.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """What the rounding of a quantised model is held against.
+
+    Attributes:
+        unrounded: The same graph without its Quantize/Dequantize nodes.
+        steps: Relative error that the step sizes of those nodes add up to, in quadrature.
+        own_gold: Whether the quantised graph itself is gold; else it is what the graph was made from.
+    """
+
+    unrounded: Contestant
+    steps: float
+    own_gold: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """How far a runtime is from the network that a quantised model was made from.
+
+    Attributes:
+        relative_rmse: Of the first output.
+        top1_agreement: Fraction of pictures decided as the original does, or None where the output is no set of scores.
+    """
+
+    relative_rmse: float
+    top1_agreement: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +104,7 @@ class Outcome:
         decisions: Of the first output, or None.
         recorded: Options as the runtime really set them.
         seconds: Time to open and run, for orientation only.
+        original: Of a quantised model, how far it is from the network it was made from; else None.
     """
 
     runtime: str
@@ -73,6 +118,7 @@ class Outcome:
     decisions: Decisions | None
     recorded: Mapping[str, Any]
     seconds: float
+    original: Original | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +129,10 @@ class ParityReport:
         gold: What served as gold, in words.
         pictures: How many inputs were compared.
         names: A name per input, for messages.
-        budgets: Allowance per output.
+        budgets: Allowance per output, of the first runtime's precision.
         outcomes: One per runtime, in the order asked.
         pairs: Relative RMSE of the worst output between two runtimes, by their names; the first is taken as the truth.
+        original: What a quantised model was made from, in words, or "".
     """
 
     gold: str
@@ -94,6 +141,7 @@ class ParityReport:
     budgets: Mapping[str, Budget]
     outcomes: Sequence[Outcome]
     pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    original: str = ""
 
     @property
     def passed(self) -> bool:
@@ -101,56 +149,68 @@ class ParityReport:
         return all(outcome.passed for outcome in self.outcomes)
 
 
-def collect(contestant: Contestant, batches: Sequence[Feeds]) -> tuple[Outputs, str, Mapping[str, Any]]:
-    """Runs all batches and returns the outputs joined along the first axis, the version and the recorded options.
+@dataclass(frozen=True)
+class Ran:
+    """What a contestant computed.
 
-    An output without a first axis (a scalar) gets one, a row per batch.
+    Attributes:
+        outputs: A record per batch.
+        version: Of the library.
+        recorded: Options as they were really set.
+        seconds: Time to open and run.
     """
+
+    outputs: Records
+    version: str = ""
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def run(contestant: Contestant, batches: Iterable[Feeds]) -> Ran:
+    """Runs all batches and keeps the outputs on disk; a scalar output gets a first axis of one."""
+    start = time.monotonic()
+    kept = Records()
     with open_runtime(
         contestant.runtime, contestant.source, device=contestant.device, options=contestant.options
     ) as runtime:
-        parts: dict[str, list[NDArray[Any]]] = {}
         for feeds in batches:
-            for name, array in runtime.run(feeds).items():
-                parts.setdefault(name, []).append(array if array.ndim else array[None])
-        return {name: _join(arrays) for name, arrays in parts.items()}, runtime.version, dict(runtime.recorded)
-
-
-def _join(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    if len({array.shape[1:] for array in arrays}) != 1:
-        # Batches of differing shape can only be compared flat.
-        return np.concatenate([array.reshape(1, -1).ravel() for array in arrays])[None]
-    return np.concatenate(arrays)
+            kept.append({name: array if array.ndim else array[None] for name, array in runtime.run(feeds).items()})
+        return Ran(kept, runtime.version, dict(runtime.recorded), time.monotonic() - start)
 
 
 def compare(
     gold: Contestant,
-    yardstick: Contestant,
+    yardsticks: Sequence[Contestant],
     contestants: Sequence[Contestant],
-    batches: Sequence[Feeds],
+    batches: Batches,
     *,
     names: Sequence[str],
     summation_lengths: Sequence[int],
-    precision: str = "fp32",
-    gold_batches: Sequence[Feeds] | None = None,
+    gold_batches: Batches | None = None,
+    sizes: Sequence[int] | None = None,
     tolerances: Mapping[str, float] | None = None,
     gold_key: str | None = None,
+    quantisation: Quantisation | None = None,
+    original: Contestant | None = None,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Judges every contestant against the gold.
 
     Args:
         gold: The network in float64.
-        yardstick: A plain float32 evaluation whose noise sets the budget.
+        yardsticks: Plain float32 evaluations whose noise sets the budget, the median of it where there are several. One
+            that can't run the model is left out, as long as another can.
         contestants: The runtimes.
         batches: Feeds; batch sizes may differ, so that a picture's result is seen not to depend on its neighbours.
         names: A name per picture.
         summation_lengths: Terms per output element of each layer.
-        precision: Of the model.
-        gold_batches: The same pictures as gold's and the yardstick's own feeds, where another model is gold; its single
-            output then stands for the contestants' single output, whatever the two are called.
+        gold_batches: The same pictures as the feeds of gold, yardsticks and original, where another model is gold; its
+            single output then stands for the contestants' single output, whatever the two are called.
+        sizes: Pictures in each of `batches`, where those of `gold_batches` are cut otherwise.
         tolerances: Relative RMSE allowed by output name, where the user set it in place of the derived budget.
         gold_key: What gold's outputs depend on besides the inputs; with it they are kept in the cache.
+        quantisation: For a quantised model, in place of `yardsticks`.
+        original: The network that a quantised model was made from, in float64; its distance is reported.
         progress: Told what is being run.
 
     Returns:
@@ -159,55 +219,105 @@ def compare(
     Raises:
         UsageError: `tolerances` name an output that gold has not.
     """
+    theirs = batches if gold_batches is None else gold_batches
+
+    def aligned(found: Records) -> Records:
+        return found if sizes is None else _kept(rebatched(found, sizes))
+
     progress(f"gold: {gold.description}")
-    truth = _gold(gold, gold_batches or batches, gold_key)
-    outputs: dict[str, tuple[Outputs, str, Mapping[str, Any], float]] = {}
+    truth = aligned(_gold(gold, theirs, gold_key))
+    results: list[Ran] = []
     for contestant in contestants:
         progress(contestant.runtime)
-        start = time.monotonic()
-        found, version, recorded = collect(contestant, batches)
-        outputs[contestant.runtime] = (found, version, recorded, time.monotonic() - start)
-    if yardstick in contestants:
-        measured = outputs[yardstick.runtime][0]
+        results.append(run(contestant, batches))
+    renamed = _renaming(truth, results[0].outputs) if results and gold_batches is not None else {}
+    truth = _kept(_renamed(truth, renamed)) if renamed else truth
+
+    def measured(contestant: Contestant, why: str) -> Records:
+        done = [
+            r for c, r in zip(contestants, results, strict=True) if gold_batches is None and c.same_work(contestant)
+        ]
+        if done:
+            return done[0].outputs
+        progress(f"{why}: {contestant.description}")
+        found = aligned(run(contestant, theirs).outputs)
+        return _kept(_renamed(found, renamed)) if renamed else found
+
+    if quantisation is not None:
+        if quantisation.own_gold:
+            noise = _noise(truth, measured(quantisation.unrounded, "without rounding"))
+        else:
+            noise = dict.fromkeys(_first(truth), quantisation.steps)
+        budgets = {"int8": {name: quantised_allowance(value, quantisation.steps) for name, value in noise.items()}}
     else:
-        progress(f"yardstick: {yardstick.description}")
-        measured, _, _ = collect(yardstick, gold_batches or batches)
-    if gold_batches is not None:
-        theirs = next((list(found) for found, *_ in outputs.values()), [])
-        if len(truth) == len(theirs) == 1:
-            truth = {theirs[0]: next(iter(truth.values()))}
-            measured = {theirs[0]: next(iter(measured.values()))}
-    budgets = {
-        name: allowance(
-            distance(gold_array, measured[name]).relative_rmse
-            if _comparable(gold_array, measured.get(name))
-            else np.inf,
-            summation_lengths,
-            yardstick=yardstick.description,
-            precision=precision,
+        noises = _noises(truth, yardsticks, lambda c: measured(c, "yardstick"))
+        described = _listed([c.description for c in yardsticks if c.description in noises])
+        budgets = {
+            precision: {
+                name: allowance(
+                    statistics.median(found[name] for found in noises.values()),
+                    summation_lengths,
+                    yardstick=described,
+                    precision=precision,
+                )
+                for name in next(iter(noises.values()))
+            }
+            for precision in dict.fromkeys(c.precision for c in contestants) or ["fp32"]
+        }
+    for allowed in budgets.values():
+        allowed.update(_by_hand(tolerances or {}, allowed))
+    source = measured(original, "original") if original is not None else None
+    outcomes = []
+    for contestant, found in zip(contestants, results, strict=True):
+        outcome = judge(
+            contestant.runtime,
+            found.outputs,
+            truth,
+            budgets["int8" if quantisation is not None else contestant.precision],
+            names=names,
+            version=found.version,
+            recorded=found.recorded,
+            seconds=found.seconds,
         )
-        for name, gold_array in truth.items()
-    }
-    budgets.update(_by_hand(tolerances or {}, budgets))
-    outcomes = [
-        judge(c.runtime, found, truth, budgets, names=names, version=version, recorded=recorded, seconds=seconds)
-        for c in contestants
-        for found, version, recorded, seconds in [outputs[c.runtime]]
-    ]
+        outcomes.append(outcome if source is None else replace(outcome, original=_from(source, found.outputs)))
+    by_name = {c.runtime: r.outputs for c, r in zip(contestants, results, strict=True)}
     return ParityReport(
         gold=gold.description,
         pictures=len(names),
         names=list(names),
-        budgets=budgets,
+        budgets=next(iter(budgets.values())),
         outcomes=outcomes,
-        pairs={(a, b): _between(outputs[a][0], outputs[b][0]) for a, b in itertools.permutations(outputs, 2)},
+        pairs={(a, b): _between(by_name[a], by_name[b]) for a, b in itertools.permutations(by_name, 2)},
+        original=original.description if original is not None else "",
     )
 
 
-def _gold(gold: Contestant, batches: Sequence[Feeds], key: str | None) -> Outputs:
+def _kept(records: Iterable[Outputs]) -> Records:
+    kept = Records()
+    for record in records:
+        kept.append(record)
+    return kept
+
+
+def _first(records: Records) -> Outputs:
+    return next(iter(records), {})
+
+
+def _renaming(truth: Records, found: Records) -> dict[str, str]:
+    """Returns what gold's single output is called among the contestants', where both have a single one."""
+    ours, theirs = list(_first(truth)), list(_first(found))
+    return {ours[0]: theirs[0]} if len(ours) == len(theirs) == 1 and ours != theirs else {}
+
+
+def _renamed(records: Records, names: Mapping[str, str]) -> Iterator[dict[str, NDArray[Any]]]:
+    for record in records:
+        yield {names.get(name, name): array for name, array in record.items()}
+
+
+def _gold(gold: Contestant, batches: Batches, key: str | None) -> Records:
     """Returns gold's outputs, from the cache where they were computed before."""
     if key is None:
-        return collect(gold, batches)[0]
+        return run(gold, batches).outputs
     digest = hashlib.sha256(key.encode())
     for feeds in batches:
         for name, array in sorted(feeds.items()):
@@ -215,15 +325,64 @@ def _gold(gold: Contestant, batches: Sequence[Feeds], key: str | None) -> Output
             digest.update(np.ascontiguousarray(array).tobytes())
     path = files.cache_dir("gold") / f"{digest.hexdigest()}.npz"
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as kept:
-            return {str(name): kept[f"a{index}"] for index, name in enumerate(kept["names"])}
+        return _recalled(path)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # not there, or damaged: computed again
-    truth = collect(gold, batches)[0]
-    arrays: dict[str, Any] = {f"a{index}": array for index, array in enumerate(truth.values())}
-    with files.atomic_file(path) as temporary, open(temporary, "wb") as target:
-        np.savez(target, names=np.array(list(truth)), **arrays)
+    truth = run(gold, batches).outputs
+    with files.atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as target:
+        for number, record in enumerate(truth):
+            for place, (name, array) in enumerate(record.items()):
+                with target.open(f"{number}.{place}.npy", "w") as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+                target.comment = f"{len(truth)} batches".encode()
+                with target.open(f"{number}.{place}.name", "w") as member:
+                    member.write(name.encode())
     return truth
+
+
+def _recalled(path: Path) -> Records:
+    kept = Records()
+    with zipfile.ZipFile(path) as source:
+        members = set(source.namelist())
+        for number in range(int(source.comment.split()[0])):
+            record = {}
+            for place in itertools.count():
+                if f"{number}.{place}.npy" not in members:
+                    break
+                with source.open(f"{number}.{place}.npy") as member:
+                    array = np.lib.format.read_array(member, allow_pickle=False)
+                record[source.read(f"{number}.{place}.name").decode()] = array
+            kept.append(record)
+    return kept
+
+
+def _noises(
+    truth: Records, yardsticks: Sequence[Contestant], measured: Callable[[Contestant], Records]
+) -> dict[str, dict[str, float]]:
+    """Returns the noise per output of each yardstick that can run the model, by its description."""
+    found: dict[str, dict[str, float]] = {}
+    refusal: Exception | None = None
+    for yardstick in yardsticks:
+        try:
+            found[yardstick.description] = _noise(truth, measured(yardstick))
+        except (UnsupportedModel, RunFailed) as error:
+            refusal = error
+    if refusal is not None and not found:
+        raise refusal
+    return found
+
+
+def _noise(truth: Records, found: Records) -> dict[str, float]:
+    """Returns the distance of each of gold's outputs; infinite where it is missing, misshapen or not finite."""
+    sums = {name: DistanceSum() for name in _first(truth)}
+    broken = set()
+    for exact, rounded in zip(truth, found, strict=True):
+        for name, array in exact.items():
+            if name in rounded and rounded[name].shape == array.shape:
+                sums[name].add(array, rounded[name])
+            else:
+                broken.add(name)
+    return {name: float("inf") if name in broken else each.total().relative_rmse for name, each in sums.items()}
 
 
 def _by_hand(tolerances: Mapping[str, float], budgets: Mapping[str, Budget]) -> dict[str, Budget]:
@@ -238,21 +397,60 @@ def _by_hand(tolerances: Mapping[str, float], budgets: Mapping[str, Budget]) -> 
     }
 
 
-def _between(a: Outputs, b: Outputs) -> float:
+def _between(a: Records, b: Records) -> float:
     """Returns the worst output's distance between two runtimes; infinite where outputs are missing or misshapen."""
-    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+    if _first(a).keys() != _first(b).keys():
         return float("inf")
-    return max((distance(a[name], b[name]).relative_rmse for name in a), default=0.0)
+    return max(_noise(a, b).values(), default=0.0)
 
 
-def _comparable(gold: NDArray[Any], found: NDArray[Any] | None) -> bool:
-    return found is not None and found.shape == gold.shape
+def _from(original: Records, found: Records) -> Original:
+    """Returns how far the first output is from that of the original."""
+    distances, choices = DistanceSum(), DecisionSum()
+    scores = False
+    for exact, ours in zip(original, found, strict=True):
+        a, b = next(iter(exact.values())), next(iter(ours.values()))
+        if a.shape != b.shape:
+            return Original(relative_rmse=float("inf"), top1_agreement=None)
+        distances.add(a, b)
+        scores = _are_scores(a)
+        if scores:
+            choices.add(a, b)
+    whole = distances.total()
+    return Original(
+        relative_rmse=whole.relative_rmse,
+        top1_agreement=choices.total(whole.max_abs_per_picture, multiple=0.0).agreement if scores else None,
+    )
+
+
+def _are_scores(array: NDArray[Any]) -> bool:
+    return array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind == "f"
+
+
+class _Tally:
+    """What is known of one output after some batches."""
+
+    def __init__(self, gold: NDArray[Any]) -> None:
+        self.distance = DistanceSum()
+        self.decisions = DecisionSum() if _are_scores(gold) else None
+        self.whole_numbers = gold.dtype.kind in "iub"
+        self.gold_finite = True
+        self.shapes: str | None = None
+
+    def add(self, gold: NDArray[Any], found: NDArray[Any]) -> None:
+        if found.shape != gold.shape:
+            self.shapes = self.shapes or f"has shape {list(found.shape)}, gold {list(gold.shape)}"
+        elif self.shapes is None:
+            self.distance.add(gold, found)
+            self.gold_finite &= bool(np.isfinite(gold.astype(np.float64)).all())
+            if self.decisions is not None:
+                self.decisions.add(gold, found)
 
 
 def judge(
     runtime: str,
-    found: Outputs,
-    gold: Outputs,
+    found: Iterable[Outputs],
+    gold: Iterable[Outputs],
     budgets: Mapping[str, Budget],
     *,
     names: Sequence[str],
@@ -260,34 +458,40 @@ def judge(
     recorded: Mapping[str, Any] | None = None,
     seconds: float = 0.0,
 ) -> Outcome:
-    """Judges the outputs of one runtime against gold's: as sets of names, shapes, and numbers.
+    """Judges the outputs of one runtime, batch by batch, against gold's: as sets of names, shapes, and numbers.
 
     A missing, extra or misshapen output fails, and so does a NaN or Inf on either side.
     """
+    missing: dict[str, None] = {}
+    extra: dict[str, None] = {}
+    tallies: dict[str, _Tally] = {}
+    for theirs, ours in zip(gold, found, strict=True):
+        missing.update((name, None) for name in theirs if name not in ours)
+        extra.update((name, None) for name in ours if name not in theirs)
+        for name, truth in theirs.items():
+            if name in ours:
+                tallies.setdefault(name, _Tally(truth)).add(truth, ours[name])
     problems: list[str] = []
-    missing = [name for name in gold if name not in found]
-    extra = [name for name in found if name not in gold]
     if missing:
         problems.append(f"output {', '.join(missing)} is missing")
     if extra:
         problems.append(f"output {', '.join(extra)} is not gold's")
     distances: dict[str, Distance] = {}
     chosen: Decisions | None = None
-    for name, truth in gold.items():
+    for name, tally in tallies.items():
         if name in missing:
             continue
-        array = found[name]
-        if array.shape != truth.shape:
-            problems.append(f"'{name}' has shape {list(array.shape)}, gold {list(truth.shape)}")
+        if tally.shapes is not None:
+            problems.append(f"'{name}' {tally.shapes}")
             continue
-        measured = distances[name] = distance(truth, array)
+        measured = distances[name] = tally.distance.total()
         if not measured.finite:
-            who = "gold" if not np.isfinite(truth.astype(np.float64)).all() else runtime
+            who = runtime if tally.gold_finite else "gold"
             problems.append(f"'{name}' has NaN or Inf ({who}), first in {_named(names, measured.worst_index)}")
             continue
-        problems += _number_problems(name, truth, measured, budgets[name], names)
-        if chosen is None and truth.ndim == 2 and truth.shape[1] > 1 and truth.dtype.kind == "f":
-            chosen = decisions(truth, array, measured.max_abs_per_picture, multiple=MARGIN_MULTIPLE)
+        problems += _number_problems(name, tally, measured, budgets[name], names)
+        if chosen is None and tally.decisions is not None:
+            chosen = tally.decisions.total(measured.max_abs_per_picture, multiple=MARGIN_MULTIPLE)
             if chosen.unexcused:
                 who = ", ".join(_named(names, index) for index in chosen.unexcused[:3])
                 problems.append(f"top-1 differs from gold without the excuse of a near tie in {who}")
@@ -310,10 +514,8 @@ def judge(
     )
 
 
-def _number_problems(
-    name: str, truth: NDArray[Any], measured: Distance, budget: Budget, names: Sequence[str]
-) -> list[str]:
-    if truth.dtype.kind in "iub":
+def _number_problems(name: str, tally: _Tally, measured: Distance, budget: Budget, names: Sequence[str]) -> list[str]:
+    if tally.whole_numbers:
         return [] if measured.max_abs == 0 else [f"'{name}' holds whole numbers and differs by {measured.max_abs:g}"]
     problems = []
     if not measured.relative_rmse <= budget.relative_rmse:
@@ -329,6 +531,10 @@ def _number_problems(
 
 def _named(names: Sequence[str], index: int) -> str:
     return names[index] if index < len(names) else f"input {index}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "nothing"
 
 
 def _praise(runtime: str, error: float, budget: Budget, chosen: Decisions | None) -> str:

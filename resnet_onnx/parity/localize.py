@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
-from resnet_onnx.parity.compare import Contestant, collect
+from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.metrics import distance
 from runtimes import files
 from runtimes.spec import Feeds, ModelSource
@@ -225,8 +225,7 @@ class _Observer:
         if wanted:
             self._asked.update(wanted)
             source = self._source(wanted)
-            found, _, _ = collect(replace(self._contestant, source=source), [self._feeds])
-            self._values.update(found)
+            self._values.update(next(iter(run(replace(self._contestant, source=source), [self._feeds]).outputs)))
         return self._values
 
     def _source(self, wanted: list[str]) -> ModelSource:

@@ -34,6 +34,61 @@ class Distance:
     max_abs_per_picture: NDArray[np.float64]
 
 
+class DistanceSum:
+    """Measures outputs against gold batch by batch; what is kept are a few numbers per picture."""
+
+    def __init__(self) -> None:
+        self._rms_error: list[NDArray[np.float64]] = []
+        self._rms_gold: list[NDArray[np.float64]] = []
+        self._largest: list[NDArray[np.float64]] = []
+        self._cosines: list[NDArray[np.float64]] = []
+        self._sound: list[NDArray[np.bool_]] = []
+
+    def add(self, gold: NDArray[Any], found: NDArray[Any]) -> None:
+        """Measures one batch, in float64.
+
+        Args:
+            gold: [picture, …].
+            found: The same shape.
+        """
+        a = gold.astype(np.float64).reshape(len(gold) if gold.ndim else 1, -1)
+        b = found.astype(np.float64).reshape(a.shape)
+        sound = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
+        with np.errstate(all="ignore"):
+            difference = np.where(sound[:, None], a - b, np.inf)
+            products = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+            plain = np.where(sound, 1.0, -1.0)
+            self._rms_error.append(np.sqrt(np.mean(difference**2, axis=1)))
+            self._rms_gold.append(np.sqrt(np.mean(a**2, axis=1)))
+            self._largest.append(np.abs(difference).max(axis=1))
+            self._cosines.append(np.where(sound & (products > 0), np.sum(a * b, axis=1) / products, plain))
+        self._sound.append(sound)
+
+    def total(self) -> Distance:
+        """Returns the distance over all batches.
+
+        Where a NaN or Inf is on either side the errors are infinite, never small.
+        """
+        sound, largest = np.concatenate(self._sound), np.concatenate(self._largest)
+        rms_error, rms_gold = np.concatenate(self._rms_error), np.concatenate(self._rms_gold)
+        with np.errstate(all="ignore"):
+            # A picture whose gold is all zero has no scale of its own: the others' serves, or 1.
+            sane = rms_gold[np.isfinite(rms_gold) & (rms_gold > 0)]
+            scale = np.where(rms_gold > 0, rms_gold, np.median(sane) if sane.size else 1.0)
+            per_picture = np.where(sound, rms_error / scale, np.inf)
+        worst = int(np.argmax(per_picture))
+        return Distance(
+            relative_rmse=float(np.sqrt(np.mean(per_picture**2))),
+            worst_picture=float(per_picture[worst]),
+            worst_index=worst,
+            max_abs=float(largest.max()),
+            cosine=float(min(part.min() for part in self._cosines)),
+            finite=bool(sound.all()),
+            per_picture=per_picture,
+            max_abs_per_picture=largest,
+        )
+
+
 def distance(gold: NDArray[Any], found: NDArray[Any]) -> Distance:
     """Measures `found` against `gold`, picture by picture along the first axis, in float64.
 
@@ -44,31 +99,9 @@ def distance(gold: NDArray[Any], found: NDArray[Any]) -> Distance:
     Returns:
         The distance; where a NaN or Inf is on either side its errors are infinite, never small.
     """
-    a = gold.astype(np.float64).reshape(len(gold) if gold.ndim else 1, -1)
-    b = found.astype(np.float64).reshape(a.shape)
-    sound: NDArray[np.bool_] = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
-    with np.errstate(all="ignore"):
-        difference = np.where(sound[:, None], a - b, np.inf)
-        rms_error = np.sqrt(np.mean(difference**2, axis=1))
-        rms_gold = np.sqrt(np.mean(a**2, axis=1))
-        # A picture whose gold is all zero has no scale of its own: the batch's serves, or 1.
-        sane = rms_gold[np.isfinite(rms_gold) & (rms_gold > 0)]
-        scale = np.where(rms_gold > 0, rms_gold, np.median(sane) if sane.size else 1.0)
-        per_picture = np.where(sound, rms_error / scale, np.inf)
-        largest = np.abs(difference).max(axis=1)
-        products = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines = np.where(sound & (products > 0), np.sum(a * b, axis=1) / products, np.where(sound, 1.0, -1.0))
-    worst = int(np.argmax(per_picture))
-    return Distance(
-        relative_rmse=float(np.sqrt(np.mean(per_picture**2))),
-        worst_picture=float(per_picture[worst]),
-        worst_index=worst,
-        max_abs=float(largest.max()),
-        cosine=float(cosines.min()),
-        finite=bool(sound.all()),
-        per_picture=per_picture,
-        max_abs_per_picture=largest,
-    )
+    whole = DistanceSum()
+    whole.add(gold, found)
+    return whole.total()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +126,39 @@ class Decisions:
         return self.equal / self.pictures
 
 
-def decisions(gold: NDArray[Any], found: NDArray[Any], observed: NDArray[np.float64], *, multiple: float) -> Decisions:
-    """Compares top-1 decisions.
+class DecisionSum:
+    """Compares top-1 decisions with gold's batch by batch; what is kept are two numbers per picture."""
 
-    Args:
-        gold: Scores [picture, class].
-        found: The same shape.
-        observed: Largest absolute error per picture [picture].
-        multiple: A flip is excused where gold's margin is below this many observed errors.
-    """
-    best = np.sort(gold.astype(np.float64), axis=1)
-    margins = best[:, -1] - best[:, -2]
-    flipped = np.flatnonzero(gold.argmax(axis=1) != found.argmax(axis=1))
-    sound = np.isfinite(observed)
-    excused = tuple(int(i) for i in flipped if sound[i] and margins[i] <= multiple * observed[i])
-    unexcused = tuple(int(i) for i in flipped if i not in excused)
-    return Decisions(pictures=len(gold), equal=len(gold) - len(flipped), excused=excused, unexcused=unexcused)
+    def __init__(self) -> None:
+        self._margins: list[NDArray[np.float64]] = []
+        self._flipped: list[NDArray[np.bool_]] = []
+
+    def add(self, gold: NDArray[Any], found: NDArray[Any]) -> None:
+        """Compares one batch of scores [picture, class] with the same of gold."""
+        best = np.sort(gold.astype(np.float64), axis=1)
+        self._margins.append(best[:, -1] - best[:, -2])
+        self._flipped.append(gold.argmax(axis=1) != found.argmax(axis=1))
+
+    def total(self, observed: NDArray[np.float64], *, multiple: float) -> Decisions:
+        """Judges the flips of all batches.
+
+        Args:
+            observed: Largest absolute error per picture [picture].
+            multiple: A flip is excused where gold's margin is below this many observed errors.
+        """
+        margins, flipped = np.concatenate(self._margins), np.flatnonzero(np.concatenate(self._flipped))
+        sound = np.isfinite(observed)
+        excused = tuple(int(i) for i in flipped if sound[i] and margins[i] <= multiple * observed[i])
+        return Decisions(
+            pictures=len(margins),
+            equal=len(margins) - len(flipped),
+            excused=excused,
+            unexcused=tuple(int(i) for i in flipped if i not in excused),
+        )
+
+
+def decisions(gold: NDArray[Any], found: NDArray[Any], observed: NDArray[np.float64], *, multiple: float) -> Decisions:
+    """Compares top-1 decisions of scores [picture, class]; see ``DecisionSum``."""
+    whole = DecisionSum()
+    whole.add(gold, found)
+    return whole.total(observed, multiple=multiple)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from resnet_onnx import __version__
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
-from resnet_onnx.workflow.onnx_form import onnx_path
+from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
 from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, source, tensor_names, tuned
 from resnet_onnx.workflow.request import UNTUNED, Model, Request, refuse_special
 from resnet_onnx.workflow.resolving import resolve
@@ -21,10 +23,10 @@ from resnet_onnx.workflow.weights import digest
 from runtimes import files
 from runtimes.environment import package_version
 from runtimes.errors import BadData, UsageError
-from runtimes.spec import Feeds, RuntimeOptions
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
 if TYPE_CHECKING:
-    from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.parity.compare import Contestant, ParityReport, Quantisation
     from resnet_onnx.parity.localize import Localisation
 
 
@@ -61,38 +63,106 @@ def check_parity(
 
     truth = model if gold is None else resolve(Request(model=gold, form=model.form))
     names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed)
-    gold_runtime, gold_form, described = gold_source(truth)
-    lengths = summation_lengths(onnx_path(truth))
-    if truth.network is not None:
-        untuned = RuntimeOptions(threads=threads)
-        yardstick = Contestant(
-            runtime="torch", source=source(truth, "torch"), options=untuned, description="torch fp32"
-        )
-    else:
-        plain = RuntimeOptions(threads=1, optimize=False)
-        yardstick = Contestant(
-            runtime="ort-cpu", source=source(truth, "ort-cpu"), options=plain, description="ort-cpu fp32 without fusion"
-        )
-    sizes = [len(array) for batch in batches for array in batch.values() if array.ndim]
+    quantised, truth_quantised = _is_quantised(model), _is_quantised(truth)
+    gold_runtime, gold_form, described = _graph_gold(truth) if truth_quantised else gold_source(truth)
+    original = None
+    if truth_quantised and truth.network is not None:
+        runtime, form, text = gold_source(truth)
+        original = Contestant(runtime=runtime, source=form, description=f"{truth.network.name}, {text}")
     contestants = []
     for runtime in runtimes:
-        options = tuned(model, runtime, replace(tuning, threads=threads), sizes)
-        found = source(model, runtime, device=device, options=options, batches=sizes)
-        contestants.append(Contestant(runtime=runtime, source=found, device=device, options=options))
-    return compare(
-        Contestant(
-            runtime=gold_runtime, source=gold_form, description=described if gold is None else f"{gold}, {described}"
+        options = tuned(model, runtime, replace(tuning, threads=threads), batches.sizes)
+        found = source(model, runtime, device=device, options=options, batches=batches.sizes)
+        contestants.append(
+            Contestant(
+                runtime=runtime,
+                source=found,
+                device=device,
+                options=options,
+                precision="int8" if quantised else _precision(model, runtime, options),
+            )
+        )
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
+        return compare(
+            Contestant(
+                runtime=gold_runtime,
+                source=gold_form,
+                description=described if gold is None else f"{gold}, {described}",
+            ),
+            [] if quantised else _yardsticks(truth, threads, Path(folder)),
+            contestants,
+            batches,
+            names=names,
+            summation_lengths=summation_lengths(onnx_path(truth)),
+            gold_batches=None if truth is model else gold_batches,
+            sizes=None if gold_batches.sizes == batches.sizes else batches.sizes,
+            tolerances=tolerances,
+            gold_key=_gold_key(truth, gold_runtime),
+            quantisation=_quantisation(model, truth_quantised, batches, Path(folder)) if quantised else None,
+            original=original,
+            progress=progress,
+        )
+
+
+def _is_quantised(model: Model) -> bool:
+    from resnet_onnx.parity.quantised import is_quantised
+
+    path = graph_path(model) if model.onnx is not None or model.network is None else None
+    return path is not None and is_quantised(path)
+
+
+def _graph_gold(model: Model) -> tuple[str, ModelSource, str]:
+    return "reference", ModelSource(path=onnx_path(model), label=model.name), "the quantised graph in float64"
+
+
+def _precision(model: Model, runtime: str, options: RuntimeOptions) -> str:
+    """Returns the precision that a runtime's budget follows: the file's, or one that its options narrow it to."""
+    if runtime == "torch" and options.autocast is not None:
+        return options.autocast
+    if model.precision in ("fp16", "bf16"):
+        return model.precision
+    return "tf32" if options.tf32 and runtime not in ("reference", "ort-cpu", "openvino") else "fp32"
+
+
+def _yardsticks(truth: Model, threads: int | None, folder: Path) -> list[Contestant]:
+    """Returns plain float32 evaluations: torch, or for a file without it three that sum in other orders."""
+    from resnet_onnx.parity.compare import Contestant
+    from resnet_onnx.parity.quantised import float32_twin
+    from runtimes import registry
+
+    if truth.network is not None:
+        options = RuntimeOptions(threads=threads)
+        return [Contestant(runtime="torch", source=source(truth, "torch"), options=options, description="torch fp32")]
+    path = onnx_path(truth)
+    if truth.precision in ("fp16", "bf16"):
+        path = float32_twin(path, folder / "float32.onnx")
+    form = ModelSource(path=path, label=truth.name)
+    plain = RuntimeOptions(threads=1, optimize=False)
+    found = [
+        Contestant(runtime="ort-cpu", source=form, options=plain, description="ort-cpu without fusion"),
+        Contestant(runtime="ort-cpu", source=form, options=RuntimeOptions(threads=threads), description="ort-cpu"),
+    ]
+    if registry.probe("openvino").available:
+        options = RuntimeOptions(threads=threads)
+        found.append(Contestant(runtime="openvino", source=form, options=options, description="openvino"))
+    return found
+
+
+def _quantisation(model: Model, own_gold: bool, batches: _Batches, folder: Path) -> Quantisation:
+    """Returns what the rounding of a quantised model is held against; see ``parity.quantised``."""
+    from resnet_onnx.parity.compare import Contestant, Quantisation
+    from resnet_onnx.parity.quantised import step_error, without_rounding
+
+    path = onnx_path(model)
+    unrounded = without_rounding(path, folder / "unrounded.onnx")
+    first = next(iter(batches))
+    return Quantisation(
+        # Float32's own error is a ten-thousandth of what rounding to 8 bits does.
+        unrounded=Contestant(
+            runtime="ort-cpu", source=ModelSource(path=unrounded), description="the graph without its rounding"
         ),
-        yardstick,
-        contestants,
-        batches,
-        names=names,
-        summation_lengths=lengths,
-        precision=model.precision if model.precision in ("fp16", "bf16") else "fp32",
-        gold_batches=None if truth is model else gold_batches,
-        tolerances=tolerances,
-        gold_key=_gold_key(truth, gold_runtime),
-        progress=progress,
+        steps=step_error(path, first, weights=not own_gold),
+        own_gold=own_gold,
     )
 
 
@@ -104,6 +174,8 @@ def _gold_key(truth: Model, runtime: str) -> str:
     else:
         what = {"onnx": files.check_onnx(onnx_path(truth)).sha256}
         tool = "onnx"
+    if runtime == "reference":
+        what, tool = {"onnx": files.check_onnx(onnx_path(truth)).sha256}, "onnx"
     tools = {tool: package_version(tool), "resnet-onnx": __version__}
     return digest({"gold": what, "form": truth.form.to_json(), "runtime": runtime, "tools": tools})
 
@@ -172,19 +244,38 @@ def localize_parity(
     )
 
 
-def _one_input(batches: Sequence[Feeds], place: int, *, alone: bool) -> Feeds:
+def _one_input(batches: _Batches, place: int, *, alone: bool) -> Feeds:
     """Returns the feeds of one picture, or of the batch that it lies in where it can't be taken out."""
-    for feeds in batches:
-        size = max((len(array) for array in feeds.values() if array.ndim), default=1)
+    for feeds, size in zip(batches, batches.sizes, strict=True):
         if place < size:
             return {name: array[place : place + 1] for name, array in feeds.items()} if alone else feeds
         place -= size
-    return batches[0]
+    return next(iter(batches))
+
+
+class _Batches:
+    """Feeds of one model, made anew each time they are iterated over.
+
+    Args:
+        make: Yields the feeds.
+        sizes: Samples in each of them.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[Feeds]], sizes: Sequence[int]) -> None:
+        self._make = make
+        self.sizes = list(sizes)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return self._make()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
 
 def _parity_feeds(
     model: Model, truth: Model, data: str | None, images: int, seed: int
-) -> tuple[list[str], list[Feeds], list[Feeds]]:
+) -> tuple[list[str], _Batches, _Batches]:
+    """Returns a name per input, and the same inputs as the feeds of the model and of gold."""
     if picture_input(specs(model)) is None or model.preprocessing is None:
         if data is not None:
             raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
@@ -192,39 +283,64 @@ def _parity_feeds(
         feeds = [sample_feeds(model, 1 + index % 3, seed=seed + index) for index in range(count)]
         sizes = [max((len(array) for array in batch.values() if array.ndim), default=1) for batch in feeds]
         names = [f"random feeds {index}" for index, size in enumerate(sizes) for _ in range(size)]
-        return names, feeds, feeds
+        return names, _Batches(lambda: iter(feeds), sizes), _Batches(lambda: iter(feeds), sizes)
     from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
+    from resnet_onnx.parity.records import Records, rebatched
 
     preprocessing = model.preprocessing
     names, pictures = _pictures(preprocessing, data, images, seed)
     odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=seed)
     names += odd_names
-    pictures = np.concatenate([pictures, odd])
     fixed = model.form.batch
+    first: list[NDArray[np.uint8]] = []
     if fixed:
-        short = -len(pictures) % fixed
-        repeats = np.arange(short) % len(pictures)
-        names += [f"{names[index]} (again)" for index in repeats]
-        pictures = np.concatenate([pictures, pictures[repeats]])
-    sizes = [fixed] * (len(pictures) // fixed) if fixed else odd_batches(len(pictures))
-    edges = np.cumsum(sizes)[:-1]
-    parts = np.split(pictures, edges)
-    other = parts if truth.form.batch is None else [pictures[i : i + truth.form.batch] for i in range(len(pictures))]
-    return names, [feeds_of(model, part) for part in parts], [feeds_of(truth, part) for part in other]
+        short = -len(names) % fixed
+        names += [f"{names[index % len(names)]} (again)" for index in range(short)]
+    sizes = [fixed] * (len(names) // fixed) if fixed else odd_batches(len(names))
+    kept = Records()
+    everything = itertools.chain(_remembered(pictures, first, fixed or 0), odd, itertools.cycle(first) if fixed else ())
+    for size in sizes:
+        kept.append({"": np.stack(list(itertools.islice(everything, size)))})
+
+    def ours() -> Iterator[Feeds]:
+        return (feeds_of(model, record[""]) for record in kept)
+
+    gold_batch = truth.form.batch
+    if gold_batch is None or gold_batch == fixed:
+        return names, _Batches(ours, sizes), _Batches(lambda: (feeds_of(truth, r[""]) for r in kept), sizes)
+    other = [gold_batch] * -(-len(names) // gold_batch)
+
+    def theirs() -> Iterator[Feeds]:
+        filled = itertools.chain(kept, ({"": np.repeat(record[""][:1], gold_batch, axis=0)} for record in kept))
+        return (feeds_of(truth, record[""]) for record in rebatched(filled, other))
+
+    return names, _Batches(ours, sizes), _Batches(theirs, other)
+
+
+def _remembered(
+    pictures: Iterable[NDArray[np.uint8]], first: list[NDArray[np.uint8]], count: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields the pictures and notes the first `count` of them."""
+    for picture in pictures:
+        if len(first) < count:
+            first.append(picture)
+        yield picture
 
 
 def _pictures(
     preprocessing: Preprocessing, data: str | None, images: int, seed: int
-) -> tuple[list[str], NDArray[np.uint8]]:
+) -> tuple[list[str], Iterator[NDArray[np.uint8]]]:
+    """Returns a name per picture, and the pictures one by one: uint8 [image_size, image_size, 3], RGB."""
     if data is None:
-        from resnet_onnx.data.samples import sample_pictures
+        from resnet_onnx.data.samples import each_sample_picture
 
-        return [f"sample photo crop {index}" for index in range(images)], sample_pictures(images, preprocessing, seed)
+        names = [f"sample photo crop {index}" for index in range(images)]
+        return names, itertools.islice(each_sample_picture(preprocessing, seed), images)
     from resnet_onnx.data.batches import prepared_picture
     from resnet_onnx.data.datasets import open_dataset
 
     refuse_special(Path(data), BadData)
     dataset = open_dataset(data, split="test")
     chosen = np.arange(min(images, len(dataset))) * len(dataset) // min(images, len(dataset))
-    pictures = [prepared_picture(dataset, int(index), preprocessing) for index in chosen]
-    return [dataset.item_name(int(index)) for index in chosen], np.stack(pictures)
+    pictures = (prepared_picture(dataset, int(index), preprocessing) for index in chosen)
+    return [dataset.item_name(int(index)) for index in chosen], pictures

@@ -1,0 +1,151 @@
+"""What the Quantize/Dequantize nodes of a graph do to its numbers: the ground of an int8 budget."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.parity.compare import Contestant, run
+from resnet_onnx.parity.localize import Graph
+from runtimes import files
+from runtimes.errors import UnsupportedModel
+from runtimes.spec import Feeds, ModelSource
+
+_QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
+_INTEGER_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether a graph rounds activations to whole numbers: some node quantises what depends on the inputs."""
+    graph = Graph(path)
+    return any(node.op_type == _QUANTISE or node.op_type in _INTEGER_PRODUCTS for node in graph.nodes)
+
+
+def without_rounding(path: Path, target: Path) -> Path:
+    """Writes the graph without the rounding of its activations; weights keep their quantised values.
+
+    A pair of Quantize and Dequantize becomes nothing, or a Relu where it quantises from zero on: quantisers drop a ReLU
+    whose work such a pair does.
+
+    Args:
+        path: A model whose activations pass through pairs of QuantizeLinear and DequantizeLinear.
+        target: The new file.
+
+    Raises:
+        UnsupportedModel: Activations are computed with as whole numbers (QLinearConv and its like), so that rounding
+            can't be taken out of the graph.
+    """
+    import onnx
+
+    graph = Graph(path)
+    model = onnx.load(str(graph.path))
+    pairs: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op_type in _INTEGER_PRODUCTS:
+            raise UnsupportedModel(
+                f"{path} computes with whole numbers ({node.op_type}): its rounding can't be told from its function",
+                fix="quantise it with QuantizeLinear and DequantizeLinear (QDQ), or judge it by --tolerance-for",
+            )
+        if node.op_type == _QUANTISE:
+            pairs[node.output[0]] = node
+    kept = []
+    for node in model.graph.node:
+        if node.op_type == _DEQUANTISE and node.input[0] in pairs:
+            pair = pairs[node.input[0]]
+            operator = "Relu" if _from_zero(pair, model) else "Identity"
+            kept.append(onnx.helper.make_node(operator, [pair.input[0]], [node.output[0]], name=node.name))
+        elif node.op_type != _QUANTISE or node.output[0] not in pairs:
+            kept.append(node)
+    left = {name for node in kept for name in node.input} & set(pairs)
+    if left:
+        raise UnsupportedModel(f"{path}: {', '.join(sorted(left)[:3])} is read as whole numbers outside a Q/DQ pair")
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    # Types of tensors that are no longer there would not pass the checker.
+    del model.graph.value_info[:]
+    files.write_bytes(target, model.SerializeToString())
+    return target
+
+
+def _from_zero(node: Any, model: Any) -> bool:
+    """Whether a QuantizeLinear maps 0 to the smallest whole number that it knows, so that it cuts off what is below."""
+    from onnx import numpy_helper
+
+    if len(node.input) < 3 or not node.input[2]:
+        return True  # without a zero point it is uint8 with zero point 0
+    zero = next((t for t in model.graph.initializer if t.name == node.input[2]), None)
+    if zero is None:
+        return False
+    values = numpy_helper.to_array(zero)
+    return values.dtype.kind in "iu" and bool((values == np.iinfo(values.dtype).min).all())
+
+
+def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
+    """Returns what the step sizes of a quantised graph add up to, relative to the output.
+
+    Rounding to a step Δ is an error of Δ/√12, uniformly distributed (Widrow & Kollár, Quantization Noise, 2008, section
+    4.2); beside a tensor of root mean square r that is Δ/(√12·r). Layers pass a relative error on, and independent
+    errors add in quadrature.
+
+    Args:
+        path: The model.
+        feeds: A few inputs, from which the root mean squares are taken; every quantised tensor is kept in memory.
+        weights: Whether the rounding of weights counts too, as it does beside the network before quantisation.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = Graph(path)
+    constants = {name: numpy_helper.to_array(tensor) for name, tensor in graph.initializers.items()}
+    nodes = [n for n in graph.nodes if n.op_type == _QUANTISE and n.input[1] in constants]
+    wanted = [n.input[0] for n in nodes if n.input[0] not in graph.inputs]
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
+        exposed = graph.exposed(wanted, Path(folder) / "exposed.onnx")
+        values = dict(
+            next(iter(run(Contestant(runtime="reference", source=ModelSource(path=exposed)), [feeds]).outputs))
+        )
+    values |= {name: array for name, array in feeds.items() if name in graph.inputs}
+    total = 0.0
+    for node in nodes:
+        if node.input[0] not in values:
+            continue
+        total += _rounding(constants[node.input[1]], values[node.input[0]])
+    if weights:
+        for node in onnx.load(str(graph.path)).graph.node:
+            if node.op_type == _DEQUANTISE and node.input[0] in constants and node.input[1] in constants:
+                steps = constants[node.input[1]].astype(np.float64)
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                whole = constants[node.input[0]].astype(np.float64)
+                shape = [1] * whole.ndim
+                if steps.ndim and whole.ndim:
+                    shape[axis] = steps.size
+                total += _rounding(steps, whole * steps.reshape(shape)) if whole.ndim > 1 else 0.0
+    return math.sqrt(total)
+
+
+def _rounding(steps: NDArray[Any], values: NDArray[Any]) -> float:
+    """Returns the variance of rounding to steps Δ beside the mean square of what is rounded."""
+    size = float(np.mean(values.astype(np.float64) ** 2))
+    return float(np.mean(steps.astype(np.float64) ** 2)) / 12 / size if size > 0 else 0.0
+
+
+def float32_twin(path: Path, target: Path) -> Path:
+    """Writes a half-precision model with the same weights that computes in float32, so that float32's noise shows.
+
+    Args:
+        path: A model in float16 or bfloat16.
+        target: The new file.
+    """
+    import onnx
+
+    from runtimes.reference import widen
+
+    model = onnx.load(str(files.check_onnx(path).path))
+    widen(model, "FLOAT")
+    files.write_bytes(target, model.SerializeToString())
+    return target
