@@ -18,6 +18,9 @@ _FIRST_SOUND_OPSET = 15
 """The evaluator's BatchNormalization before opset 14 is wrong for inference, and 14 still has other mean and variance
 types; from 15 on it is right (checked against the outputs shipped with the onnx wheel's densenet121)."""
 
+_FIRST_QUANTISING_OPSET = 19
+"""The evaluator knows QuantizeLinear and DequantizeLinear only from here on."""
+
 _NARROW_FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16")
 
 
@@ -46,13 +49,15 @@ class ReferenceRuntime(Runtime):
         onnx = load_library("onnx", runtime=self.name, package="resnet-onnx")
         reference = load_library("onnx.reference", runtime=self.name, package="resnet-onnx")
         model = onnx.load(str(checked.path))
-        if checked.opset < _FIRST_SOUND_OPSET:
+        quantises = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
+        opset = _FIRST_QUANTISING_OPSET if quantises else _FIRST_SOUND_OPSET
+        if checked.opset < opset:
             try:
-                model = onnx.version_converter.convert_version(model, _FIRST_SOUND_OPSET)
+                model = onnx.version_converter.convert_version(model, opset)
             except Exception as error:
                 raise UnsupportedModel(
                     f"{self.name}: {self.source.name} has opset {checked.opset} and can't be converted to "
-                    f"{_FIRST_SOUND_OPSET}: {error}",
+                    f"{opset}: {error}",
                     fix="export it with a newer opset",
                 ) from error
         widen(model)
@@ -64,7 +69,7 @@ class ReferenceRuntime(Runtime):
         outputs = tuple(
             TensorSpec(s.name, np.dtype(np.float64), s.shape) if s.dtype.kind in "fV" else s for s in checked.outputs
         )
-        return checked.inputs, outputs, {"precision": "float64", "opset": max(checked.opset, _FIRST_SOUND_OPSET)}
+        return checked.inputs, outputs, {"precision": "float64", "opset": max(checked.opset, opset)}
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         return (NodePlacement("*", "", "onnx.reference (NumPy)", "cpu"),)

@@ -20,7 +20,7 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.parity.compare import Original, ParityReport
     from resnet_onnx.parity.localize import Localisation
     from resnet_onnx.workflow import Request
     from runtimes.spec import RuntimeOptions
@@ -135,6 +135,7 @@ def document(report: ParityReport) -> dict[str, Any]:
     return {
         "passed": report.passed,
         "gold": report.gold,
+        "original": report.original or None,
         "pictures": report.pictures,
         "results": [
             {
@@ -154,6 +155,12 @@ def document(report: ParityReport) -> dict[str, Any]:
                         "finite": d.finite,
                     }
                     for name, d in outcome.distances.items()
+                },
+                "original": None
+                if outcome.original is None
+                else {
+                    "relative_rmse": outcome.original.relative_rmse,
+                    "top1_agreement": outcome.original.top1_agreement,
                 },
                 "options": outcome.recorded,
                 "seconds": outcome.seconds,
@@ -183,10 +190,14 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
                 f"{outcome.budget:.1e}",
                 f"{share:.0%}" if share < 10 else f"{share:,.0f}×",
                 equal,
+                *([] if outcome.original is None else _beside_original(outcome.original)),
                 "pass" if outcome.passed else "FAIL",
             ]
         )
-    terminal.table(["runtime", "rel. RMSE", "budget", "of it", "top-1 equal", "verdict"], rows)
+    beside = ["from original", "top-1 as original"] if report.original else []
+    terminal.table(["runtime", "rel. RMSE", "budget", "of it", "top-1 equal", *beside, "verdict"], rows)
+    if report.original:
+        terminal.line(f"Original: {report.original}. No verdict hangs on it: it is what quantisation costs.")
     runtimes = [outcome.runtime for outcome in report.outcomes]
     if len(runtimes) > 1:
         terminal.line()
@@ -196,6 +207,11 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
         if not outcome.passed:
             terminal.line()
             terminal.line(f"{outcome.runtime}: {outcome.reason}")
+
+
+def _beside_original(original: Original) -> list[str]:
+    agreement = "–" if original.top1_agreement is None else f"{original.top1_agreement:.1%}"
+    return [f"{original.relative_rmse:.1e}", agreement]
 
 
 def _localisation(located: Localisation) -> dict[str, Any]:

@@ -146,6 +146,16 @@ def float32_twin(path: Path, target: Path) -> Path:
     from runtimes.reference import widen
 
     model = onnx.load(str(files.check_onnx(path).path))
+    given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     widen(model, "FLOAT")
+    for value in model.graph.input:  # takes what the model takes
+        element = value.type.tensor_type.elem_type
+        if element == given[value.name]:
+            continue
+        value.type.tensor_type.elem_type = given[value.name]
+        wide = f"{value.name}.float32"
+        for node in model.graph.node:
+            node.input[:] = [wide if name == value.name else name for name in node.input]
+        model.graph.node.insert(0, onnx.helper.make_node("Cast", [value.name], [wide], to=element))
     files.write_bytes(target, model.SerializeToString())
     return target

@@ -62,8 +62,8 @@ def check_parity(
     from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
 
     truth = model if gold is None else resolve(Request(model=gold, form=model.form))
-    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed)
     quantised, truth_quantised = _is_quantised(model), _is_quantised(truth)
+    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not quantised)
     gold_runtime, gold_form, described = _graph_gold(truth) if truth_quantised else gold_source(truth)
     original = None
     if truth_quantised and truth.network is not None:
@@ -98,7 +98,13 @@ def check_parity(
             sizes=None if gold_batches.sizes == batches.sizes else batches.sizes,
             tolerances=tolerances,
             gold_key=_gold_key(truth, gold_runtime),
-            quantisation=_quantisation(model, truth_quantised, batches, Path(folder)) if quantised else None,
+            quantisation=(
+                _quantisation(truth, True, gold_batches, Path(folder))
+                if truth_quantised
+                else _quantisation(model, False, batches, Path(folder))
+                if quantised
+                else None
+            ),
             original=original,
             progress=progress,
         )
@@ -217,7 +223,7 @@ def localize_parity(
     if truth.network is not None and (truth.onnx is not None or gold is not None):
         # A fresh export of the weights that are the truth: the file in question can't be its own.
         truth = replace(truth, onnx=None, inputs=(), form=model.form)
-    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed)
+    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not _is_quantised(model))
     failed = [outcome for outcome in report.outcomes if not outcome.passed]
     worst = [d.worst_index for outcome in failed for d in outcome.distances.values()]
     place = worst[0] if worst and worst[0] < len(names) else 0
@@ -273,9 +279,13 @@ class _Batches:
 
 
 def _parity_feeds(
-    model: Model, truth: Model, data: str | None, images: int, seed: int
+    model: Model, truth: Model, data: str | None, images: int, seed: int, *, adversarial: bool = True
 ) -> tuple[list[str], _Batches, _Batches]:
-    """Returns a name per input, and the same inputs as the feeds of the model and of gold."""
+    """Returns a name per input, and the same inputs as the feeds of the model and of gold.
+
+    A quantised model has no adversarial pictures: they are outside of what it was calibrated for, and where its numbers
+    are cut off there it does what it should and is still far from the network that it was made from.
+    """
     if picture_input(specs(model)) is None or model.preprocessing is None:
         if data is not None:
             raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
@@ -290,6 +300,8 @@ def _parity_feeds(
     preprocessing = model.preprocessing
     names, pictures = _pictures(preprocessing, data, images, seed)
     odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=seed)
+    if not adversarial:
+        odd_names, odd = (), odd[:0]
     names += odd_names
     fixed = model.form.batch
     first: list[NDArray[np.uint8]] = []
