@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; sample photos by default.")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="Pictures to compare.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write the verdicts as JUnit XML.")
+@click.option("--summary", type=click.Path(path_type=Path), help="Write the verdicts as a Markdown table.")
 @click.option(
     "--tolerance-for",
     "tolerances",
@@ -55,6 +56,7 @@ def command(
     data: str | None,
     images: int,
     junit: Path | None,
+    summary: Path | None,
     tolerances: tuple[str, ...],
     localize: bool,
     plot: Path | None,
@@ -70,6 +72,7 @@ def command(
     from resnet_onnx import workflow
     from resnet_onnx.parity.junit import write_junit
     from resnet_onnx.parity.localize import draw
+    from resnet_onnx.parity.summary import write_markdown
     from runtimes import files, registry
 
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -112,6 +115,8 @@ def command(
             draw(located, f"{model.name}: drift from float64", plot)
     if junit is not None:
         write_junit(report, model.name, junit)
+    if summary is not None:
+        write_markdown(report, model.name, summary)
     if save is not None:
         files.write_json(save, workflow.saved_result("parity", model, result))
     terminal.emit(result)

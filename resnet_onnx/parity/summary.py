@@ -1,0 +1,37 @@
+"""A parity report as a Markdown table, for a CI's summary page or a pull request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resnet_onnx.parity.compare import ParityReport
+from runtimes import files
+
+
+def markdown(report: ParityReport, model: str) -> str:
+    """Returns a table with a row per runtime, and the reason of each failure below."""
+    lines = [
+        f"### Parity of {model}: {'pass' if report.passed else '**FAIL**'}",
+        "",
+        f"Gold: {report.gold}, {report.pictures} inputs · budget: {next(iter(report.budgets.values())).reason}",
+        "",
+        "| runtime | version | rel. RMSE | budget | top-1 equal | verdict |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for outcome in report.outcomes:
+        equal = "–" if outcome.decisions is None else f"{outcome.decisions.equal} of {outcome.decisions.pictures}"
+        lines.append(
+            f"| {outcome.runtime} | {outcome.version} | {outcome.relative_rmse:.1e} | {outcome.budget:.1e} | {equal} "
+            f"| {'pass' if outcome.passed else '**FAIL**'} |"
+        )
+    lines += [f"\n{outcome.runtime}: {outcome.reason}" for outcome in report.outcomes if not outcome.passed]
+    return "\n".join(lines) + "\n"
+
+
+def write_markdown(report: ParityReport, model: str, path: Path) -> None:
+    """Writes the table.
+
+    Raises:
+        FileProblem: The file can't be written.
+    """
+    files.write_bytes(path, markdown(report, model).encode())
