@@ -44,8 +44,14 @@ _DEFAULT_MODEL = "resnet50"
 )
 @click.option(
     "--scenario",
-    type=click.Choice(["latency", "throughput"]),
-    help="One run at a time, or several beside each other.  [default: by --streams]",
+    type=click.Choice(["latency", "throughput", "offline"]),
+    help="One run at a time, several beside each other, or all samples at once.  [default: by --streams]",
+)
+@click.option(
+    "--cut-off",
+    type=click.FloatRange(0, 1000),
+    metavar="PERCENT",
+    help="No larger batch once throughput grew by less than this.  [default: measure every batch]",
 )
 @click.option(
     "--scope",
@@ -66,6 +72,7 @@ def command(
     streams: tuple[int, ...] | None,
     duration: float,
     scenario: Scenario | None,
+    cut_off: float | None,
     scope: Scope,
     device: str | None,
     threads: tuple[int, ...] | None,
@@ -103,6 +110,7 @@ def command(
             streams=chosen_streams,
             duration_s=duration,
             scenario=scenario,
+            cut_off=None if cut_off is None else cut_off / 100,
             scope=scope,
             device=device,
             threads=threads or (None,),
@@ -113,6 +121,8 @@ def command(
     if measured.left_out:
         terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
     _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
+    for row in measured.skipped:
+        terminal.note(f"cut off: {row} ({row.cut_off})")
     if measured.peaks_disturbed:
         terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
     if save is not None:
@@ -132,7 +142,7 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
         )
     if streams is not None:
         return streams
-    return (None,) if scenario == "throughput" else (1,)
+    return (None,) if scenario in ("throughput", "offline") else (1,)
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -155,6 +165,9 @@ def _print(
         columns.insert(2, "streams")
     if len(names) > 1:
         columns.append(f"vs {reference}")
+    marked = len(rows) > 2
+    if marked:
+        columns.append("")
     base = {_place(r): r["images_per_second"] for r in rows if r["runtime"] == reference}
     ordered = sorted(rows, key=lambda r: (*_place(r), -(r["images_per_second"] or 0.0)))
     cells = []
@@ -170,6 +183,7 @@ def _print(
                 *_figures(row),
                 _share(row["roofline"]),
                 *([ratio] if len(names) > 1 else []),
+                *(["fastest" if row["best"] else "front" if row["pareto"] else ""] if marked else []),
             ]
         )
     terminal.table(columns, cells)
@@ -236,8 +250,13 @@ def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], pla
             terminal.line(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             terminal.line(f"  ~ {where}: {row['unstable_reason']}")
-    measured = [row for row in rows if row["samples"]]
-    if any(row["latency_ms"]["p90"] is None for row in measured):
+    if any(row["pareto"] for row in rows) and len(rows) > 2:
+        terminal.line("front: no other row has more img/s in as few ms.")
+    offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]
+    if offline:
+        sizes = f"{min(offline):,}" if len(set(offline)) == 1 else f"{min(offline):,} to {max(offline):,}"
+        terminal.line(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
+    elif any(row["latency_ms"]["p90"] is None for row in rows if row["samples"]):
         terminal.line(
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )

@@ -37,8 +37,7 @@ class Measurement:
         model: The model.
         path: Its graph, or None where it has none.
         plan: What was asked for.
-        scenario: What was asked for, or None: by the number of streams.
-        rows: By runtime, batch and streams, in the order asked.
+        rows: By runtime, batch, streams and threads, in the order asked; those that the cut-off left out among them.
         left_out: Runtimes that ``all`` meant and that can't open this model.
         work: Of one run by batch, or None where it can't be told.
         peaks: The machine's, by number of threads; None where they can't be measured.
@@ -49,7 +48,6 @@ class Measurement:
     model: Model
     path: Path | None
     plan: Plan
-    scenario: Scenario | None
     rows: Sequence[Row]
     left_out: Sequence[str]
     work: Mapping[int, Work | None]
@@ -58,8 +56,15 @@ class Measurement:
     made: str
 
     def results(self, *, raw: bool) -> list[dict[str, Any]]:
-        """Returns the rows as plain values; `raw` with every sample of all of them."""
-        return [self._result(row, raw) for row in self.rows]
+        """Returns the measured rows as plain values; `raw` with every sample of all of them."""
+        from resnet_onnx.bench import record
+
+        return record.mark([self._result(row, raw) for row in self.rows if not row.cut_off])
+
+    @property
+    def skipped(self) -> list[Row]:
+        """Rows that the cut-off left out."""
+        return [row for row in self.rows if row.cut_off]
 
     def document(self, *, raw: bool) -> dict[str, Any]:
         """Returns the whole result as plain values: rows, and what is needed to trust and repeat them."""
@@ -75,7 +80,7 @@ class Measurement:
                 "peaks": {str(threads): asdict(found) for threads, found in self.peaks.items() if found is not None},
             },
         }
-        return record.document(self.results(raw=raw), plan=self.plan, about=about)
+        return record.document(self.results(raw=raw), plan=self.plan, about=about, skipped=self.skipped)
 
     @property
     def peaks_disturbed(self) -> bool:
@@ -92,7 +97,6 @@ class Measurement:
             row,
             model=self.model.name,
             precision=precision,
-            scenario=self.scenario or ("latency" if row.streams == 1 else "throughput"),
             share=roofline.share(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
             multiply_adds=work.multiply_adds // row.batch if work else None,
             raw=raw,
@@ -109,6 +113,7 @@ def measure_model(
     threads: Sequence[int | None] = (None,),
     duration_s: float = 5.0,
     scenario: Scenario | None = None,
+    cut_off: float | None = None,
     scope: Scope = "device",
     device: str | None = None,
     tuning: RuntimeOptions = UNTUNED,
@@ -125,7 +130,8 @@ def measure_model(
         streams: Numbers of concurrent runs; None is as many as each runtime does best with.
         threads: Numbers of CPU threads; None is all usable cores.
         duration_s: Measuring time of a row at most.
-        scenario: For the record; None is by the number of streams.
+        scenario: What a sample is; None is by the number of streams.
+        cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured.
         scope: ``device`` or ``end-to-end``.
         device: Where to compute; None is each runtime's own default.
         tuning: What else changes speed or arithmetic.
@@ -141,7 +147,15 @@ def measure_model(
 
     names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
     sizes, count = _batches(model, batches)
-    plan = Plan(batches=sizes, streams=tuple(streams), threads=tuple(threads), duration_s=duration_s, scope=scope)
+    plan = Plan(
+        batches=sizes,
+        streams=tuple(streams),
+        threads=tuple(threads),
+        duration_s=duration_s,
+        scope=scope,
+        scenario=scenario,
+        cut_off=cut_off,
+    )
     feeds = sample_feeds(model, count, seed=seed)
     path = graph_path(model)
     contenders = []
@@ -159,7 +173,6 @@ def measure_model(
         model=model,
         path=path,
         plan=plan,
-        scenario=scenario,
         rows=rows,
         left_out=left_out,
         work=work,
