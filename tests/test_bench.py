@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from resnet_onnx.bench import record, roofline
 from resnet_onnx.bench.child import Worker, enlarge
-from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample
+from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
 from resnet_onnx.bench.measure import Contender, Plan, Row, measure
 from resnet_onnx.bench.processes import Child, ChildDied
 from runtimes import files
@@ -86,6 +86,57 @@ def test_every_contender_is_measured_at_every_batch_and_number_of_streams(tiny: 
     assert speed[0] == pytest.approx(3 / (np.median(rows[2].times_ns) / 1e9))
 
 
+def test_streams_and_threads_are_arranged_by_the_runtime_itself(tiny: Path) -> None:
+    contenders = [
+        Contender(runtime=name, source=ModelSource(path=tiny), device="cpu") for name in ("ort-cpu", "openvino")
+    ]
+    plan = Plan(batches=(1,), streams=(1, 2, None), threads=(1, 2), duration_s=0.1)
+    rows = measure(contenders, FEEDS, plan)
+    assert [row.error for row in rows] == [None] * 12
+    found = {(r.contender.runtime, r.contender.options.streams, r.contender.options.threads): r for r in rows}
+    assert len(found) == 12
+    arranged = {key: (row.opened.recorded if row.opened else {}) for key, row in found.items()}
+    for threads in (1, 2):
+        assert arranged["ort-cpu", 1, threads]["sessions"] == 1
+        assert arranged["ort-cpu", 2, threads]["sessions"] == 2
+        assert arranged["openvino", 2, threads]["streams"] == 2
+        assert arranged["ort-cpu", 2, threads]["threads"] == 2, "each stream has one at least"
+        assert found["ort-cpu", None, threads].streams == threads, "a thread to each"
+        assert found["openvino", None, threads].streams == arranged["openvino", None, threads]["streams"]
+    assert (arranged["ort-cpu", 1, 1]["threads"], arranged["ort-cpu", 1, 2]["threads"]) == (1, 2)
+
+
+def test_torch_shares_its_threads_out_among_the_streams() -> None:
+    source = ModelSource(factory=f"{__name__}:counting_program")
+    contender = Contender(runtime="torch", source=source, device="cpu", options=RuntimeOptions(threads=4))
+    with Child("torch") as child:
+        for streams, each in ((1, 4), (2, 2), (8, 1)):
+            options = replace(contender.options, streams=streams)
+            opened = child.call("open", runtime="torch", source=source, device="cpu", options=options)
+            assert (opened.streams, opened.recorded["threads"]) == (streams, streams * each)
+            child.call(
+                "prepare", row=0, feeds={"x": np.array([[each]], np.float32)}, batch=1, scope="device", limit_s=0.1
+            )
+            child.call("sample", row=0, seconds=0.01, discard=0)
+            child.call("release", row=0)
+
+
+def counting_program() -> Any:
+    """Fails where torch may use another number of threads than its input says."""
+    import torch
+
+    from runtimes.spec import TorchProgram
+
+    class Counting(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.get_num_threads() != int(x[0, 0]):
+                raise RuntimeError(f"{torch.get_num_threads()} threads")
+            return x
+
+    spec = TensorSpec("x", np.dtype(np.float32), ("batch", 1))
+    return TorchProgram(module=Counting(), inputs=(spec,), outputs=(replace(spec, name="y"),))
+
+
 def test_rows_take_turns(tiny: Path) -> None:
     told: list[str] = []
     plan = Plan(batches=(1, 2), duration_s=0.3, precision_target=1e-9)
@@ -116,6 +167,78 @@ def test_several_streams_are_rated_by_what_they_complete_together() -> None:
     assert record.latency_ms(row)["p50"] == 10.0
 
 
+def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
+    plan = Plan(batches=(3,), streams=(2,), scenario="offline", duration_s=1.5)
+    (row,) = measure([ort(tiny)], FEEDS, plan)
+    assert row.error is None
+    assert row.at_once > 100, "runs of some tens of microseconds make a large set"
+    assert np.median(row.times_ns) > 1e8, "a set lasts about half a second"
+    speed = record.images_per_second(row)
+    assert speed is not None
+    assert speed[0] == pytest.approx(3 * row.at_once / (np.median(row.times_ns) / 1e9))
+    found = record.result(
+        row,
+        model="tiny",
+        precision="fp32",
+        share=roofline.share(None, None, None, "fp32"),
+        multiply_adds=None,
+        raw=True,
+    )
+    assert (found["scenario"], found["samples_at_once"]) == ("offline", 3 * row.at_once)
+
+
+def test_a_cut_off_ends_the_larger_batches_of_a_runtime_and_of_no_other() -> None:
+    def contender(fixed_s: float, each_s: float) -> Contender:
+        arguments = {"fixed_s": fixed_s, "each_s": each_s}
+        return Contender(
+            runtime="torch", source=ModelSource(factory=f"{__name__}:waiting_program", arguments=arguments)
+        )
+
+    feeds = {"x": np.ones((1, 1), np.float32)}
+    plan = Plan(batches=(8, 1, 2, 4), duration_s=0.4, cut_off=0.2)
+    saturated, growing = contender(0.0, 0.02), contender(0.05, 0.001)
+    rows = measure([saturated, growing], feeds, plan)
+    first = {row.batch: row for row in rows[:4]}
+    assert [batch for batch, row in sorted(first.items()) if row.slices] == [1, 2]
+    assert first[4].cut_off == first[8].cut_off
+    assert first[4].cut_off.startswith("batch 2 brought ")
+    assert all(row.slices and not row.cut_off and row.error is None for row in rows[4:])
+    assert all(row.slices for row in measure([saturated], feeds, replace(plan, cut_off=None)))
+
+
+def waiting_program(fixed_s: float, each_s: float) -> Any:
+    """Takes a time for a run and one for each sample."""
+    import torch
+
+    from runtimes.spec import TorchProgram
+
+    class Waiting(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(fixed_s + each_s * len(x))
+            return x
+
+    spec = TensorSpec("x", np.dtype(np.float32), ("batch", 1))
+    return TorchProgram(module=Waiting(), inputs=(spec,), outputs=(replace(spec, name="y"),))
+
+
+def test_a_cut_off_ends_with_the_batch_that_fails(tiny: Path) -> None:
+    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1, 2**40, 2**41), duration_s=0.1, cut_off=0.01))
+    assert isinstance(rows[1].error, OutOfMemory)
+    assert (rows[2].error, rows[2].cut_off) == (None, "batch 1099511627776 failed already")
+
+
+def test_the_front_has_what_no_other_row_beats() -> None:
+    def one(speed: float | None, p50: float | None, scenario: str = "throughput") -> dict[str, Any]:
+        return {"images_per_second": speed, "latency_ms": {"p50": p50}, "scenario": scenario}
+
+    found = record.mark(
+        [one(10, 100), one(20, 200), one(15, 250), one(20, 210), one(None, None), one(25, 9, "offline"), one(10, 100)]
+    )
+    assert [row["pareto"] for row in found] == [True, True, False, False, False, False, True]
+    assert [row["best"] for row in found] == [False, False, False, False, False, True, False]
+    assert [row["best"] for row in record.mark([one(None, None)])] == [False]
+
+
 def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
     source = ModelSource(factory=f"{__name__}:slow_program")
     plan = Plan(batches=(1,), duration_s=2.5)
@@ -144,7 +267,9 @@ def slow_program() -> Any:
     return TorchProgram(module=Slow(), inputs=(spec,), outputs=(replace(spec, name="y"),))
 
 
-@pytest.mark.parametrize("wrong", [{"batches": (0,)}, {"batches": ()}, {"streams": (0,)}, {"duration_s": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"batches": (0,)}, {"batches": ()}, {"streams": (0,)}, {"threads": (0,)}, {"duration_s": 0.0}]
+)
 def test_a_plan_that_measures_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Plan(**wrong)
@@ -184,7 +309,7 @@ def test_a_killed_child_takes_one_row_with_it_and_the_others_go_on(tiny: Path) -
     for row in rows:
         if row is not killed:
             assert row.error is None
-            assert row.spent_s >= 0.4
+            assert len(row.slices) >= 3
 
 
 def test_a_child_that_dies_while_it_opens_is_an_error_in_all_its_rows(tiny: Path) -> None:
@@ -290,7 +415,7 @@ def test_enlarge_repeats_samples_and_leaves_fixed_inputs_alone() -> None:
 def test_memory_does_not_grow_with_the_number_of_rounds(tiny: Path) -> None:
     worker = Worker()
     worker.open("ort-cpu", ModelSource(path=tiny), None, RuntimeOptions(threads=1))
-    worker.prepare(0, FEEDS, 2, 1, "device", 0.2)
+    worker.prepare(0, FEEDS, 2, "device", 0.2)
 
     def rounds(count: int) -> int:
         for _ in range(count):
@@ -338,6 +463,19 @@ def test_a_sample_is_the_time_of_one_run(sleeper: Callable[[float], Any]) -> Non
 def test_two_streams_complete_twice_as_much_of_what_only_waits(sleeper: Callable[[float], Any]) -> None:
     found = sample([sleeper(0.02), sleeper(0.02)], seconds=0.3)
     assert 60 <= found.runs_per_s <= 100
+
+
+def test_a_set_is_timed_until_its_last_run_is_done(sleeper: Callable[[float], Any]) -> None:
+    found = sample_sets([sleeper(0.02), sleeper(0.02)], runs=5, seconds=0.1)
+    assert found.times_ns.size >= 2
+    assert np.median(found.times_ns) >= 60e6, "five runs on two streams are three after each other"
+    assert np.median(found.times_ns) < 95e6, "the streams work beside each other"
+    assert found.runs_per_s == pytest.approx(5 * found.times_ns.size / (found.times_ns.sum() / 1e9))
+
+
+def test_a_slow_stream_leaves_the_set_to_the_others(sleeper: Callable[[float], Any]) -> None:
+    found = sample_sets([sleeper(0.01), sleeper(0.1)], runs=11, seconds=0)
+    assert found.times_ns[0] < 180e6, "shared out evenly, the slow one alone would take 500 ms"
 
 
 def test_an_error_in_one_of_several_streams_is_raised(sleeper: Callable[[float], Any]) -> None:
@@ -499,6 +637,30 @@ def test_a_share_of_something_unknown_is_unknown() -> None:
     assert roofline.share(work, 5.0, PEAKS, "int8").bound is None
 
 
+def test_an_int8_model_is_set_beside_the_int8_peak() -> None:
+    peaks = replace(PEAKS, gflops={"fp32": 100.0, "int8": 400.0})
+    dense = roofline.Work(multiply_adds=500_000_000, elements=1_000_000)
+    found = roofline.share(dense, 100.0, peaks, "int8")
+    assert (found.peak_gflops, found.fraction, found.bound) == (400.0, 0.25, "compute")
+    thin = roofline.Work(multiply_adds=5_000_000, elements=25_000_000)  # 2.5 ms: an element is a byte
+    assert roofline.share(thin, 100.0, peaks, "int8").limit_fraction == pytest.approx(0.25)
+
+
+def test_the_int8_product_is_computed_with_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtimes.registry import open_runtime
+
+    monkeypatch.setattr(roofline, "_SIDE", 64)
+    path = tmp_path / "product.onnx"
+    path.write_bytes(roofline._int8_product())
+    feeds = {"x": np.full((64, 64), 2, np.uint8)}
+    for name in ("openvino", "ort-cpu"):
+        with open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=1)) as runtime:
+            assert runtime.run(feeds)["y"].shape == (64, 64)
+            if name == "openvino":
+                (product,) = [node for node in runtime.placement() if node.operator in ("FullyConnected", "MatMul")]
+                assert product.provider.endswith("I8"), product.provider
+
+
 def test_peaks_are_measured_once_and_again_when_stale() -> None:
     for old in files.cache_dir("peaks").glob("*.json"):
         old.unlink()
@@ -506,6 +668,9 @@ def test_peaks_are_measured_once_and_again_when_stale() -> None:
     assert first is not None
     assert first.gflops["fp32"] > 0.5
     assert first.bandwidth_gbs > 0.1
+    assert first.gflops["int8"] > 0.5
+    assert first.measured_with["int8"] in ("torch", "openvino", "ort-cpu")
+    assert first.measured_with["fp32"] == "torch"
     (note,) = files.cache_dir("peaks").glob("*.json")
     kept = json.loads(note.read_text())
     note.write_text(json.dumps({**kept, "undisturbed": True, "gflops": {"fp32": 123.0}}))

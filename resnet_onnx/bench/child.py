@@ -6,6 +6,7 @@ print goes to stderr. The child ends when its parent does: stdin then ends, even
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import queue
@@ -16,17 +17,25 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, WarmUp, sample, warm_up
+from resnet_onnx.bench.clock import Slice, WarmUp, sample, sample_sets, warm_up
 from runtimes import nvidia
 from runtimes.base import Prepared, Runtime
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+
+if TYPE_CHECKING:
+    from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario
+
+SET_S = 0.5
+"""Least time of a set in the offline scenario: its end, where streams wait for the last one, then hardly counts."""
+
+_FEWEST_PER_STREAM = 2
 
 Request = tuple[str, dict[str, Any]]
 """A method of ``Worker`` and its keyword arguments."""
@@ -42,6 +51,7 @@ class Opened:
         recorded: Options as they were really set.
         placement: How many nodes each provider runs on each device, ``"provider, device"`` → count.
         inputs: Specs of the model's inputs.
+        streams: How many concurrent runs it is arranged for.
     """
 
     version: str
@@ -49,6 +59,7 @@ class Opened:
     recorded: Mapping[str, Any]
     placement: Mapping[str, int]
     inputs: tuple[TensorSpec, ...]
+    streams: int = 1
 
 
 class Worker:
@@ -58,6 +69,7 @@ class Worker:
         self._runtime: Runtime | None = None
         self._gpu: nvidia.Gpu | None = None
         self._rows: dict[int, list[Prepared]] = {}
+        self._sets: dict[int, int] = {}
 
     def open(self, runtime: str, source: ModelSource, device: str | None, options: RuntimeOptions) -> Opened:
         """Opens the model."""
@@ -71,15 +83,16 @@ class Worker:
             recorded=dict(opened.recorded),
             placement=dict(counts.most_common()),
             inputs=opened.inputs,
+            streams=opened.streams,
         )
 
-    def prepare(self, row: int, feeds: Feeds, batch: int, streams: int, scope: Scope, limit_s: float) -> WarmUp:
-        """Prepares one row and warms it up."""
+    def prepare(self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float) -> WarmUp:
+        """Prepares one row, a run for each of the runtime's streams, and warms it up."""
         runtime = self._opened()
         whole = enlarge(feeds, runtime.inputs, batch)
         prepared: list[Prepared] = []
         try:
-            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(streams))
+            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
             answer = warm_up(prepared, limit_s=limit_s)
         except BaseException:
             for each in prepared:
@@ -88,15 +101,37 @@ class Worker:
         self._rows[row] = prepared
         return answer
 
+    def prepare_set(
+        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, at_once: float | None
+    ) -> WarmUp:
+        """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
+        warm = self.prepare(row, feeds, batch, scope, limit_s)
+        streams = len(self._rows[row])
+        runs = int(at_once or 0) or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
+        self._sets[row] = runs
+        return replace(warm, at_once=runs, run_s=warm.run_s * runs / streams)
+
     def sample(self, row: int, seconds: float, discard: int) -> Slice:
         """Takes the samples of one round of a row."""
-        taken = sample(self._rows[row], seconds=seconds, discard=discard)
+        if row in self._sets:
+            taken = sample_sets(self._rows[row], runs=self._sets[row], seconds=seconds)
+        else:
+            taken = sample(self._rows[row], seconds=seconds, discard=discard)
         return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
 
     def release(self, row: int) -> None:
         """Frees what a row holds."""
+        self._sets.pop(row, None)
         for prepared in self._rows.pop(row, ()):
             prepared.close()
+
+    def loadgen(
+        self, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float
+    ) -> Harnessed:
+        """Runs MLPerf's LoadGen."""
+        from resnet_onnx.bench.loadgen import run_loadgen
+
+        return run_loadgen(self._opened(), feeds, batch, scenario, duration_s, warm_up_s)
 
     def peaks(self, threads: int) -> Any:
         """Measures the machine's peaks."""

@@ -41,6 +41,9 @@ _WORK = ("model", "precision", "scope")
 
 _PLACE = ("runtime", "batch", "streams")
 
+_ASKED = ("threads", "scenario")
+"""What tells rows of one place apart; absent from results of earlier versions, which had one such row."""
+
 _SETTINGS = ("threads", "dtype", "tf32", "autocast", "memory_format")
 """Recorded options whose change explains a change of speed."""
 
@@ -214,7 +217,7 @@ def _match(
 ) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any]]], list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Pairs rows by `fields` and device; a row that never opened has no device and matches any."""
     for which, rows in (("BASE", base), ("NEW", new)):
-        keys = [(*(row[name] for name in fields), row["device"]) for row in rows]
+        keys = [(*(row[name] for name in fields), *map(row.get, _ASKED), row["device"]) for row in rows]
         if len(set(keys)) < len(keys):
             twice = next(row for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1)
             raise BadData(f"{which} has two rows of {_named(twice)}: which one is meant can't be told")
@@ -225,6 +228,7 @@ def _match(
             other
             for other in left
             if all(row[name] == other[name] for name in fields)
+            and all(row[name] == other[name] for name in _ASKED if name in row and name in other)
             and (row["device"] == other["device"] or None in (row["device"], other["device"]))
         ]
         if fit:
@@ -299,7 +303,7 @@ def _speed(row: Mapping[str, Any]) -> Speed | None:
     figure comes from the runs completed in each round, as ``bench`` wrote it.
     """
     raw = row["raw_ns"]
-    if row["streams"] == 1 and raw and any(raw):
+    if row["streams"] == 1 and row.get("scenario") != "offline" and raw and any(raw):
         found = median_interval(np.concatenate([np.asarray(part, np.float64) for part in raw]))
         if found.low is None or found.high is None:
             return row["batch"] / found.median * 1e9, None

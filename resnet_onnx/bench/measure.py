@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +20,15 @@ from resnet_onnx.bench.child import Opened
 from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
 from resnet_onnx.bench.processes import Child, ChildDied
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
+from runtimes.base import usable_cores
 from runtimes.errors import ToolkitError, UsageError
 from runtimes.nvidia import Sensors
+from runtimes.registry import adapter
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
 
-Scenario = Literal["latency", "throughput"]
+Scenario = Literal["latency", "throughput", "offline"]
+"""One run at a time; several beside each other; or all samples handed over at once, timed until the last is done."""
+
 Progress = Callable[[str], None]
 
 PRECISION_TARGET = 0.01
@@ -35,7 +39,7 @@ ENOUGH_SAMPLES = samples_needed(90)
 """A row goes on until p90 can be reported, where `duration` allows it."""
 
 _SLICES_PER_ROW, _SLICE_S, _RUNS_PER_SLICE = 8, (0.05, 1.0), 3
-_LONGEST_WARM_UP_S = 5.0
+LONGEST_WARM_UP_S = 5.0
 
 _DISCARD_UP_TO_S = 0.25
 """The first run of a slice, which finds the caches full of another process's data, is discarded where runs are shorter.
@@ -66,23 +70,30 @@ class Plan:
 
     Attributes:
         batches: Batch sizes.
-        streams: Numbers of concurrent runs.
+        streams: Numbers of concurrent runs; None is as many as each runtime does best with.
+        threads: Numbers of CPU threads over all streams together; None is all usable cores.
         duration_s: Measuring time of a row at most, its warm-up excluded.
         scope: ``device`` or ``end-to-end``.
+        scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
+        cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
+            None measures all.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
         seed: Of the order in which rows take turns.
     """
 
     batches: tuple[int, ...] = (1, 8)
-    streams: tuple[int, ...] = (1,)
+    streams: tuple[int | None, ...] = (1,)
+    threads: tuple[int | None, ...] = (None,)
     duration_s: float = 5.0
     scope: Scope = "device"
+    scenario: Scenario | None = None
+    cut_off: float | None = None
     precision_target: float = PRECISION_TARGET
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, values in (("batch", self.batches), ("streams", self.streams)):
-            if not values or min(values) < 1:
+        for name, values in (("batch", self.batches), ("streams", self.streams), ("threads", self.threads)):
+            if not values or any(value is not None and value < 1 for value in values):
                 raise UsageError(f"{name} must be at least 1, not {', '.join(map(str, values)) or 'nothing'}")
         if not self.duration_s > 0:
             raise UsageError(f"duration must be more than 0 seconds, not {self.duration_s}")
@@ -93,28 +104,56 @@ class Row:
     """One row while it is measured, and what came of it.
 
     Attributes:
-        contender: Which model on which runtime.
+        contender: Which model on which runtime, with its streams and threads among the options.
         batch: Batch size.
         streams: Concurrent runs.
         scope: What a run covers.
+        asked: The scenario that was asked for, or None.
         opened: What the runtime says of itself, or None where it was never opened.
         warm_up: How the warm-up went, or None.
         slices: The samples, a slice per round.
         error: Why the row could not be measured to its end, or None.
+        cut_off: Why it was not measured although nothing went wrong, or "".
+        harness: What another's harness said of it, or None where it was measured by our own rules.
     """
 
     contender: Contender
     batch: int
     streams: int
     scope: Scope
+    asked: Scenario | None = None
     opened: Opened | None = None
     warm_up: WarmUp | None = None
     slices: list[Slice] = field(default_factory=list)
     error: ToolkitError | None = None
+    cut_off: str = ""
+    harness: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
+        return f"{self.contender.runtime} batch {self.batch}{self._arrangement()}"
+
+    def _arrangement(self) -> str:
         streams = f", {self.streams} streams" if self.streams > 1 else ""
-        return f"{self.contender.runtime} batch {self.batch}{streams}"
+        threads = self.contender.options.threads
+        return streams + ("" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}")
+
+    @property
+    def scenario(self) -> Scenario:
+        """What a sample is."""
+        return self.asked or ("latency" if self.streams == 1 else "throughput")
+
+    @property
+    def at_once(self) -> float:
+        """Runs that are handed over together: 1, except in the offline scenario."""
+        return self.warm_up.at_once if self.warm_up is not None else 1
+
+    @property
+    def expected_images_per_second(self) -> float | None:
+        """What the warm-up promises, or None where there was none."""
+        if self.warm_up is None:
+            return None
+        together = self.at_once if self.scenario == "offline" else self.streams
+        return self.batch * together / self.warm_up.run_s
 
     @property
     def spent_s(self) -> float:
@@ -140,10 +179,13 @@ class Row:
         """Returns what the images per second are computed from, or None without samples.
 
         With one stream that is the time of a run; with several, the time from one completed run to the next, one value
-        a round: they share the machine, so that their single times say nothing of it.
+        a round: they share the machine, so that their single times say nothing of it. In the offline scenario it is the
+        time of a whole set over its runs.
         """
         if not self.slices:
             return None
+        if self.scenario == "offline":
+            return median_interval(self.times_ns / 1e9 / self.at_once)
         if self.streams > 1:
             return median_interval(np.array([1 / part.runs_per_s for part in self.slices]))
         return median_interval(self.times_ns / 1e9)
@@ -152,37 +194,79 @@ class Row:
 def measure(
     contenders: Sequence[Contender], feeds: Feeds, plan: Plan, *, progress: Progress = lambda _: None
 ) -> list[Row]:
-    """Measures every contender at every batch size and number of streams.
+    """Measures every contender at every batch size, number of streams and number of threads.
+
+    Each number of streams and threads has a process of its own: a runtime arranges itself for them when it opens.
 
     Args:
-        contenders: The runtimes.
+        contenders: The runtimes; the plan's streams and, where it has any, threads take the place of their own.
         feeds: Inputs of any number of samples; a row repeats them up to its batch.
         plan: Sizes, times and targets.
         progress: Told what is going on, between the slices.
 
     Returns:
-        Rows by contender, batch and streams, in the order asked. A row that ran out of memory, failed, or whose
-        process died has its ``error`` set; the others are not affected.
+        Rows by contender, batch, streams and threads, in the order asked. A row that ran out of memory, failed, or
+        whose process died has its ``error`` set; the others are not affected.
     """
     rows = [
-        Row(contender=contender, batch=batch, streams=streams, scope=plan.scope)
-        for contender in contenders
+        Row(
+            contender=arranged,
+            batch=batch,
+            streams=arranged.options.streams or usable_cores(),  # its own choice is known when it is opened
+            scope=plan.scope,
+            asked=plan.scenario,
+        )
+        for arrangements in (_arrangements(contender, plan) for contender in contenders)
         for batch in plan.batches
-        for streams in plan.streams
+        for arranged in arrangements
     ]
     with _Crew(rows, feeds, plan) as crew:
         progress(f"opening {', '.join(dict.fromkeys(c.runtime for c in contenders))}")
         crew.open()
-        for index, row in enumerate(rows):
-            progress(f"warming up {row}")
-            crew.prepare(index)
+        _warm_up(crew, rows, plan, progress)
         _rounds(crew, rows, plan, progress)
     return rows
 
 
+def _warm_up(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) -> None:
+    """Prepares all rows, the smaller batches first; where there is a cut-off, as many as it allows.
+
+    The warm-ups decide, so that the rows which are measured still take turns from the first round on.
+    """
+    best: dict[int, float] = {}
+    ended: dict[int, str] = {}
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].batch):
+        row = rows[index]
+        key = id(row.contender)
+        if key in ended:
+            row.cut_off = ended[key]
+            continue
+        progress(f"warming up {row}")
+        crew.prepare(index)
+        if plan.cut_off is None or row.opened is None:
+            continue
+        now, before = row.expected_images_per_second, best.get(key)
+        if now is None:
+            ended[key] = f"batch {row.batch} failed already"
+        elif before is not None and now < before * (1 + plan.cut_off):
+            ended[key] = f"batch {row.batch} brought {100 * (now / before - 1):+.1f} % throughput"
+        best[key] = max(now or 0.0, before or 0.0)
+
+
+def _arrangements(contender: Contender, plan: Plan) -> list[Contender]:
+    """Returns a contender once for every number of streams and threads; threads of the CPU change nothing on a GPU."""
+    on_cpu = adapter(contender.runtime).resolve_device(contender.device) == "cpu"
+    own = contender.options.threads
+    return [
+        replace(contender, options=replace(contender.options, streams=streams, threads=threads or own))
+        for streams in plan.streams
+        for threads in (plan.threads if on_cpu else plan.threads[:1])
+    ]
+
+
 def _rounds(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) -> None:
     order = random.Random(plan.seed)
-    waiting = [index for index, row in enumerate(rows) if row.error is None]
+    waiting = [index for index, row in enumerate(rows) if row.error is None and not row.cut_off]
     number = 0
     while waiting:
         number += 1
@@ -214,7 +298,9 @@ def _done(row: Row, plan: Plan) -> bool:
     run_s = row.warm_up.run_s if row.warm_up else 0.0
     if row.spent_s + (_discarded_runs(row) + 1) * run_s >= plan.duration_s:
         return True  # no further timed run fits
-    if len(row.slices) < FEWEST_ROUNDS or row.times_ns.size < ENOUGH_SAMPLES:
+    # The times of whole sets are few, and no percentiles of anybody's waiting time.
+    enough = 0 if row.scenario == "offline" else ENOUGH_SAMPLES
+    if len(row.slices) < FEWEST_ROUNDS or row.times_ns.size < enough:
         return False
     interval = row.seconds_per_run()
     return interval is not None and interval.relative_half_width <= plan.precision_target
@@ -247,15 +333,18 @@ class _Crew:
         row = self._rows[index]
         if row.error is not None:
             return
+        method, more = "prepare", {}
+        if row.scenario == "offline":  # a row that is prepared anew keeps its set
+            method, more = "prepare_set", {"at_once": row.warm_up.at_once if row.warm_up else None}
         with self._recorded(index):
             row.warm_up = self._child(row).call(
-                "prepare",
+                method,
                 row=index,
                 feeds=self._feeds,
                 batch=row.batch,
-                streams=row.streams,
                 scope=row.scope,
-                limit_s=min(_LONGEST_WARM_UP_S, self._plan.duration_s),
+                limit_s=min(LONGEST_WARM_UP_S, self._plan.duration_s),
+                **more,
             )
 
     def sample(self, index: int, seconds: float) -> None:
@@ -290,7 +379,7 @@ class _Crew:
                 row.error = error
         else:
             for row in rows:
-                row.opened = opened
+                row.opened, row.streams = opened, opened.streams
 
     @contextlib.contextmanager
     def _recorded(self, index: int) -> Iterator[None]:

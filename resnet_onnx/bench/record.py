@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from resnet_onnx.bench.measure import Plan, Row, Scenario, describe
+from resnet_onnx.bench.measure import Plan, Row, describe
 from resnet_onnx.bench.roofline import Share
 from resnet_onnx.bench.statistics import (
     PERCENTILES,
@@ -48,13 +48,14 @@ def unstable_reason(row: Row) -> str | None:
     if seen.stolen_share > STOLEN_LIMIT:
         reasons.append(f"the hypervisor took {seen.stolen_share * seen.cores:.1f} of {seen.cores} cores away")
     switches = seen.switches_per_s / seen.cores
-    if switches > SWITCHES_LIMIT:
+    # Several streams, and the threads of a harness, take the cores from each other too.
+    if switches > SWITCHES_LIMIT and row.streams == 1 and row.harness is None:
         reasons.append(f"the threads lost their core {switches:.0f} times a second")
     reasons += _gpu_problems(row)
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:
         count = 0 if interval is None else int(interval.effective_samples)
-        reasons.append(f"{count} independent samples are too few for a 95 % interval")
+        reasons.append(f"{count} independent sample{'s are' if count != 1 else ' is'} too few for a 95 % interval")
     elif interval.relative_half_width > WIDTH_LIMIT:
         reasons.append(f"the 95 % interval is ±{100 * interval.relative_half_width:.0f} %")
     return "; ".join(reasons) or None
@@ -108,7 +109,7 @@ def latency_ms(row: Row) -> dict[str, float | None]:
 
 
 def result(
-    row: Row, *, model: str, precision: str, scenario: Scenario, share: Share, multiply_adds: int | None, raw: bool
+    row: Row, *, model: str, precision: str, share: Share, multiply_adds: int | None, raw: bool
 ) -> dict[str, Any]:
     """Returns one row as plain values.
 
@@ -116,7 +117,6 @@ def result(
         row: What was measured.
         model: Its name.
         precision: Of the arithmetic in the file.
-        scenario: ``latency`` or ``throughput``.
         share: The row beside the machine's limit.
         multiply_adds: Per image, or None.
         raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
@@ -135,7 +135,10 @@ def result(
         "precision": precision,
         "batch": row.batch,
         "streams": row.streams,
-        "scenario": scenario,
+        "threads": row.contender.options.threads,
+        "scenario": row.scenario,
+        "samples_at_once": round(row.batch * row.at_once) if row.scenario == "offline" else None,
+        "harness": dict(row.harness) if row.harness is not None else None,
         "scope": row.scope,
         "includes_transfers": row.scope == "end-to-end",
         "images_per_second": speed[0] if speed else None,
@@ -164,18 +167,49 @@ def result(
     }
 
 
+def mark(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds to each row whether it is the ``best`` of all, and whether it is on the ``pareto`` front.
+
+    The best has the most images per second. A row is on the front where no other one has at least its images per second
+    in at most its median latency. The offline scenario knows no latency of a request, so that its rows are not.
+    """
+    speeds = [row["images_per_second"] for row in results]
+    most = max((speed for speed in speeds if speed is not None), default=None)
+    points = {
+        index: (row["images_per_second"], -row["latency_ms"]["p50"])
+        for index, row in enumerate(results)
+        if row["images_per_second"] is not None and row["scenario"] != "offline"
+    }
+    beaten = {
+        index
+        for index, (speed, quickness) in points.items()
+        if any(other[0] >= speed and other[1] >= quickness and other != (speed, quickness) for other in points.values())
+    }
+    return [
+        {
+            **row,
+            "best": most is not None and row["images_per_second"] == most,
+            "pareto": index in points.keys() - beaten,
+        }
+        for index, row in enumerate(results)
+    ]
+
+
 def error_document(error: Any) -> dict[str, Any]:
     """Returns an error of the program's own tree as plain values."""
     return {"kind": error.kind, "message": error.message, "fix": error.fix}
 
 
-def document(results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
+def document(
+    results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping[str, Any], skipped: Sequence[Row] = ()
+) -> dict[str, Any]:
     """Returns the whole result: rows, and what is needed to trust and repeat them.
 
     Args:
         results: One ``result`` a row.
         plan: What was asked for.
         about: ``made``, ``tool``, ``command``, ``model`` and ``environment``.
+        skipped: Rows that the cut-off left out.
     """
     return {
         "schema": SCHEMA,
@@ -184,10 +218,14 @@ def document(results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping
         "settings": {
             "batches": list(plan.batches),
             "streams": list(plan.streams),
+            "threads": list(plan.threads),
             "scope": plan.scope,
+            "scenario": plan.scenario,
+            "cut_off": plan.cut_off,
             "duration_s": plan.duration_s,
             "precision_target": plan.precision_target,
             "order_seed": plan.seed,
         },
+        "skipped": [{"row": str(row), "reason": row.cut_off} for row in skipped],
         "results": [dict(row) for row in results],
     }

@@ -17,28 +17,24 @@ from resnet_onnx.cli.options import (
     model_options,
     runtime_option,
     save_option,
-    threads_option,
 )
 from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.measure import Plan, Row, Scenario
-    from resnet_onnx.bench.roofline import Peaks, Work
+    from resnet_onnx.bench.measure import Plan, Scenario
     from resnet_onnx.workflow import Model, Request
-    from runtimes.spec import Feeds, RuntimeOptions, Scope
+    from runtimes.spec import RuntimeOptions, Scope
 
 _DEFAULT_MODEL = "resnet50"
-_DEFAULT_BATCHES = (1, 8)
-_PICTURES = 16
-"""Distinct sample pictures in a batch; a larger batch repeats them, since the time of a run does not depend on them."""
 
 
 @make_command("bench", example="resnet-onnx bench resnet50 --runtime torch,ort-cpu,openvino --batch 1,8")
 @model_options(required=False)
 @runtime_option(default="all", several=True)
 @click.option("--batch", type=WholeNumbers(), help="Batch sizes.  [default: 1,8, or the model's own fixed batch]")
-@click.option("--streams", type=WholeNumbers(), help="Concurrent runs.  [default: 1]")
+@click.option("--streams", type=WholeNumbers(), help="Concurrent runs.  [default: 1, or each runtime's own best]")
+@click.option("--threads", type=WholeNumbers(), help="CPU threads, all streams together.  [default: all usable cores]")
 @click.option(
     "--duration",
     type=click.FloatRange(0, min_open=True),
@@ -48,8 +44,14 @@ _PICTURES = 16
 )
 @click.option(
     "--scenario",
-    type=click.Choice(["latency", "throughput"]),
-    help="One run at a time, or as many as --streams.  [default: by --streams]",
+    type=click.Choice(["latency", "throughput", "offline"]),
+    help="One run at a time, several beside each other, or all samples at once.  [default: by --streams]",
+)
+@click.option(
+    "--cut-off",
+    type=click.FloatRange(0, 1000),
+    metavar="PERCENT",
+    help="No larger batch once throughput grew by less than this.  [default: measure every batch]",
 )
 @click.option(
     "--scope",
@@ -58,8 +60,11 @@ _PICTURES = 16
     show_default=True,
     help="Device memory to device memory, or host array to host array with copies.",
 )
+@click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
+@click.option(
+    "--harness-logs", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the harness's own logs."
+)
 @device_option
-@threads_option
 @tuning_options
 @save_option
 def command(
@@ -71,9 +76,12 @@ def command(
     streams: tuple[int, ...] | None,
     duration: float,
     scenario: Scenario | None,
+    cut_off: float | None,
     scope: Scope,
+    harness: str | None,
+    harness_logs: Path | None,
     device: str | None,
-    threads: int | None,
+    threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
     save: Path | None,
 ) -> None:
@@ -81,79 +89,64 @@ def command(
 
     A row ends when the 95 % interval of its median is within 1 %, or after --duration.
     """
-    import sys
-    import time
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
-    from resnet_onnx import __version__, workflow
+    from resnet_onnx import workflow
     from runtimes import files, registry
-    from runtimes.environment import describe_machine
 
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
+    _check_harness(harness, harness_logs, streams=streams, threads=threads, scenario=scenario, cut_off=cut_off)
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     problem = early_problem(request)
     registry.require_all(names, device=device)
+    if harness is not None:
+        from resnet_onnx.bench.loadgen import require_loadgen
+
+        require_loadgen()
     if problem is not None:
         raise problem
 
-    from resnet_onnx.bench import record, roofline
-    from resnet_onnx.bench.measure import Contender, Plan, measure
-
     with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
-        names, left_out = workflow.runnable(model, names, chosen_by_all="all" in runtimes.split(","))
-        batches, count = _batches(model, batch)
-        plan = Plan(batches=batches, streams=chosen_streams, duration_s=duration, scope=scope)
-        feeds = workflow.sample_feeds(model, count, seed=request.seed)
-        path = workflow.graph_path(model)
-        contenders = []
-        for name in names:
-            options = workflow.tuned(model, name, replace(tuning, threads=threads), batches)
-            found = workflow.source(model, name, device=device, options=options, batches=batches)
-            contenders.append(Contender(runtime=name, source=found, device=device, options=options))
-        shapes = {size: _shapes(feeds, workflow.specs(model), size) for size in batches}
-        work = {size: roofline.count_work(path, shapes[size]) if path else None for size in batches}
         for note in model.notes:
             terminal.note(f"{model.name}: {note}")
-        if left_out:
-            terminal.note(f"left out: {', '.join(left_out)} (the torch weights of this file are not at hand)")
-        rows = measure(contenders, feeds, plan, progress=status.update)
-        if all(row.error is not None and not row.slices for row in rows):
-            raise next(row.error for row in rows if row.error is not None)
-        status.update("measuring the machine's peak")
-        peaks = _peaks(rows)
-
-    def results(*, raw: bool) -> list[dict[str, Any]]:
-        return [_result(row, model, scenario, work[row.batch], peaks, raw) for row in rows]
-
-    environment = describe_machine()
-    about = {
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "tool": f"resnet-onnx {__version__}",
-        "command": ["resnet-onnx", *sys.argv[1:]],
-        "model": _about(model, path),
-        "environment": {
-            **environment,
-            "peaks": {str(threads): asdict(found) for threads, found in peaks.items() if found is not None},
-        },
-    }
-    shown = results(raw=False)
-    _print(terminal, model, environment, shown, plan)
-    if any(found is not None and not found.undisturbed for found in peaks.values()):
+        measured = workflow.measure_model(
+            model,
+            names,
+            chosen_by_all="all" in runtimes.split(","),
+            batches=batch,
+            streams=chosen_streams,
+            duration_s=duration,
+            scenario=scenario,
+            cut_off=None if cut_off is None else cut_off / 100,
+            scope=scope,
+            device=device,
+            threads=threads or (None,),
+            tuning=tuning,
+            seed=request.seed,
+            harness=None if harness is None else workflow.Harness(logs=harness_logs),
+            progress=status.update,
+        )
+    if measured.left_out:
+        terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
+    _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
+    for row in measured.skipped:
+        terminal.note(f"cut off: {row} ({row.cut_off})")
+    if measured.peaks_disturbed:
         terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
     if save is not None:
-        files.write_json(save, record.document(results(raw=True), plan=plan, about=about))
+        files.write_json(save, measured.document(raw=True))
         terminal.note(f"saved: {save}")
-    terminal.emit(record.document(shown, plan=plan, about=about))
-    failed = [row.error for row in rows if row.error is not None and row.error.kind != "out-of-memory"]
+    terminal.emit(measured.document(raw=False))
+    failed = [row.error for row in measured.rows if row.error is not None and row.error.kind != "out-of-memory"]
     if failed:
         raise click.exceptions.Exit(Unavailable.exit_code)
 
 
-def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int, ...]:
+def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int | None, ...]:
     if scenario == "latency" and streams is not None and max(streams) > 1:
         raise UsageError(
             f"the latency scenario runs one request at a time, and --streams {','.join(map(str, streams))} was given",
@@ -161,92 +154,23 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
         )
     if streams is not None:
         return streams
-    if scenario == "throughput":
-        from runtimes.base import usable_cores
-
-        return (max(2, usable_cores()),)
-    return (1,)
+    return (None,) if scenario in ("throughput", "offline") else (1,)
 
 
-def _batches(model: Model, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
-    """Returns the batch sizes to measure, and how many distinct samples the feeds should have."""
-    from resnet_onnx import workflow
-
-    first = next((spec.shape[0] for spec in workflow.specs(model) if spec.shape), 1)
-    if isinstance(first, int):
-        if asked is not None and asked != (first,):
-            raise UsageError(
-                f"{model.name} has a fixed batch of {first}, and --batch {','.join(map(str, asked))} was asked for",
-                fix=f"--batch {first}, or export it with --batch dynamic",
-            )
-        return (first,), first
-    batches = asked or _DEFAULT_BATCHES
-    return batches, min(max(batches), _PICTURES)
-
-
-def _shapes(feeds: Feeds, specs: Sequence[Any], batch: int) -> dict[str, tuple[int, ...]]:
-    free = {spec.name for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
-    return {name: (batch, *array.shape[1:]) if name in free else array.shape for name, array in feeds.items()}
-
-
-def _peaks(rows: Sequence[Row]) -> dict[int, Peaks | None]:
-    """Returns the machine's peaks by thread count, for the rows that ran on the CPU."""
-    from resnet_onnx.bench import roofline
-
-    counts = {_cpu_threads(row) for row in rows if row.slices}
-    return {count: roofline.peaks(count) for count in sorted(counts - {0})}
-
-
-def _cpu_threads(row: Row) -> int:
-    """Returns how many CPU threads a row computed with, 0 where it did not run on the CPU."""
-    from runtimes.base import usable_cores
-
-    if row.opened is None or row.opened.device != "cpu":
-        return 0
-    threads = row.opened.recorded.get("threads")
-    return min(usable_cores(), threads * row.streams) if isinstance(threads, int) else usable_cores()
-
-
-def _result(
-    row: Row,
-    model: Model,
-    scenario: Scenario | None,
-    work: Work | None,
-    peaks: Mapping[int, Peaks | None],
-    raw: bool,
-) -> dict[str, Any]:
-    from resnet_onnx.bench import record, roofline
-
-    speed = record.images_per_second(row)
-    share = roofline.share(work, speed[0] / row.batch if speed else None, peaks.get(_cpu_threads(row)), model.precision)
-    return record.result(
-        row,
-        model=model.name,
-        precision=model.precision,
-        scenario=scenario or ("latency" if row.streams == 1 else "throughput"),
-        share=share,
-        multiply_adds=work.multiply_adds // row.batch if work else None,
-        raw=raw,
-    )
-
-
-def _about(model: Model, path: Path | None) -> dict[str, Any]:
-    from resnet_onnx import workflow
-    from runtimes import files
-
-    checked = files.check_onnx(path) if path is not None else None
-    network = model.network
-    return {
-        "name": model.name,
-        "description": model.description,
-        "precision": model.precision,
-        "sha256": checked.sha256 if checked else None,
-        "engine": str(model.engine) if model.engine else None,
-        "weights_sha256": network.weights_sha256 if network else None,
-        "weights": network.weights_source if network else None,
-        "inputs": [str(spec) for spec in workflow.specs(model)],
-        "opset": checked.opset if checked else None,
-    }
+def _check_harness(harness: str | None, logs: Path | None, *, threads: tuple[int, ...] | None, **given: object) -> None:
+    """Raises ``UsageError`` for options that contradict each other."""
+    if harness is None:
+        if logs is not None:
+            raise UsageError("--harness-logs keeps the logs of a harness, and none was chosen", fix="--harness mlperf")
+        return
+    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if threads is not None and len(threads) > 1:
+        useless.append("several --threads")
+    if useless:
+        raise UsageError(
+            f"--harness {harness} has its own rules for how runs follow each other, and {', '.join(useless)} was given",
+            fix="leave it out; --duration, --batch (Offline) and one number of --threads are heeded",
+        )
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -260,32 +184,45 @@ def _print(
     terminal.line()
     names = {row["runtime"] for row in rows}
     reference = "torch" if "torch" in names else rows[0]["runtime"]
-    several = len(plan.streams) > 1 or plan.streams[0] > 1
+    several = any(row["streams"] > 1 for row in rows)
+    many_threads = len(plan.threads) > 1
     columns = ["runtime", "batch", "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak"]
+    if many_threads:
+        columns.insert(2, "threads")
     if several:
         columns.insert(2, "streams")
     if len(names) > 1:
         columns.append(f"vs {reference}")
-    base = {(r["batch"], r["streams"]): r["images_per_second"] for r in rows if r["runtime"] == reference}
-    ordered = sorted(rows, key=lambda r: (r["batch"], r["streams"], -(r["images_per_second"] or 0.0)))
+    marked = len(rows) > 2
+    if marked:
+        columns.append("")
+    base = {_place(r): r["images_per_second"] for r in rows if r["runtime"] == reference}
+    ordered = sorted(rows, key=lambda r: (*_place(r), -(r["images_per_second"] or 0.0)))
     cells = []
     for row in ordered:
-        ratio = _ratio(row["images_per_second"], base.get((row["batch"], row["streams"])))
+        ratio = _ratio(row["images_per_second"], base.get(_place(row)))
         doubtful = row["error"] is None and not row["stable"]
         cells.append(
             [
                 row["runtime"] + (" ~" if doubtful else ""),
                 str(row["batch"]),
                 *([str(row["streams"])] if several else []),
+                *([str(row["threads"] or "all")] if many_threads else []),
                 *_figures(row),
                 _share(row["roofline"]),
                 *([ratio] if len(names) > 1 else []),
+                *(["fastest" if row["best"] else "front" if row["pareto"] else ""] if marked else []),
             ]
         )
     terminal.table(columns, cells)
     terminal.line()
     _print_conditions(terminal, rows, plan)
     _print_next(terminal, model, rows)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns what rows of different runtimes are compared at."""
+    return row["batch"], row["streams"], row["threads"] or 0
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
@@ -325,26 +262,50 @@ def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], pla
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
-    streams = ", ".join(str(count) for count in plan.streams)
+    counts = sorted({row["streams"] for row in rows})
+    streams = ", ".join(map(str, counts))
     complete = [row for row in rows if row["error"] is None]
     stable = sum(row["stable"] for row in complete)
     verdict = "yes" if stable == len(complete) else "no" if not stable else "in part"
     terminal.line(
-        f"{work}, {streams} stream{'' if plan.streams == (1,) else 's'}. "
-        f"Stable: {verdict} ({stable} of {len(complete)})."
+        f"{work}, {streams} stream{'' if counts == [1] else 's'}. Stable: {verdict} ({stable} of {len(complete)})."
     )
     for row in rows:
         where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
+        where += f", {row['threads']} threads" if len(plan.threads) > 1 else ""
         if row["error"] is not None:
             full = row["error"]["kind"] == "out-of-memory"
             terminal.line(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             terminal.line(f"  ~ {where}: {row['unstable_reason']}")
-    measured = [row for row in rows if row["samples"]]
-    if any(row["latency_ms"]["p90"] is None for row in measured):
+    for row in rows:
+        if row["harness"] is not None:
+            terminal.line(_loadgen_line(row))
+    if any(row["pareto"] for row in rows) and len(rows) > 2:
+        terminal.line("front: no other row has more img/s in as few ms.")
+    offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]
+    if offline:
+        sizes = f"{min(offline):,}" if len(set(offline)) == 1 else f"{min(offline):,} to {max(offline):,}"
+        terminal.line(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
+    elif any(row["latency_ms"]["p90"] is None for row in rows if row["samples"]):
         terminal.line(
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )
+
+
+def _loadgen_line(row: Mapping[str, Any]) -> str:
+    """Says what LoadGen found, and how its run differs from an official one."""
+    from resnet_onnx.bench.statistics import rounded
+
+    said = row["harness"]
+    p90 = said["latency_ms"]["p90"]
+    figure = f"{rounded(said['samples_per_second'], 3)} samples/s" if p90 is None else f"p90 {rounded(p90, 3)} ms"
+    verdict = "VALID" if said["valid"] else f"INVALID: {said['reason'] or 'see its logs (--harness-logs)'}"
+    seconds, official = (said[key]["min_duration_ms"] / 1000 for key in ("settings", "official"))
+    return (
+        f"LoadGen {said['scenario']} on {row['runtime']}: {verdict}, {figure}, {said['samples']:,} samples in at least "
+        f"{seconds:g} s (an official run: {official:g} s)."
+    )
 
 
 def _print_next(terminal: Terminal, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:
