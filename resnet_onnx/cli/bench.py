@@ -23,15 +23,11 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.measure import Plan, Row, Scenario
-    from resnet_onnx.bench.roofline import Peaks, Work
+    from resnet_onnx.bench.measure import Plan, Scenario
     from resnet_onnx.workflow import Model, Request
-    from runtimes.spec import Feeds, RuntimeOptions, Scope
+    from runtimes.spec import RuntimeOptions, Scope
 
 _DEFAULT_MODEL = "resnet50"
-_DEFAULT_BATCHES = (1, 8)
-_PICTURES = 16
-"""Distinct sample pictures in a batch; a larger batch repeats them, since the time of a run does not depend on them."""
 
 
 @make_command("bench", example="resnet-onnx bench resnet50 --runtime torch,ort-cpu,openvino --batch 1,8")
@@ -81,13 +77,10 @@ def command(
 
     A row ends when the 95 % interval of its median is within 1 %, or after --duration.
     """
-    import sys
-    import time
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
-    from resnet_onnx import __version__, workflow
+    from resnet_onnx import workflow
     from runtimes import files, registry
-    from runtimes.environment import describe_machine
 
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
@@ -99,56 +92,34 @@ def command(
     if problem is not None:
         raise problem
 
-    from resnet_onnx.bench import record, roofline
-    from resnet_onnx.bench.measure import Contender, Plan, measure
-
     with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
-        names, left_out = workflow.runnable(model, names, chosen_by_all="all" in runtimes.split(","))
-        batches, count = _batches(model, batch)
-        plan = Plan(batches=batches, streams=chosen_streams, duration_s=duration, scope=scope)
-        feeds = workflow.sample_feeds(model, count, seed=request.seed)
-        path = workflow.graph_path(model)
-        contenders = []
-        for name in names:
-            options = workflow.tuned(model, name, replace(tuning, threads=threads), batches)
-            found = workflow.source(model, name, device=device, options=options, batches=batches)
-            contenders.append(Contender(runtime=name, source=found, device=device, options=options))
-        shapes = {size: _shapes(feeds, workflow.specs(model), size) for size in batches}
-        work = {size: roofline.count_work(path, shapes[size]) if path else None for size in batches}
         for note in model.notes:
             terminal.note(f"{model.name}: {note}")
-        if left_out:
-            terminal.note(f"left out: {', '.join(left_out)} (the torch weights of this file are not at hand)")
-        rows = measure(contenders, feeds, plan, progress=status.update)
-        if all(row.error is not None and not row.slices for row in rows):
-            raise next(row.error for row in rows if row.error is not None)
-        status.update("measuring the machine's peak")
-        peaks = _peaks(rows)
-
-    def results(*, raw: bool) -> list[dict[str, Any]]:
-        return [_result(row, model, scenario, work[row.batch], peaks, raw) for row in rows]
-
-    environment = describe_machine()
-    about = {
-        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "tool": f"resnet-onnx {__version__}",
-        "command": ["resnet-onnx", *sys.argv[1:]],
-        "model": _about(model, path),
-        "environment": {
-            **environment,
-            "peaks": {str(threads): asdict(found) for threads, found in peaks.items() if found is not None},
-        },
-    }
-    shown = results(raw=False)
-    _print(terminal, model, environment, shown, plan)
-    if any(found is not None and not found.undisturbed for found in peaks.values()):
+        measured = workflow.measure_model(
+            model,
+            names,
+            chosen_by_all="all" in runtimes.split(","),
+            batches=batch,
+            streams=chosen_streams,
+            duration_s=duration,
+            scenario=scenario,
+            scope=scope,
+            device=device,
+            tuning=replace(tuning, threads=threads),
+            seed=request.seed,
+            progress=status.update,
+        )
+    if measured.left_out:
+        terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
+    _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
+    if measured.peaks_disturbed:
         terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
     if save is not None:
-        files.write_json(save, record.document(results(raw=True), plan=plan, about=about))
+        files.write_json(save, measured.document(raw=True))
         terminal.note(f"saved: {save}")
-    terminal.emit(record.document(shown, plan=plan, about=about))
-    failed = [row.error for row in rows if row.error is not None and row.error.kind != "out-of-memory"]
+    terminal.emit(measured.document(raw=False))
+    failed = [row.error for row in measured.rows if row.error is not None and row.error.kind != "out-of-memory"]
     if failed:
         raise click.exceptions.Exit(Unavailable.exit_code)
 
@@ -166,87 +137,6 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
 
         return (max(2, usable_cores()),)
     return (1,)
-
-
-def _batches(model: Model, asked: tuple[int, ...] | None) -> tuple[tuple[int, ...], int]:
-    """Returns the batch sizes to measure, and how many distinct samples the feeds should have."""
-    from resnet_onnx import workflow
-
-    first = next((spec.shape[0] for spec in workflow.specs(model) if spec.shape), 1)
-    if isinstance(first, int):
-        if asked is not None and asked != (first,):
-            raise UsageError(
-                f"{model.name} has a fixed batch of {first}, and --batch {','.join(map(str, asked))} was asked for",
-                fix=f"--batch {first}, or export it with --batch dynamic",
-            )
-        return (first,), first
-    batches = asked or _DEFAULT_BATCHES
-    return batches, min(max(batches), _PICTURES)
-
-
-def _shapes(feeds: Feeds, specs: Sequence[Any], batch: int) -> dict[str, tuple[int, ...]]:
-    free = {spec.name for spec in specs if spec.shape and isinstance(spec.shape[0], str)}
-    return {name: (batch, *array.shape[1:]) if name in free else array.shape for name, array in feeds.items()}
-
-
-def _peaks(rows: Sequence[Row]) -> dict[int, Peaks | None]:
-    """Returns the machine's peaks by thread count, for the rows that ran on the CPU."""
-    from resnet_onnx.bench import roofline
-
-    counts = {_cpu_threads(row) for row in rows if row.slices}
-    return {count: roofline.peaks(count) for count in sorted(counts - {0})}
-
-
-def _cpu_threads(row: Row) -> int:
-    """Returns how many CPU threads a row computed with, 0 where it did not run on the CPU."""
-    from runtimes.base import usable_cores
-
-    if row.opened is None or row.opened.device != "cpu":
-        return 0
-    threads = row.opened.recorded.get("threads")
-    return min(usable_cores(), threads * row.streams) if isinstance(threads, int) else usable_cores()
-
-
-def _result(
-    row: Row,
-    model: Model,
-    scenario: Scenario | None,
-    work: Work | None,
-    peaks: Mapping[int, Peaks | None],
-    raw: bool,
-) -> dict[str, Any]:
-    from resnet_onnx.bench import record, roofline
-
-    speed = record.images_per_second(row)
-    share = roofline.share(work, speed[0] / row.batch if speed else None, peaks.get(_cpu_threads(row)), model.precision)
-    return record.result(
-        row,
-        model=model.name,
-        precision=model.precision,
-        scenario=scenario or ("latency" if row.streams == 1 else "throughput"),
-        share=share,
-        multiply_adds=work.multiply_adds // row.batch if work else None,
-        raw=raw,
-    )
-
-
-def _about(model: Model, path: Path | None) -> dict[str, Any]:
-    from resnet_onnx import workflow
-    from runtimes import files
-
-    checked = files.check_onnx(path) if path is not None else None
-    network = model.network
-    return {
-        "name": model.name,
-        "description": model.description,
-        "precision": model.precision,
-        "sha256": checked.sha256 if checked else None,
-        "engine": str(model.engine) if model.engine else None,
-        "weights_sha256": network.weights_sha256 if network else None,
-        "weights": network.weights_source if network else None,
-        "inputs": [str(spec) for spec in workflow.specs(model)],
-        "opset": checked.opset if checked else None,
-    }
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------

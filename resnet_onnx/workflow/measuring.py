@@ -1,0 +1,220 @@
+"""A model measured on several runtimes: what each opens, the rows, the machine's limits, and the document of it all."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_onnx import __version__
+from resnet_onnx.workflow.feeds import sample_feeds, specs
+from resnet_onnx.workflow.onnx_form import graph_path
+from resnet_onnx.workflow.opening import runnable, source, tuned
+from resnet_onnx.workflow.request import UNTUNED, Model
+from runtimes import files
+from runtimes.environment import describe_machine
+from runtimes.errors import UsageError
+from runtimes.spec import Feeds, RuntimeOptions, Scope, TensorSpec
+
+if TYPE_CHECKING:
+    from resnet_onnx.bench.measure import Plan, Row, Scenario
+    from resnet_onnx.bench.roofline import Peaks, Work
+
+DEFAULT_BATCHES = (1, 8)
+
+_PICTURES = 16
+"""Distinct sample pictures in a batch; a larger batch repeats them, since the time of a run does not depend on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was measured of one model.
+
+    Attributes:
+        model: The model.
+        path: Its graph, or None where it has none.
+        plan: What was asked for.
+        scenario: What was asked for, or None: by the number of streams.
+        rows: By runtime, batch and streams, in the order asked.
+        left_out: Runtimes that ``all`` meant and that can't open this model.
+        work: Of one run by batch, or None where it can't be told.
+        peaks: The machine's, by number of threads; None where they can't be measured.
+        environment: The machine.
+        made: When, in UTC.
+    """
+
+    model: Model
+    path: Path | None
+    plan: Plan
+    scenario: Scenario | None
+    rows: Sequence[Row]
+    left_out: Sequence[str]
+    work: Mapping[int, Work | None]
+    peaks: Mapping[int, Peaks | None]
+    environment: Mapping[str, Any]
+    made: str
+
+    def results(self, *, raw: bool) -> list[dict[str, Any]]:
+        """Returns the rows as plain values; `raw` with every sample of all of them."""
+        return [self._result(row, raw) for row in self.rows]
+
+    def document(self, *, raw: bool) -> dict[str, Any]:
+        """Returns the whole result as plain values: rows, and what is needed to trust and repeat them."""
+        from resnet_onnx.bench import record
+
+        about = {
+            "made": self.made,
+            "tool": f"resnet-onnx {__version__}",
+            "command": ["resnet-onnx", *sys.argv[1:]],
+            "model": _about(self.model, self.path),
+            "environment": {
+                **self.environment,
+                "peaks": {str(threads): asdict(found) for threads, found in self.peaks.items() if found is not None},
+            },
+        }
+        return record.document(self.results(raw=raw), plan=self.plan, about=about)
+
+    @property
+    def peaks_disturbed(self) -> bool:
+        """Whether other programs used the cores while a peak was measured: shares of it then come out too high."""
+        return any(found is not None and not found.undisturbed for found in self.peaks.values())
+
+    def _result(self, row: Row, raw: bool) -> dict[str, Any]:
+        from resnet_onnx.bench import record, roofline
+
+        work, precision = self.work[row.batch], self.model.precision
+        speed = record.images_per_second(row)
+        runs_per_s = speed[0] / row.batch if speed else None
+        return record.result(
+            row,
+            model=self.model.name,
+            precision=precision,
+            scenario=self.scenario or ("latency" if row.streams == 1 else "throughput"),
+            share=roofline.share(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
+            multiply_adds=work.multiply_adds // row.batch if work else None,
+            raw=raw,
+        )
+
+
+def measure_model(
+    model: Model,
+    names: Sequence[str],
+    *,
+    chosen_by_all: bool = False,
+    batches: Sequence[int] | None = None,
+    streams: Sequence[int] = (1,),
+    duration_s: float = 5.0,
+    scenario: Scenario | None = None,
+    scope: Scope = "device",
+    device: str | None = None,
+    tuning: RuntimeOptions = UNTUNED,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Measurement:
+    """Measures a model on several runtimes, in turns.
+
+    Args:
+        model: What ``resolve`` returned.
+        names: Runtimes.
+        chosen_by_all: Whether they were not named one by one, so that one that can't open the model is left out.
+        batches: Batch sizes, or None: the model's own where it is fixed, otherwise ``DEFAULT_BATCHES``.
+        streams: Numbers of concurrent runs.
+        duration_s: Measuring time of a row at most.
+        scenario: For the record; None is by the number of streams.
+        scope: ``device`` or ``end-to-end``.
+        device: Where to compute; None is each runtime's own default.
+        tuning: Threads and what else changes speed or arithmetic.
+        seed: Of the sample inputs.
+        progress: Told what is going on.
+
+    Raises:
+        UsageError: A batch other than the model's fixed one was asked for.
+        ToolkitError: Not one row could be measured; the first one's error.
+    """
+    from resnet_onnx.bench import roofline
+    from resnet_onnx.bench.measure import Contender, Plan, measure
+
+    names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
+    sizes, count = _batches(model, batches)
+    plan = Plan(batches=sizes, streams=tuple(streams), duration_s=duration_s, scope=scope)
+    feeds = sample_feeds(model, count, seed=seed)
+    path = graph_path(model)
+    contenders = []
+    for name in names:
+        options = tuned(model, name, tuning, sizes)
+        found = source(model, name, device=device, options=options, batches=sizes)
+        contenders.append(Contender(runtime=name, source=found, device=device, options=options))
+    shapes = {size: _shapes(feeds, specs(model), size) for size in sizes}
+    work = {size: roofline.count_work(path, shapes[size]) if path else None for size in sizes}
+    rows = measure(contenders, feeds, plan, progress=progress)
+    if all(row.error is not None and not row.slices for row in rows):
+        raise next(row.error for row in rows if row.error is not None)
+    progress("measuring the machine's peak")
+    return Measurement(
+        model=model,
+        path=path,
+        plan=plan,
+        scenario=scenario,
+        rows=rows,
+        left_out=left_out,
+        work=work,
+        peaks=_peaks(rows),
+        environment=describe_machine(),
+        made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _batches(model: Model, asked: Sequence[int] | None) -> tuple[tuple[int, ...], int]:
+    """Returns the batch sizes to measure, and how many distinct samples the feeds should have."""
+    first = next((spec.shape[0] for spec in specs(model) if spec.shape), 1)
+    if isinstance(first, int):
+        if asked is not None and tuple(asked) != (first,):
+            raise UsageError(
+                f"{model.name} has a fixed batch of {first}, and --batch {','.join(map(str, asked))} was asked for",
+                fix=f"--batch {first}, or export it with --batch dynamic",
+            )
+        return (first,), first
+    batches = tuple(asked or DEFAULT_BATCHES)
+    return batches, min(max(batches), _PICTURES)
+
+
+def _shapes(feeds: Feeds, inputs: Sequence[TensorSpec], batch: int) -> dict[str, tuple[int, ...]]:
+    free = {spec.name for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    return {name: (batch, *array.shape[1:]) if name in free else array.shape for name, array in feeds.items()}
+
+
+def _peaks(rows: Sequence[Row]) -> dict[int, Peaks | None]:
+    """Returns the machine's peaks by thread count, for the rows that ran on the CPU."""
+    from resnet_onnx.bench import roofline
+
+    counts = {cpu_threads(row) for row in rows if row.slices}
+    return {count: roofline.peaks(count) for count in sorted(counts - {0})}
+
+
+def cpu_threads(row: Row) -> int:
+    """Returns how many CPU threads a row computed with, 0 where it did not run on the CPU."""
+    from runtimes.base import usable_cores
+
+    if row.opened is None or row.opened.device != "cpu":
+        return 0
+    threads = row.opened.recorded.get("threads")
+    return min(usable_cores(), threads * row.streams) if isinstance(threads, int) else usable_cores()
+
+
+def _about(model: Model, path: Path | None) -> dict[str, Any]:
+    checked = files.check_onnx(path) if path is not None else None
+    network = model.network
+    return {
+        "name": model.name,
+        "description": model.description,
+        "precision": model.precision,
+        "sha256": checked.sha256 if checked else None,
+        "engine": str(model.engine) if model.engine else None,
+        "weights_sha256": network.weights_sha256 if network else None,
+        "weights": network.weights_source if network else None,
+        "inputs": [str(spec) for spec in specs(model)],
+        "opset": checked.opset if checked else None,
+    }
