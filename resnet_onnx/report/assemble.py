@@ -68,6 +68,11 @@ def _title(documents: Sequence[Document]) -> str:
     return f"{', '.join(models) if len(models) < 4 else f'{len(models)} models'}: {told}"
 
 
+def _model(document: Document) -> str:
+    name: str = document["model"]["name"] if document["kind"] == "bench" else document["result"]["model"]
+    return name
+
+
 def _about(document: Document) -> str:
     if document["kind"] == "bench":
         return f"{document['model']['name']} {rows(document)[0]['precision']}"
@@ -75,19 +80,15 @@ def _about(document: Document) -> str:
 
 
 def _proven(documents: Sequence[Document]) -> set[tuple[str, str, str]]:
-    """Returns the model, precision and runtime of what passed the test of parity."""
+    """Returns hash, precision and runtime of what passed the test of parity: by the file's hash and the weights'."""
     return {
-        (found["result"]["model"], found["result"]["precision"], row["runtime"])
+        (digest, found["result"]["precision"], row["runtime"])
         for found in documents
         if found["kind"] == "parity"
+        for digest in found["artifacts"].values()
         for row in rows(found)
-        if row["passed"]
+        if row["passed"] and isinstance(digest, str)
     }
-
-
-def _model(document: Document) -> str:
-    name: str = document["model"]["name"] if document["kind"] == "bench" else document["result"]["model"]
-    return name
 
 
 # ---- parity ----------------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def _evaluate_findings(document: Document) -> list[Finding]:
         Finding(
             state="good",
             text=f"{_about(document)}: {told} top-1 on {found[0]['images']:,g} pictures of "
-            f"{document['result']['data']} ({listed([row['runtime'] for row in found])}).",
+            f"{Path(document['result']['data']).name} ({listed([row['runtime'] for row in found])}).",
         )
     ]
 

@@ -100,11 +100,13 @@ class Roof:
         name: Which peak it is.
         top: Billions of operations per second.
         slope: Billions of bytes per second.
+        undisturbed: Whether nothing else ran while it was measured.
     """
 
     name: str
     top: float
     slope: float
+    undisturbed: bool = True
 
 
 def colours(series: Sequence[str]) -> dict[str, str]:
@@ -112,13 +114,14 @@ def colours(series: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(sorted(set(series)))}
 
 
-def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str]) -> str:
+def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str], room: float = 0.25) -> str:
     """Draws horizontal bars from zero with their intervals.
 
     Args:
         items: From top to bottom.
         unit: Of the axis.
         palette: A colour per series.
+        room: For the text beside the bars, as a fraction of the longest.
 
     Returns:
         An ``<svg>`` element.
@@ -142,7 +145,7 @@ def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str]) -> str:
                 _interval(axes, place, item.interval)
             end = max(item.value or 0, *(item.interval or (0,)))
             axes.text(end + most * 0.02, place, item.text, va="center", fontsize=_SMALL)
-        axes.set_xlim(0, most * 1.25)
+        axes.set_xlim(0, most * (1 + room))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.set_xlabel(unit)
@@ -230,7 +233,7 @@ def front(items: Sequence[Point], *, palette: dict[str, str]) -> str:
         _logarithmic(axes, "y")
         axes.set_xlabel("latency p50, ms")
         axes.set_ylabel("images per second")
-        _legend(axes, len({item.line for item in items}))
+        _legend(axes)
 
     return _drawn(_PLANE_IN, draw)
 
@@ -263,7 +266,7 @@ def roofline(items: Sequence[Point], roofs: Sequence[Roof], *, palette: dict[str
         _logarithmic(axes, "y")
         axes.set_xlabel("operations per byte moved")
         axes.set_ylabel("billion operations per s")
-        _legend(axes, len({item.line for item in items}))
+        _legend(axes)
 
     return _drawn(_PLANE_IN, draw)
 
@@ -290,7 +293,7 @@ def _lines(axes: Axes, items: Sequence[Point], palette: dict[str, str]) -> None:
     axes.grid(alpha=0.15, color=_INK, linewidth=0.6)
 
 
-def _legend(axes: Axes, count: int) -> None:
+def _legend(axes: Axes) -> None:
     axes.legend(
         frameon=False, fontsize=_SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1.8,
         columnspacing=1.2, borderaxespad=0.2,

@@ -62,7 +62,7 @@ def section(document: Document, palette: dict[str, str]) -> Section:
         text=joined(
             f"Ranges: {body['method']}." if body["method"] else "",
             f"{body['images']:,} held-out pictures." if body["images"] else "",
-            f"{kept} layers were kept in floating point." if kept else "",
+            f"{kept} layer{'' if kept == 1 else 's'} kept in floating point." if kept else "",
         ),
         charts=pictures,
         columns=["precision", "method", "drop, points", "95 %", "same decision", "SQNR dB", "size"],
@@ -70,7 +70,7 @@ def section(document: Document, palette: dict[str, str]) -> Section:
             [
                 body["precision"],
                 body["method"] or "–",
-                "–" if body["drop"] is None else f"{100 * body['drop']:.2f}",
+                "–" if body["drop"] is None else f"{100 * body['drop']:.2f}".replace("-", "−"),
                 _range(body["drop_ci95"]),
                 "–" if body["agreement"] is None else f"{100 * body['agreement']:.2f} %",
                 "–" if body.get("sqnr_db") is None else rounded(body["sqnr_db"], 3),
@@ -90,4 +90,4 @@ def _between(interval: Sequence[float] | None) -> str:
 
 
 def _range(interval: Sequence[float] | None) -> str:
-    return "–" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+    return "–" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}".replace("-", "−")

@@ -36,6 +36,8 @@ class Speed:
     Attributes:
         model: The model's name.
         title: It with the precision, where there is only one.
+        measured: The rows that have a speed.
+        lost: The rows that were not measured to their end.
     """
 
     def __init__(self, documents: Sequence[Document]) -> None:
@@ -44,51 +46,58 @@ class Speed:
         self._peaks = {
             id(row): document["environment"].get("peaks") for document in documents for row in rows(document)
         }
+        self._hashes = {
+            id(row): (document["model"].get("sha256"), document["model"].get("weights_sha256"))
+            for document in documents
+            for row in rows(document)
+        }
         self.model: str = documents[0]["model"]["name"]
         self._precisions = len({row["precision"] for row in found}) > 1
         self._scopes = len({_scope(row) for row in found}) > 1
         self.title = self.model if self._precisions else f"{self.model} {found[0]['precision']}"
         self._rows = sorted(found, key=lambda row: (row["batch"], row["streams"], -(row["images_per_second"] or 0.0)))
-        self._measured = [row for row in self._rows if row["images_per_second"]]
+        self.measured = [row for row in self._rows if row["images_per_second"]]
+        self.lost = [row for row in self._rows if row["error"]]
 
     # ---- in words ----------------------------------------------------------------------------------------------------
 
     def best(self) -> Mapping[str, Any] | None:
         """Returns the fastest row, or None where nothing was measured."""
-        return max(self._measured, key=lambda row: row["images_per_second"], default=None)
+        return max(self.measured, key=lambda row: row["images_per_second"], default=None)
 
     def findings(self, proven: Collection[tuple[str, str, str]]) -> list[Finding]:
         """Returns the fastest, what can't be trusted, and what is missing, a sentence each.
 
         Args:
-            proven: Model, precision and runtime of what was shown to compute the same function.
+            proven: Hash of the model file or its weights, precision and runtime of what was shown to compute the same.
         """
         best = self.best()
         if best is None:
             return [Finding(state="bad", text=f"{self.title}: nothing could be measured.")]
-        rivals = [row for row in self._measured if _place(row) != _place(best) and not _clearly_faster(best, row)]
-        shared = f", not told apart from {listed([self._label(row) for row in rivals[:3]])}" if rivals else ""
-        text = f"{self.title}: {self._label(best)} is fastest with {_speed(best)[0]} images per second"
-        text += f"{_against_torch(best, self._measured)}{shared}"
-        if (best["model"], best["precision"], best["runtime"]) in proven:
+        rivals = [row for row in self.measured if _place(row) != _place(best) and not _clearly_faster(best, row)]
+        shared = f", not told apart from {listed([self.label(row) for row in rivals[:3]])}" if rivals else ""
+        text = f"{self.title}: {self.label(best)} is fastest with {_speed(best)[0]} images per second"
+        text += f"{_against_torch(best, self.measured)}{shared}"
+        hashes = self._hashes[id(best)]
+        if any((digest, best["precision"], best["runtime"]) in proven for digest in hashes):
             text += ", and computes the same function"
         found = [Finding(state="good" if best["stable"] else "doubt", text=f"{text}.")]
-        doubtful = sum(not row["stable"] for row in self._measured)
+        doubtful = sum(not row["stable"] for row in self.measured)
         if doubtful:
             found.append(
                 Finding(
                     state="doubt",
-                    text=f"{self.title}: {doubtful} of {len(self._measured)} rows are not stable: the machine was "
+                    text=f"{self.title}: {doubtful} of {len(self.measured)} rows are not stable: the machine was "
                     "disturbed or the interval is wide. They are hatched and marked ~.",
                 )
             )
-        lost = [row for row in self._rows if row["error"]]
-        if lost:
-            text = f"{self.title}: not measured to the end: {listed([self._label(row) for row in lost])}."
+        if self.lost:
+            text = f"{self.title}: not measured to the end: {listed([self.label(row) for row in self.lost])}."
             found.append(Finding(state="doubt", text=text))
         return found
 
-    def _label(self, row: Mapping[str, Any]) -> str:
+    def label(self, row: Mapping[str, Any]) -> str:
+        """Names a row in few words."""
         streams = f" × {row['streams']}" if row["streams"] > 1 else ""
         precision = f" {row['precision']}" if self._precisions else ""
         return f"{row['runtime']}{precision} · batch {row['batch']}{streams}{self._work(row)}"
@@ -101,7 +110,7 @@ class Speed:
 
     def section(self, palette: dict[str, str]) -> Section:
         """Returns the charts and the table."""
-        ordered, measured = self._rows, self._measured
+        ordered, measured = self._rows, self.measured
         several = any(row["streams"] > 1 for row in ordered)
         base = {_unit(row): row for row in measured if row["runtime"] == "torch"}
         columns = ["runtime", *(["precision"] if self._precisions else []), "batch", *(["streams"] if several else []),
@@ -111,7 +120,7 @@ class Speed:
         for row in ordered:
             if row["error"] or not row["stable"]:
                 reason = row["error"]["message"] if row["error"] else row["unstable_reason"]
-                reasons.setdefault(str(reason), []).append(self._label(row))
+                reasons.setdefault(str(reason), []).append(self.label(row))
         return Section(
             heading=f"How fast is it? {self.title}",
             text=self._conditions(),
@@ -129,9 +138,9 @@ class Speed:
         return " ".join(filter(None, ["; ".join(filter(None, told)), "·", *scopes, more]))
 
     def _bars(self, palette: dict[str, str]) -> list[Chart]:
-        if not self._measured:
+        if not self.measured:
             return []
-        shown = self._measured
+        shown = self.measured
         caption = "Throughput with the 95 % interval of the median. Hatched: not stable."
         if len(shown) > _MOST_BARS:
             shown = sorted(shown, key=lambda row: -row["images_per_second"])[:_MOST_BARS]
@@ -142,7 +151,7 @@ class Speed:
     def _bar(self, row: Mapping[str, Any]) -> Bar:
         interval = row["images_per_second_ci95"]
         return Bar(
-            label=self._label(row),
+            label=self.label(row),
             value=row["images_per_second"],
             interval=(interval[0], interval[1]) if interval else None,
             text=_speed(row)[0] + ("" if row["stable"] else " ~"),
@@ -151,7 +160,7 @@ class Speed:
         )
 
     def _front(self, palette: dict[str, str]) -> list[Chart]:
-        points = [row for row in self._measured if row["latency_ms"]["p50"]]
+        points = [row for row in self.measured if row["latency_ms"]["p50"]]
         if len({(row["batch"], row["streams"]) for row in points}) < 2:
             return []
         # Work that leaves something out would always win.
@@ -172,8 +181,9 @@ class Speed:
         return [Chart(svg=charts.front(items, palette=palette), caption=caption)]
 
     def _roofline(self, palette: dict[str, str]) -> list[Chart]:
-        items, roofs = [], {}
-        for row in self._measured:
+        items: list[Point] = []
+        roofs: dict[tuple[str, float], Roof] = {}
+        for row in self.measured:
             found = row["roofline"]
             intensity, achieved = found.get("operations_per_byte"), found["achieved_gflops"]
             roof = _roof(row, self._peaks[id(row)])
@@ -196,14 +206,19 @@ class Speed:
                 svg=charts.roofline(items, list(roofs.values()), palette=palette),
                 caption="Roofline: the dashed lines are what this machine reaches, measured here by large copies "
                 "(slope) and matrix products (flat); how far a point lies below is what is left to win. The numbers "
-                "are batch sizes.",
+                "are batch sizes."
+                + (
+                    ""
+                    if all(roof.undisturbed for roof in roofs.values())
+                    else " Other programs ran while the machine was measured, so that the lines are too low."
+                ),
             )
         ]
 
     def _spreads(self, palette: dict[str, str]) -> list[Chart]:
         spread = [
-            (self._label(row), row["runtime"], [time / 1e6 for part in row["raw_ns"] for time in part])
-            for row in self._measured
+            (self.label(row), row["runtime"], [time / 1e6 for part in row["raw_ns"] for time in part])
+            for row in self.measured
             if row["streams"] == 1 and row["raw_ns"] and sum(map(len, row["raw_ns"])) >= _FEWEST_FOR_SPREAD
         ][:_MOST_BARS]
         if not spread:
@@ -260,8 +275,14 @@ def findings(speeds: Sequence[Speed], *, proven: Collection[tuple[str, str, str]
     told = listed([f"{name} on {count}" for name, count in winners])
     stable = sum(bool(row["stable"]) for row in best)
     found = [Finding(state="good" if stable == len(best) else "doubt", text=f"Fastest on {len(best)} models: {told}.")]
-    for each in speeds:
-        found += [finding for finding in each.findings(proven)[1:] if finding.state != "good"]
+    every = [row for each in speeds for row in each.measured]
+    doubtful = sum(not row["stable"] for row in every)
+    if doubtful:
+        text = f"{doubtful} of {len(every)} rows are not stable. They are hatched and marked ~."
+        found.append(Finding(state="doubt", text=text))
+    lost = [f"{each.model} {each.label(row)}" for each in speeds for row in each.lost]
+    if lost:
+        found.append(Finding(state="doubt", text=f"Not measured to the end: {listed(lost)}."))
     return found
 
 
@@ -286,9 +307,9 @@ def overview(speeds: Sequence[Speed], documents: Sequence[Document], palette: di
         table.append([model, *[_number(cells.get(key)) + (" ★" if cells.get(key) == most else "") for key in columns]])
     bars = [
         Bar(
-            label=f"{model} · {joined(*max(cells, key=lambda key: cells[key]))}",
+            label=model,
             value=max(cells.values()),
-            text=rounded(max(cells.values()), 3),
+            text=f"{rounded(max(cells.values()), 3)} {joined(*max(cells, key=lambda key: cells[key]))}",
             series=max(cells, key=lambda key: cells[key])[0],
         )
         for model, cells in found.items()
@@ -297,7 +318,7 @@ def overview(speeds: Sequence[Speed], documents: Sequence[Document], palette: di
         heading="All models at a glance",
         charts=[
             Chart(
-                svg=charts.bars(bars, unit="images per second", palette=palette),
+                svg=charts.bars(bars, unit="images per second", palette=palette, room=0.75),
                 caption="The fastest runtime and precision of each model.",
             )
         ],
@@ -368,7 +389,9 @@ def _roof(row: Mapping[str, Any], measured: Any) -> Roof | None:
             continue
         slope = one.get("bandwidth_gbs")
         if peak and one["gflops"].get(row["precision"]) == peak and isinstance(slope, int | float) and slope > 0:
-            return Roof(name=row["precision"], top=peak, slope=float(slope))
+            return Roof(
+                name=row["precision"], top=peak, slope=float(slope), undisturbed=bool(one.get("undisturbed", True))
+            )
     return None
 
 
