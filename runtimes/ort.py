@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import engines, files, nvidia, onnx_types, ort_gpu
-from runtimes.base import Prepared, Runtime, usable_cores
+from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
 from runtimes.spec import NodePlacement, Scope, TensorSpec
@@ -55,6 +55,9 @@ class OrtRuntime(Runtime):
         settings = self._settings()
         try:
             self._session, providers = self._start(checked, settings)
+            # Runs on one session share its threads and wait for each other in its allocator.
+            count = self.streams if self.provider == ort_gpu.CPU else 1
+            self._more_sessions = [self._start(checked, settings)[0] for _ in range(count - 1)]
         except ToolkitError:
             raise
         except Exception as error:
@@ -63,13 +66,15 @@ class OrtRuntime(Runtime):
             raise ort_gpu.not_started(self.provider, runtime=self.name)
         if self.provider != ort_gpu.CPU:
             ort_gpu.check_placement(self._placement(), self.provider, runtime=self.name, model=self.source.name)
+        self._turns = itertools.cycle((self._session, *self._more_sessions))
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
         outputs = tuple(_spec(value) for value in self._session.get_outputs())
         return inputs, outputs, {
             "provider": self.provider,
             "provider_options": providers[self.provider],
             **self._recorded(),
-            "threads": settings.intra_op_num_threads,
+            "threads": settings.intra_op_num_threads * self.streams,
+            "sessions": 1 + len(self._more_sessions),
             "spin": self.options.spin,
             "graph_optimization": "all" if self.options.optimize else "none",
         }  # fmt: skip
@@ -78,7 +83,7 @@ class OrtRuntime(Runtime):
         ort = self._ort
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
-        settings.intra_op_num_threads = self.options.threads or usable_cores()
+        settings.intra_op_num_threads = self._threads_per_stream
         settings.inter_op_num_threads = 1
         level = ort.GraphOptimizationLevel
         settings.graph_optimization_level = level.ORT_ENABLE_ALL if self.options.optimize else level.ORT_DISABLE_ALL
@@ -109,12 +114,15 @@ class OrtRuntime(Runtime):
         return "cpu" if provider == "CPUExecutionProvider" else self.device
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._run_on(self._session, feeds)
+
+    def _run_on(self, session: Any, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             if any(s.dtype == onnx_types.BFLOAT16 for s in (*self.inputs, *self.outputs)):
                 values = {n: self._value(a, "cpu", 0) for n, a in feeds.items()}
-                arrays = [v.numpy() for v in self._session.run_with_ort_values(None, values, self._run_options())]
+                arrays = [v.numpy() for v in session.run_with_ort_values(None, values, self._run_options())]
             else:
-                arrays = self._session.run(None, feeds, self._run_options())
+                arrays = session.run(None, feeds, self._run_options())
         except Exception as error:
             raise self._run_error(error) from error
         return {s.name: np.asarray(a) for s, a in zip(self.outputs, arrays, strict=True)}
@@ -123,7 +131,7 @@ class OrtRuntime(Runtime):
         return _PreparedHost(self, feeds) if scope == "end-to-end" else _PreparedDevice(self, feeds)
 
     def _close(self) -> None:
-        del self._session
+        del self._session, self._more_sessions, self._turns
 
     def _value(self, array: NDArray[Any], kind: str, index: int) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array, kind, index)
@@ -192,16 +200,20 @@ class _PreparedHost(Prepared):
     def __init__(self, runtime: OrtRuntime, feeds: dict[str, NDArray[Any]]) -> None:
         super().__init__("end-to-end")
         self._runtime, self._feeds = runtime, feeds
+        self._session = next(runtime._turns)
         self._results: dict[str, NDArray[Any]] = {}
 
     def _enqueue(self) -> None:
-        self._results = self._runtime._run(self._feeds)
+        self._results = self._runtime._run_on(self._session, self._feeds)
 
     def _synchronize(self) -> None:
         pass
 
     def _outputs(self) -> dict[str, NDArray[Any]]:
         return {name: array.copy() for name, array in self._results.items()}
+
+    def _close(self) -> None:
+        del self._session
 
 
 class _PreparedDevice(Prepared):
@@ -211,7 +223,8 @@ class _PreparedDevice(Prepared):
         super().__init__("device")
         self._runtime = runtime
         kind, index = runtime._memory()
-        binding = runtime._session.io_binding()
+        session = next(runtime._turns)
+        binding = session.io_binding()
         self._inputs = {name: runtime._value(array, kind, index) for name, array in feeds.items()}
         for name, value in self._inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -219,14 +232,14 @@ class _PreparedDevice(Prepared):
             binding.bind_output(spec.name, kind, index)
         try:
             # The first run finds the output shapes; its buffers then serve every later run.
-            runtime._session.run_with_iobinding(binding, runtime._run_options())
+            session.run_with_iobinding(binding, runtime._run_options())
         except Exception as error:
             raise runtime._run_error(error) from error
         self._results = list(binding.get_outputs())
         for spec, value in zip(runtime.outputs, self._results, strict=True):
             binding.bind_ortvalue_output(spec.name, value)
         self._binding = binding
-        self._run = runtime._session.run_with_iobinding
+        self._run = session.run_with_iobinding
         self._options = runtime._run_options(graph=True)
 
     def _enqueue(self) -> None:

@@ -42,11 +42,17 @@ class OpenVINORuntime(Runtime):
         self._path = checked.path
         self._settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if checked.metadata.get("precision") == "bf16" else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": self.options.threads or usable_cores(),
-            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": max(self.options.threads or usable_cores(), self.options.streams or 1),
         }
+        if self.options.streams == 1:
+            self._settings |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        else:
+            self._settings["PERFORMANCE_HINT"] = "THROUGHPUT"
+            if self.options.streams is not None:
+                self._settings["NUM_STREAMS"] = self.options.streams
         self._compile()
+        if self.options.streams is None:
+            self.streams = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         used = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         return (
             checked.inputs,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import nvidia, onnx_types
-from runtimes.base import Prepared, Runtime, usable_cores
+from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel
 from runtimes.spec import NodePlacement, Scope, TensorSpec, TorchProgram
@@ -54,7 +54,7 @@ class TorchRuntime(Runtime):
                 fix="name them: --weights FILE (with --model NAME where the file does not say), or leave torch out",
             )
         program: TorchProgram = self.source.call_factory()
-        self._threads = self.options.threads or usable_cores()
+        self._threads = self._threads_per_stream  # torch counts them by calling thread
         options, torch = self.options, self._torch
         cuda = self.device != "cpu"
         if cuda:
@@ -67,7 +67,7 @@ class TorchRuntime(Runtime):
         self._narrow = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
         self._dtypes = [self._to_device(np.empty(0, spec.dtype)).dtype for spec in program.outputs]
         recorded = {
-            "threads": self._threads,
+            "threads": self._threads * self.streams,
             "dtype": _dtype(self._module),
             "memory_format": "channels_last" if options.channels_last else "contiguous",
             "autocast": options.autocast or False,

@@ -153,7 +153,9 @@ class RuntimeOptions:
     """Options that every adapter understands; each is recorded in the result.
 
     Attributes:
-        threads: Intra-op CPU threads; None means all cores this process may use.
+        threads: CPU threads, over all streams together; None means all cores this process may use.
+        streams: Runs that will be prepared to go on at the same time. Each runtime arranges itself for as many in its
+            own best way, and shares the threads out among them, at least one to each; None leaves the number to it.
         spin: Whether idle worker threads may spin (faster alone, slower beside other work).
         optimize: Whether the runtime may rewrite the graph; off only for diagnosis.
         tf32: Whether an NVIDIA device may round fp32 products to TF32.
@@ -168,6 +170,7 @@ class RuntimeOptions:
     """
 
     threads: int | None = None
+    streams: int | None = 1
     spin: bool = True
     optimize: bool = True
     tf32: bool = False
@@ -181,6 +184,8 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.threads}")
+        if self.streams is not None and self.streams < 1:
+            raise UsageError(f"streams must be at least 1, not {self.streams}")
         if self.autocast not in (None, *get_args(Autocast)):
             raise UsageError(f"autocast is bf16 or fp16, not '{self.autocast}'")
 

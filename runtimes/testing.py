@@ -459,10 +459,14 @@ class RuntimeContract:
             assert_matches(two.outputs(), case, feeds[1], runtime.outputs)
             two.close()
 
+    @pytest.mark.parametrize("streams", [1, 2, None])
     @pytest.mark.parametrize("scope", SCOPES)
-    def test_prepared_runs_may_run_at_the_same_time(self, scope: Scope) -> None:
+    def test_prepared_runs_may_run_at_the_same_time(self, scope: Scope, streams: int | None) -> None:
         case = CASES["convolution"]
-        with self._open("convolution") as runtime:
+        with self._open("convolution", RuntimeOptions(threads=2, streams=streams)) as runtime:
+            assert runtime.streams == streams or (streams is None and runtime.streams >= 1)
+            if self.sets_threads:
+                assert runtime.recorded["threads"] == 2, "all streams share them"
             feeds = [case.feeds(batch, seed=batch) for batch in (3, 5)]
             lanes = [runtime.prepare(f, scope=scope) for f in feeds]
 

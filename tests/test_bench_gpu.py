@@ -74,7 +74,7 @@ def test_a_row_on_a_gpu_is_read_after_every_slice(tmp_path: Path, monkeypatch: p
     source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
     worker.open("ort-cpu", source, None, RuntimeOptions(threads=1))
     feeds = {"x": np.zeros((1, 3, 8, 8), np.float32)}
-    worker.prepare(0, feeds, 1, 1, "device", 0.05)
+    worker.prepare(0, feeds, 1, "device", 0.05)
     assert worker.sample(0, 0.01, 1).sensors is None
     worker._gpu = A6000  # as open() leaves it for a runtime on cuda:0
     assert worker.sample(0, 0.01, 1).sensors == seen(1980)

@@ -42,6 +42,7 @@ class Opened:
         recorded: Options as they were really set.
         placement: How many nodes each provider runs on each device, ``"provider, device"`` → count.
         inputs: Specs of the model's inputs.
+        streams: How many concurrent runs it is arranged for.
     """
 
     version: str
@@ -49,6 +50,7 @@ class Opened:
     recorded: Mapping[str, Any]
     placement: Mapping[str, int]
     inputs: tuple[TensorSpec, ...]
+    streams: int = 1
 
 
 class Worker:
@@ -71,15 +73,16 @@ class Worker:
             recorded=dict(opened.recorded),
             placement=dict(counts.most_common()),
             inputs=opened.inputs,
+            streams=opened.streams,
         )
 
-    def prepare(self, row: int, feeds: Feeds, batch: int, streams: int, scope: Scope, limit_s: float) -> WarmUp:
-        """Prepares one row and warms it up."""
+    def prepare(self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float) -> WarmUp:
+        """Prepares one row, a run for each of the runtime's streams, and warms it up."""
         runtime = self._opened()
         whole = enlarge(feeds, runtime.inputs, batch)
         prepared: list[Prepared] = []
         try:
-            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(streams))
+            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
             answer = warm_up(prepared, limit_s=limit_s)
         except BaseException:
             for each in prepared:

@@ -41,6 +41,9 @@ _WORK = ("model", "precision", "scope")
 
 _PLACE = ("runtime", "batch", "streams")
 
+_ASKED = ("threads", "scenario")
+"""What tells rows of one place apart; absent from results of earlier versions, which had one such row."""
+
 _SETTINGS = ("threads", "dtype", "tf32", "autocast", "memory_format")
 """Recorded options whose change explains a change of speed."""
 
@@ -214,7 +217,7 @@ def _match(
 ) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any]]], list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Pairs rows by `fields` and device; a row that never opened has no device and matches any."""
     for which, rows in (("BASE", base), ("NEW", new)):
-        keys = [(*(row[name] for name in fields), row["device"]) for row in rows]
+        keys = [(*(row[name] for name in fields), *map(row.get, _ASKED), row["device"]) for row in rows]
         if len(set(keys)) < len(keys):
             twice = next(row for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1)
             raise BadData(f"{which} has two rows of {_named(twice)}: which one is meant can't be told")
@@ -225,6 +228,7 @@ def _match(
             other
             for other in left
             if all(row[name] == other[name] for name in fields)
+            and all(row[name] == other[name] for name in _ASKED if name in row and name in other)
             and (row["device"] == other["device"] or None in (row["device"], other["device"]))
         ]
         if fit:

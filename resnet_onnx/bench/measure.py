@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +20,10 @@ from resnet_onnx.bench.child import Opened
 from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
 from resnet_onnx.bench.processes import Child, ChildDied
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
+from runtimes.base import usable_cores
 from runtimes.errors import ToolkitError, UsageError
 from runtimes.nvidia import Sensors
+from runtimes.registry import adapter
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
 
 Scenario = Literal["latency", "throughput"]
@@ -66,7 +68,8 @@ class Plan:
 
     Attributes:
         batches: Batch sizes.
-        streams: Numbers of concurrent runs.
+        streams: Numbers of concurrent runs; None is as many as each runtime does best with.
+        threads: Numbers of CPU threads over all streams together; None is all usable cores.
         duration_s: Measuring time of a row at most, its warm-up excluded.
         scope: ``device`` or ``end-to-end``.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
@@ -74,15 +77,16 @@ class Plan:
     """
 
     batches: tuple[int, ...] = (1, 8)
-    streams: tuple[int, ...] = (1,)
+    streams: tuple[int | None, ...] = (1,)
+    threads: tuple[int | None, ...] = (None,)
     duration_s: float = 5.0
     scope: Scope = "device"
     precision_target: float = PRECISION_TARGET
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, values in (("batch", self.batches), ("streams", self.streams)):
-            if not values or min(values) < 1:
+        for name, values in (("batch", self.batches), ("streams", self.streams), ("threads", self.threads)):
+            if not values or any(value is not None and value < 1 for value in values):
                 raise UsageError(f"{name} must be at least 1, not {', '.join(map(str, values)) or 'nothing'}")
         if not self.duration_s > 0:
             raise UsageError(f"duration must be more than 0 seconds, not {self.duration_s}")
@@ -93,7 +97,7 @@ class Row:
     """One row while it is measured, and what came of it.
 
     Attributes:
-        contender: Which model on which runtime.
+        contender: Which model on which runtime, with its streams and threads among the options.
         batch: Batch size.
         streams: Concurrent runs.
         scope: What a run covers.
@@ -113,8 +117,12 @@ class Row:
     error: ToolkitError | None = None
 
     def __str__(self) -> str:
+        return f"{self.contender.runtime} batch {self.batch}{self._arrangement()}"
+
+    def _arrangement(self) -> str:
         streams = f", {self.streams} streams" if self.streams > 1 else ""
-        return f"{self.contender.runtime} batch {self.batch}{streams}"
+        threads = self.contender.options.threads
+        return streams + ("" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}")
 
     @property
     def spent_s(self) -> float:
@@ -152,23 +160,30 @@ class Row:
 def measure(
     contenders: Sequence[Contender], feeds: Feeds, plan: Plan, *, progress: Progress = lambda _: None
 ) -> list[Row]:
-    """Measures every contender at every batch size and number of streams.
+    """Measures every contender at every batch size, number of streams and number of threads.
+
+    Each number of streams and threads has a process of its own: a runtime arranges itself for them when it opens.
 
     Args:
-        contenders: The runtimes.
+        contenders: The runtimes; the plan's streams and, where it has any, threads take the place of their own.
         feeds: Inputs of any number of samples; a row repeats them up to its batch.
         plan: Sizes, times and targets.
         progress: Told what is going on, between the slices.
 
     Returns:
-        Rows by contender, batch and streams, in the order asked. A row that ran out of memory, failed, or whose
-        process died has its ``error`` set; the others are not affected.
+        Rows by contender, batch, streams and threads, in the order asked. A row that ran out of memory, failed, or
+        whose process died has its ``error`` set; the others are not affected.
     """
     rows = [
-        Row(contender=contender, batch=batch, streams=streams, scope=plan.scope)
-        for contender in contenders
+        Row(
+            contender=arranged,
+            batch=batch,
+            streams=arranged.options.streams or usable_cores(),  # its own choice is known when it is opened
+            scope=plan.scope,
+        )
+        for arrangements in (_arrangements(contender, plan) for contender in contenders)
         for batch in plan.batches
-        for streams in plan.streams
+        for arranged in arrangements
     ]
     with _Crew(rows, feeds, plan) as crew:
         progress(f"opening {', '.join(dict.fromkeys(c.runtime for c in contenders))}")
@@ -178,6 +193,17 @@ def measure(
             crew.prepare(index)
         _rounds(crew, rows, plan, progress)
     return rows
+
+
+def _arrangements(contender: Contender, plan: Plan) -> list[Contender]:
+    """Returns a contender once for every number of streams and threads; threads of the CPU change nothing on a GPU."""
+    on_cpu = adapter(contender.runtime).resolve_device(contender.device) == "cpu"
+    own = contender.options.threads
+    return [
+        replace(contender, options=replace(contender.options, streams=streams, threads=threads or own))
+        for streams in plan.streams
+        for threads in (plan.threads if on_cpu else plan.threads[:1])
+    ]
 
 
 def _rounds(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) -> None:
@@ -253,7 +279,6 @@ class _Crew:
                 row=index,
                 feeds=self._feeds,
                 batch=row.batch,
-                streams=row.streams,
                 scope=row.scope,
                 limit_s=min(_LONGEST_WARM_UP_S, self._plan.duration_s),
             )
@@ -290,7 +315,7 @@ class _Crew:
                 row.error = error
         else:
             for row in rows:
-                row.opened = opened
+                row.opened, row.streams = opened, opened.streams
 
     @contextlib.contextmanager
     def _recorded(self, index: int) -> Iterator[None]:

@@ -135,6 +135,7 @@ def result(
         "precision": precision,
         "batch": row.batch,
         "streams": row.streams,
+        "threads": row.contender.options.threads,
         "scenario": scenario,
         "scope": row.scope,
         "includes_transfers": row.scope == "end-to-end",
@@ -184,6 +185,7 @@ def document(results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping
         "settings": {
             "batches": list(plan.batches),
             "streams": list(plan.streams),
+            "threads": list(plan.threads),
             "scope": plan.scope,
             "duration_s": plan.duration_s,
             "precision_target": plan.precision_target,

@@ -17,7 +17,6 @@ from resnet_onnx.cli.options import (
     model_options,
     runtime_option,
     save_option,
-    threads_option,
 )
 from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import Unavailable, UsageError
@@ -34,7 +33,8 @@ _DEFAULT_MODEL = "resnet50"
 @model_options(required=False)
 @runtime_option(default="all", several=True)
 @click.option("--batch", type=WholeNumbers(), help="Batch sizes.  [default: 1,8, or the model's own fixed batch]")
-@click.option("--streams", type=WholeNumbers(), help="Concurrent runs.  [default: 1]")
+@click.option("--streams", type=WholeNumbers(), help="Concurrent runs.  [default: 1, or each runtime's own best]")
+@click.option("--threads", type=WholeNumbers(), help="CPU threads, all streams together.  [default: all usable cores]")
 @click.option(
     "--duration",
     type=click.FloatRange(0, min_open=True),
@@ -45,7 +45,7 @@ _DEFAULT_MODEL = "resnet50"
 @click.option(
     "--scenario",
     type=click.Choice(["latency", "throughput"]),
-    help="One run at a time, or as many as --streams.  [default: by --streams]",
+    help="One run at a time, or several beside each other.  [default: by --streams]",
 )
 @click.option(
     "--scope",
@@ -55,7 +55,6 @@ _DEFAULT_MODEL = "resnet50"
     help="Device memory to device memory, or host array to host array with copies.",
 )
 @device_option
-@threads_option
 @tuning_options
 @save_option
 def command(
@@ -69,7 +68,7 @@ def command(
     scenario: Scenario | None,
     scope: Scope,
     device: str | None,
-    threads: int | None,
+    threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
     save: Path | None,
 ) -> None:
@@ -106,7 +105,8 @@ def command(
             scenario=scenario,
             scope=scope,
             device=device,
-            tuning=replace(tuning, threads=threads),
+            threads=threads or (None,),
+            tuning=tuning,
             seed=request.seed,
             progress=status.update,
         )
@@ -124,7 +124,7 @@ def command(
         raise click.exceptions.Exit(Unavailable.exit_code)
 
 
-def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int, ...]:
+def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int | None, ...]:
     if scenario == "latency" and streams is not None and max(streams) > 1:
         raise UsageError(
             f"the latency scenario runs one request at a time, and --streams {','.join(map(str, streams))} was given",
@@ -132,11 +132,7 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
         )
     if streams is not None:
         return streams
-    if scenario == "throughput":
-        from runtimes.base import usable_cores
-
-        return (max(2, usable_cores()),)
-    return (1,)
+    return (None,) if scenario == "throughput" else (1,)
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -150,23 +146,27 @@ def _print(
     terminal.line()
     names = {row["runtime"] for row in rows}
     reference = "torch" if "torch" in names else rows[0]["runtime"]
-    several = len(plan.streams) > 1 or plan.streams[0] > 1
+    several = any(row["streams"] > 1 for row in rows)
+    many_threads = len(plan.threads) > 1
     columns = ["runtime", "batch", "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak"]
+    if many_threads:
+        columns.insert(2, "threads")
     if several:
         columns.insert(2, "streams")
     if len(names) > 1:
         columns.append(f"vs {reference}")
-    base = {(r["batch"], r["streams"]): r["images_per_second"] for r in rows if r["runtime"] == reference}
-    ordered = sorted(rows, key=lambda r: (r["batch"], r["streams"], -(r["images_per_second"] or 0.0)))
+    base = {_place(r): r["images_per_second"] for r in rows if r["runtime"] == reference}
+    ordered = sorted(rows, key=lambda r: (*_place(r), -(r["images_per_second"] or 0.0)))
     cells = []
     for row in ordered:
-        ratio = _ratio(row["images_per_second"], base.get((row["batch"], row["streams"])))
+        ratio = _ratio(row["images_per_second"], base.get(_place(row)))
         doubtful = row["error"] is None and not row["stable"]
         cells.append(
             [
                 row["runtime"] + (" ~" if doubtful else ""),
                 str(row["batch"]),
                 *([str(row["streams"])] if several else []),
+                *([str(row["threads"] or "all")] if many_threads else []),
                 *_figures(row),
                 _share(row["roofline"]),
                 *([ratio] if len(names) > 1 else []),
@@ -176,6 +176,11 @@ def _print(
     terminal.line()
     _print_conditions(terminal, rows, plan)
     _print_next(terminal, model, rows)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns what rows of different runtimes are compared at."""
+    return row["batch"], row["streams"], row["threads"] or 0
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:
@@ -215,16 +220,17 @@ def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], pla
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
-    streams = ", ".join(str(count) for count in plan.streams)
+    counts = sorted({row["streams"] for row in rows})
+    streams = ", ".join(map(str, counts))
     complete = [row for row in rows if row["error"] is None]
     stable = sum(row["stable"] for row in complete)
     verdict = "yes" if stable == len(complete) else "no" if not stable else "in part"
     terminal.line(
-        f"{work}, {streams} stream{'' if plan.streams == (1,) else 's'}. "
-        f"Stable: {verdict} ({stable} of {len(complete)})."
+        f"{work}, {streams} stream{'' if counts == [1] else 's'}. Stable: {verdict} ({stable} of {len(complete)})."
     )
     for row in rows:
         where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
+        where += f", {row['threads']} threads" if len(plan.threads) > 1 else ""
         if row["error"] is not None:
             full = row["error"]["kind"] == "out-of-memory"
             terminal.line(f"  {where}: {'out of memory' if full else row['error']['message']}")

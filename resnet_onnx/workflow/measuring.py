@@ -105,7 +105,8 @@ def measure_model(
     *,
     chosen_by_all: bool = False,
     batches: Sequence[int] | None = None,
-    streams: Sequence[int] = (1,),
+    streams: Sequence[int | None] = (1,),
+    threads: Sequence[int | None] = (None,),
     duration_s: float = 5.0,
     scenario: Scenario | None = None,
     scope: Scope = "device",
@@ -121,12 +122,13 @@ def measure_model(
         names: Runtimes.
         chosen_by_all: Whether they were not named one by one, so that one that can't open the model is left out.
         batches: Batch sizes, or None: the model's own where it is fixed, otherwise ``DEFAULT_BATCHES``.
-        streams: Numbers of concurrent runs.
+        streams: Numbers of concurrent runs; None is as many as each runtime does best with.
+        threads: Numbers of CPU threads; None is all usable cores.
         duration_s: Measuring time of a row at most.
         scenario: For the record; None is by the number of streams.
         scope: ``device`` or ``end-to-end``.
         device: Where to compute; None is each runtime's own default.
-        tuning: Threads and what else changes speed or arithmetic.
+        tuning: What else changes speed or arithmetic.
         seed: Of the sample inputs.
         progress: Told what is going on.
 
@@ -139,7 +141,7 @@ def measure_model(
 
     names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
     sizes, count = _batches(model, batches)
-    plan = Plan(batches=sizes, streams=tuple(streams), duration_s=duration_s, scope=scope)
+    plan = Plan(batches=sizes, streams=tuple(streams), threads=tuple(threads), duration_s=duration_s, scope=scope)
     feeds = sample_feeds(model, count, seed=seed)
     path = graph_path(model)
     contenders = []
@@ -201,7 +203,7 @@ def cpu_threads(row: Row) -> int:
     if row.opened is None or row.opened.device != "cpu":
         return 0
     threads = row.opened.recorded.get("threads")
-    return min(usable_cores(), threads * row.streams) if isinstance(threads, int) else usable_cores()
+    return min(usable_cores(), threads) if isinstance(threads, int) else usable_cores()
 
 
 def _about(model: Model, path: Path | None) -> dict[str, Any]:
