@@ -10,6 +10,7 @@ import click
 
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
+    OutputFile,
     WholeNumbers,
     device_option,
     early_problem,
@@ -23,7 +24,7 @@ from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.measure import Plan, Scenario
-    from resnet_onnx.workflow import Model, Request
+    from resnet_onnx.workflow import Measurement, Model, Request
     from runtimes.spec import RuntimeOptions, Scope
 
 _DEFAULT_MODEL = "resnet50"
@@ -57,6 +58,8 @@ _DEFAULT_MODEL = "resnet50"
 @device_option
 @tuning_options
 @save_option
+@click.option("--csv", "csv_file", type=OutputFile(), help="Write the rows as CSV, for a spreadsheet.")
+@click.option("--markdown", type=OutputFile(), help="Write the table as Markdown, for a README or a pull request.")
 def command(
     terminal: Terminal,
     *,
@@ -71,6 +74,8 @@ def command(
     threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
     save: Path | None,
+    csv_file: Path | None,
+    markdown: Path | None,
 ) -> None:
     """Measure throughput and latency of MODEL (resnet50) on several runtimes, in turns.
 
@@ -79,6 +84,7 @@ def command(
     from dataclasses import replace
 
     from resnet_onnx import workflow
+    from resnet_onnx.report import tables
     from runtimes import files, registry
 
     if request.model is None:
@@ -118,6 +124,12 @@ def command(
     if save is not None:
         files.write_json(save, measured.document(raw=True))
         terminal.note(f"saved: {save}")
+    if csv_file is not None:
+        files.write_text(csv_file, tables.bench_csv(measured.document(raw=False)))
+        terminal.note(f"saved: {csv_file}")
+    if markdown is not None:
+        files.write_text(markdown, _markdown(measured))
+        terminal.note(f"saved: {markdown}")
     terminal.emit(measured.document(raw=False))
     failed = [row.error for row in measured.rows if row.error is not None and row.error.kind != "out-of-memory"]
     if failed:
@@ -144,6 +156,28 @@ def _print(
     terminal.line(model.description)
     terminal.line(_machine(environment, rows))
     terminal.line()
+    terminal.table(*_table(rows, plan))
+    terminal.line()
+    for line in _conditions(rows, plan):
+        terminal.line(line)
+    _print_next(terminal, model, rows)
+
+
+def _markdown(measured: Measurement) -> str:
+    """Returns what the terminal shows, for a page that renders Markdown."""
+    from resnet_onnx.report import tables
+
+    rows = measured.results(raw=False)
+    return tables.markdown(
+        *_table(rows, measured.plan),
+        above=[f"**{measured.model.description}**", _machine(measured.environment, rows)],
+        below=_conditions(rows, measured.plan),
+        command=measured.document(raw=False)["command"],
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Returns the headings and the cells of the table."""
     names = {row["runtime"] for row in rows}
     reference = "torch" if "torch" in names else rows[0]["runtime"]
     several = any(row["streams"] > 1 for row in rows)
@@ -172,10 +206,7 @@ def _print(
                 *([ratio] if len(names) > 1 else []),
             ]
         )
-    terminal.table(columns, cells)
-    terminal.line()
-    _print_conditions(terminal, rows, plan)
-    _print_next(terminal, model, rows)
+    return columns, cells
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -216,7 +247,8 @@ def _machine(environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     return " · ".join([", ".join(filter(None, [cpu["model"], f"{cpu['usable_cores']} cores", best])), *versions])
 
 
-def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], plan: Plan) -> None:
+def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
+    """Returns what was timed and what to doubt, a line each."""
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
@@ -225,22 +257,23 @@ def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], pla
     complete = [row for row in rows if row["error"] is None]
     stable = sum(row["stable"] for row in complete)
     verdict = "yes" if stable == len(complete) else "no" if not stable else "in part"
-    terminal.line(
+    lines = [
         f"{work}, {streams} stream{'' if counts == [1] else 's'}. Stable: {verdict} ({stable} of {len(complete)})."
-    )
+    ]
     for row in rows:
         where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
         where += f", {row['threads']} threads" if len(plan.threads) > 1 else ""
         if row["error"] is not None:
             full = row["error"]["kind"] == "out-of-memory"
-            terminal.line(f"  {where}: {'out of memory' if full else row['error']['message']}")
+            lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
-            terminal.line(f"  ~ {where}: {row['unstable_reason']}")
+            lines.append(f"  ~ {where}: {row['unstable_reason']}")
     measured = [row for row in rows if row["samples"]]
     if any(row["latency_ms"]["p90"] is None for row in measured):
-        terminal.line(
+        lines.append(
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )
+    return lines
 
 
 def _print_next(terminal: Terminal, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:

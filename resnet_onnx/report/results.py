@@ -193,6 +193,7 @@ def _bench_row(path: Path, row: Mapping[str, Any], where: str) -> None:
     for name in ("peak_gflops", "operations_per_byte"):
         _optional(path, row["roofline"], name, "number?", f"{where}.roofline.")
     _optional(path, row, "includes", "words", f"{where}.")
+    _optional(path, row, "threads", "count?", f"{where}.")
     if row["error"] is not None:
         _field(path, row["error"], "message", "text", f"{where}.error.")
     elif row["images_per_second"] is None:

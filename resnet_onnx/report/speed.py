@@ -53,6 +53,7 @@ class Speed:
         }
         self.model: str = documents[0]["model"]["name"]
         self._precisions = len({row["precision"] for row in found}) > 1
+        self._threads = len({row.get("threads") for row in found}) > 1
         self._scopes = len({_scope(row) for row in found}) > 1
         self.title = self.model if self._precisions else f"{self.model} {found[0]['precision']}"
         self._rows = sorted(found, key=lambda row: (row["batch"], row["streams"], -(row["images_per_second"] or 0.0)))
@@ -100,7 +101,8 @@ class Speed:
         """Names a row in few words."""
         streams = f" × {row['streams']}" if row["streams"] > 1 else ""
         precision = f" {row['precision']}" if self._precisions else ""
-        return f"{row['runtime']}{precision} · batch {row['batch']}{streams}{self._work(row)}"
+        threads = f" · {row.get('threads') or 'all'} threads" if self._threads else ""
+        return f"{row['runtime']}{precision} · batch {row['batch']}{streams}{threads}{self._work(row)}"
 
     def _work(self, row: Mapping[str, Any]) -> str:
         included = "".join(f" + {name}" for name in _included(row))
@@ -114,6 +116,7 @@ class Speed:
         several = any(row["streams"] > 1 for row in ordered)
         base = {_unit(row): row for row in measured if row["runtime"] == "torch"}
         columns = ["runtime", *(["precision"] if self._precisions else []), "batch", *(["streams"] if several else []),
+                   *(["threads"] if self._threads else []),
                    *(["work"] if self._scopes else []), "img/s", "± 95 %", *(["vs torch"] if base else []), "p50 ms",
                    "p90 ms", "p99 ms", "share of peak", "stable"]  # fmt: skip
         reasons: dict[str, list[str]] = {}
@@ -245,6 +248,7 @@ class Speed:
             *([row["precision"]] if self._precisions else []),
             str(row["batch"]),
             *([str(row["streams"])] if several else []),
+            *([str(row.get("threads") or "all")] if self._threads else []),
             *([work_name(row)] if self._scopes else []),
             speed,
             uncertainty,
@@ -364,7 +368,7 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _unit(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (row["batch"], row["streams"], *_scope(row))
+    return (row["batch"], row["streams"], row.get("threads"), *_scope(row))
 
 
 def _clearly_faster(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
