@@ -39,7 +39,8 @@ _CSV = {
 def bench_csv(document: Mapping[str, Any]) -> str:
     """Returns the rows of a result of ``bench`` as CSV with a line of headings.
 
-    Quoted as in RFC 4180, but with lines that end as Unix tools expect it. Numbers have all their digits; what is not known is empty.
+    Quoted as in RFC 4180, but with lines that end as Unix tools expect it. Numbers have all their digits; what is not
+    known is empty.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
