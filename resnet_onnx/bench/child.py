@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Slice, WarmUp, sample, warm_up
+from resnet_onnx.bench.supply import Supplied, Supply
 from runtimes import nvidia
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
@@ -76,13 +77,21 @@ class Worker:
             streams=opened.streams,
         )
 
-    def prepare(self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float) -> WarmUp:
+    def prepare(
+        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, supply: Supply | None = None
+    ) -> WarmUp:
         """Prepares one row, a run for each of the runtime's streams, and warms it up."""
         runtime = self._opened()
-        whole = enlarge(feeds, runtime.inputs, batch)
         prepared: list[Prepared] = []
         try:
-            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
+            if supply is None:
+                whole = enlarge(feeds, runtime.inputs, batch)
+                prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
+            else:
+                threads = max(1, usable_cores() // runtime.streams)
+                prepared.extend(
+                    Supplied(runtime, supply.open(batch=batch, threads=threads)) for _ in range(runtime.streams)
+                )
             answer = warm_up(prepared, limit_s=limit_s)
         except BaseException:
             for each in prepared:

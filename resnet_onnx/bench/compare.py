@@ -176,6 +176,11 @@ def different_work(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
             found.append(f"another {what} ({_text(old.get(key))} and {_text(now.get(key))})")
     if base["settings"]["scope"] != new["settings"]["scope"]:
         found.append(f"another scope ({base['settings']['scope']} and {new['settings']['scope']})")
+    # Results of earlier versions include nothing.
+    for key, what in (("includes", "work beside the model"), ("pictures", "set of pictures")):
+        a, b = base["settings"].get(key) or None, new["settings"].get(key) or None
+        if a != b:
+            found.append(f"another {what} ({_text(a)} and {_text(b)})")
     return found
 
 

@@ -51,10 +51,14 @@ _DEFAULT_MODEL = "resnet50"
 @click.option(
     "--scope",
     type=click.Choice(["device", "end-to-end"]),
-    default="device",
-    show_default=True,
-    help="Device memory to device memory, or host array to host array with copies.",
+    help="Device memory to device memory, or host array to host array with copies.  [default: device]",
 )
+@click.option(
+    "--include",
+    type=click.Choice(["decode"]),
+    help="Time this too: reading and preprocessing picture files, end to end.",
+)
+@click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
 @device_option
 @tuning_options
 @save_option
@@ -69,7 +73,9 @@ def command(
     streams: tuple[int, ...] | None,
     duration: float,
     scenario: Scenario | None,
-    scope: Scope,
+    scope: Scope | None,
+    include: str | None,
+    data: str | None,
     device: str | None,
     threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
@@ -90,6 +96,13 @@ def command(
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
+    if include is None and data is not None:
+        raise UsageError("--data names pictures to decode, and without --include decode nothing is decoded")
+    if include is not None and scope == "device":
+        raise UsageError(
+            "--include decode begins with files in host memory, and --scope device was given",
+            fix="leave --scope out",
+        )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     problem = early_problem(request)
@@ -109,7 +122,8 @@ def command(
             streams=chosen_streams,
             duration_s=duration,
             scenario=scenario,
-            scope=scope,
+            scope=scope or ("end-to-end" if include else "device"),
+            supply=workflow.decoding(model, data) if include else None,
             device=device,
             threads=threads or (None,),
             tuning=tuning,
@@ -252,6 +266,8 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
+    if plan.supply is not None:
+        work = f"End to end, picture files in and scores out, decoding included: {plan.supply.label}"
     counts = sorted({row["streams"] for row in rows})
     streams = ", ".join(map(str, counts))
     complete = [row for row in rows if row["error"] is None]

@@ -36,7 +36,7 @@ def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> 
 
     if count < 1:
         raise UsageError(f"the number of sample pictures must be at least 1, not {count}")
-    photos = [Image.open(path).convert("RGB") for path in _photo_files()]
+    photos = [Image.open(path).convert("RGB") for path in photo_files()]
     size = preprocessing.image_size
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     random = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> 
     return pictures
 
 
-def _photo_files() -> list[Path]:
+def photo_files() -> list[Path]:
     """Finds scikit-learn's photos without importing it, which would take longer than all the rest."""
     found = importlib.util.find_spec("sklearn")
     folders = found.submodule_search_locations if found is not None else None

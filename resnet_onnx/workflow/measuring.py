@@ -22,6 +22,7 @@ from runtimes.spec import Feeds, RuntimeOptions, Scope, TensorSpec
 if TYPE_CHECKING:
     from resnet_onnx.bench.measure import Plan, Row, Scenario
     from resnet_onnx.bench.roofline import Peaks, Work
+    from resnet_onnx.bench.supply import Supply
 
 DEFAULT_BATCHES = (1, 8)
 
@@ -110,6 +111,7 @@ def measure_model(
     duration_s: float = 5.0,
     scenario: Scenario | None = None,
     scope: Scope = "device",
+    supply: Supply | None = None,
     device: str | None = None,
     tuning: RuntimeOptions = UNTUNED,
     seed: int = 0,
@@ -127,6 +129,7 @@ def measure_model(
         duration_s: Measuring time of a row at most.
         scenario: For the record; None is by the number of streams.
         scope: ``device`` or ``end-to-end``.
+        supply: What makes the feeds of each run, or None: the same sample pictures every time.
         device: Where to compute; None is each runtime's own default.
         tuning: What else changes speed or arithmetic.
         seed: Of the sample inputs.
@@ -141,7 +144,14 @@ def measure_model(
 
     names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
     sizes, count = _batches(model, batches)
-    plan = Plan(batches=sizes, streams=tuple(streams), threads=tuple(threads), duration_s=duration_s, scope=scope)
+    plan = Plan(
+        batches=sizes,
+        streams=tuple(streams),
+        threads=tuple(threads),
+        duration_s=duration_s,
+        scope=scope,
+        supply=supply,
+    )
     feeds = sample_feeds(model, count, seed=seed)
     path = graph_path(model)
     contenders = []
