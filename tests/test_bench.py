@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 
 from resnet_onnx.bench import record, roofline
 from resnet_onnx.bench.child import Worker, enlarge
-from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample
+from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
 from resnet_onnx.bench.measure import Contender, Plan, Row, measure
 from resnet_onnx.bench.processes import Child, ChildDied
 from runtimes import files
@@ -165,6 +165,78 @@ def test_several_streams_are_rated_by_what_they_complete_together() -> None:
     row = Row(contender=Contender(runtime="x", source=source), batch=4, streams=2, scope="device", slices=slices)
     assert record.images_per_second(row) == (800.0, (800.0, 800.0))
     assert record.latency_ms(row)["p50"] == 10.0
+
+
+def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
+    plan = Plan(batches=(3,), streams=(2,), scenario="offline", duration_s=1.5)
+    (row,) = measure([ort(tiny)], FEEDS, plan)
+    assert row.error is None
+    assert row.at_once > 100, "runs of some tens of microseconds make a large set"
+    assert np.median(row.times_ns) > 1e8, "a set lasts about half a second"
+    speed = record.images_per_second(row)
+    assert speed is not None
+    assert speed[0] == pytest.approx(3 * row.at_once / (np.median(row.times_ns) / 1e9))
+    found = record.result(
+        row,
+        model="tiny",
+        precision="fp32",
+        share=roofline.share(None, None, None, "fp32"),
+        multiply_adds=None,
+        raw=True,
+    )
+    assert (found["scenario"], found["samples_at_once"]) == ("offline", 3 * row.at_once)
+
+
+def test_a_cut_off_ends_the_larger_batches_of_a_runtime_and_of_no_other() -> None:
+    def contender(fixed_s: float, each_s: float) -> Contender:
+        arguments = {"fixed_s": fixed_s, "each_s": each_s}
+        return Contender(
+            runtime="torch", source=ModelSource(factory=f"{__name__}:waiting_program", arguments=arguments)
+        )
+
+    feeds = {"x": np.ones((1, 1), np.float32)}
+    plan = Plan(batches=(8, 1, 2, 4), duration_s=0.4, cut_off=0.2)
+    saturated, growing = contender(0.0, 0.02), contender(0.05, 0.001)
+    rows = measure([saturated, growing], feeds, plan)
+    first = {row.batch: row for row in rows[:4]}
+    assert [batch for batch, row in sorted(first.items()) if row.slices] == [1, 2]
+    assert first[4].cut_off == first[8].cut_off
+    assert first[4].cut_off.startswith("batch 2 brought ")
+    assert all(row.slices and not row.cut_off and row.error is None for row in rows[4:])
+    assert all(row.slices for row in measure([saturated], feeds, replace(plan, cut_off=None)))
+
+
+def waiting_program(fixed_s: float, each_s: float) -> Any:
+    """Takes a time for a run and one for each sample."""
+    import torch
+
+    from runtimes.spec import TorchProgram
+
+    class Waiting(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(fixed_s + each_s * len(x))
+            return x
+
+    spec = TensorSpec("x", np.dtype(np.float32), ("batch", 1))
+    return TorchProgram(module=Waiting(), inputs=(spec,), outputs=(replace(spec, name="y"),))
+
+
+def test_a_cut_off_ends_with_the_batch_that_fails(tiny: Path) -> None:
+    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1, 2**40, 2**41), duration_s=0.1, cut_off=0.01))
+    assert isinstance(rows[1].error, OutOfMemory)
+    assert (rows[2].error, rows[2].cut_off) == (None, "batch 1099511627776 failed already")
+
+
+def test_the_front_has_what_no_other_row_beats() -> None:
+    def one(speed: float | None, p50: float | None, scenario: str = "throughput") -> dict[str, Any]:
+        return {"images_per_second": speed, "latency_ms": {"p50": p50}, "scenario": scenario}
+
+    found = record.mark(
+        [one(10, 100), one(20, 200), one(15, 250), one(20, 210), one(None, None), one(25, 9, "offline"), one(10, 100)]
+    )
+    assert [row["pareto"] for row in found] == [True, True, False, False, False, False, True]
+    assert [row["best"] for row in found] == [False, False, False, False, False, True, False]
+    assert [row["best"] for row in record.mark([one(None, None)])] == [False]
 
 
 def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
@@ -391,6 +463,19 @@ def test_a_sample_is_the_time_of_one_run(sleeper: Callable[[float], Any]) -> Non
 def test_two_streams_complete_twice_as_much_of_what_only_waits(sleeper: Callable[[float], Any]) -> None:
     found = sample([sleeper(0.02), sleeper(0.02)], seconds=0.3)
     assert 60 <= found.runs_per_s <= 100
+
+
+def test_a_set_is_timed_until_its_last_run_is_done(sleeper: Callable[[float], Any]) -> None:
+    found = sample_sets([sleeper(0.02), sleeper(0.02)], runs=5, seconds=0.1)
+    assert found.times_ns.size >= 2
+    assert np.median(found.times_ns) >= 60e6, "five runs on two streams are three after each other"
+    assert np.median(found.times_ns) < 95e6, "the streams work beside each other"
+    assert found.runs_per_s == pytest.approx(5 * found.times_ns.size / (found.times_ns.sum() / 1e9))
+
+
+def test_a_slow_stream_leaves_the_set_to_the_others(sleeper: Callable[[float], Any]) -> None:
+    found = sample_sets([sleeper(0.01), sleeper(0.1)], runs=11, seconds=0)
+    assert found.times_ns[0] < 180e6, "shared out evenly, the slow one alone would take 500 ms"
 
 
 def test_an_error_in_one_of_several_streams_is_raised(sleeper: Callable[[float], Any]) -> None:

@@ -6,6 +6,7 @@ print goes to stderr. The child ends when its parent does: stdin then ends, even
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import queue
@@ -21,13 +22,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, WarmUp, sample, warm_up
+from resnet_onnx.bench.clock import Slice, WarmUp, sample, sample_sets, warm_up
 from resnet_onnx.bench.supply import Supplied, Supply
 from runtimes import nvidia
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+
+SET_S = 0.5
+"""Least time of a set in the offline scenario: its end, where streams wait for the last one, then hardly counts."""
+
+_FEWEST_PER_STREAM = 2
 
 Request = tuple[str, dict[str, Any]]
 """A method of ``Worker`` and its keyword arguments."""
@@ -61,6 +67,7 @@ class Worker:
         self._runtime: Runtime | None = None
         self._gpu: nvidia.Gpu | None = None
         self._rows: dict[int, list[Prepared]] = {}
+        self._sets: dict[int, int] = {}
 
     def open(self, runtime: str, source: ModelSource, device: str | None, options: RuntimeOptions) -> Opened:
         """Opens the model."""
@@ -100,13 +107,27 @@ class Worker:
         self._rows[row] = prepared
         return answer
 
+    def prepare_set(
+        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, at_once: int | None
+    ) -> WarmUp:
+        """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
+        warm = self.prepare(row, feeds, batch, scope, limit_s)
+        streams = len(self._rows[row])
+        runs = at_once or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
+        self._sets[row] = runs
+        return replace(warm, at_once=runs, run_s=warm.run_s * runs / streams)
+
     def sample(self, row: int, seconds: float, discard: int) -> Slice:
         """Takes the samples of one round of a row."""
-        taken = sample(self._rows[row], seconds=seconds, discard=discard)
+        if row in self._sets:
+            taken = sample_sets(self._rows[row], runs=self._sets[row], seconds=seconds)
+        else:
+            taken = sample(self._rows[row], seconds=seconds, discard=discard)
         return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
 
     def release(self, row: int) -> None:
         """Frees what a row holds."""
+        self._sets.pop(row, None)
         for prepared in self._rows.pop(row, ()):
             prepared.close()
 

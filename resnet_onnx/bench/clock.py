@@ -6,13 +6,14 @@ This is the only place where time is taken.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, perf_counter_ns
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from runtimes.base import Prepared
 from runtimes.nvidia import Sensors
 
 Nanoseconds = NDArray[np.int64]
+T = TypeVar("T")
 
 WARM_WITHIN = 0.02
 """Warm-up ends when the median of the last window of runs is this close to the one before."""
@@ -124,13 +126,15 @@ class WarmUp:
         runs: Untimed runs before the first sample.
         seconds: How long they took.
         settled: Whether their times stopped changing before the limit.
-        run_s: Median time of the last runs.
+        run_s: Median time of the last runs; in the offline scenario, of a whole set as it follows from that.
+        at_once: Runs that are handed over together, the set of the offline scenario; 1 in the others.
     """
 
     runs: int
     seconds: float
     settled: bool
     run_s: float
+    at_once: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,8 @@ class Slice:
     """The samples of one round of one row.
 
     Attributes:
-        times_ns: Time of each run; with several streams those of all streams, one stream after the other.
+        times_ns: Time of each run; with several streams those of all streams, one stream after the other. In the
+            offline scenario, the time of each whole set of runs.
         runs_per_s: Runs that were completed per second, all streams together.
         spent_s: Wall time, discarded runs included.
         disturbance: What the machine did beside.
@@ -177,25 +182,68 @@ def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) ->
         seconds: When to start no further run. A run that was started is finished.
         discard: Untimed runs before: another process's work has just been in the caches.
     """
+    deadline = perf_counter_ns() + int(seconds * 1e9)
+    times, spent_s, disturbance = _watched(
+        lambda: _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
+    )
+    return Slice(
+        times_ns=np.concatenate(times),
+        # Each stream's own: they do not end at the same moment, and the rest of one must not count as idling.
+        runs_per_s=float(sum(t.size / t.sum() * 1e9 for t in times)),
+        spent_s=spent_s,
+        disturbance=disturbance,
+    )
+
+
+def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> Slice:
+    """Times whole sets of runs that are handed over at once, each until its last run is done; at least one set.
+
+    Args:
+        prepared: One per stream; each takes the next run of the set when it has done one.
+        runs: In a set.
+        seconds: When to start no further set.
+    """
+    deadline = perf_counter_ns() + int(seconds * 1e9)
+
+    def sets() -> list[int]:
+        times = []
+        while True:
+            start = perf_counter_ns()
+            _concurrently(prepared, partial(_shared, tickets=itertools.count(), runs=runs))
+            end = perf_counter_ns()
+            times.append(end - start)
+            if end >= deadline:
+                return times
+
+    times, spent_s, disturbance = _watched(sets)
+    return Slice(
+        times_ns=np.array(times, np.int64),
+        runs_per_s=runs * len(times) / (sum(times) / 1e9),
+        spent_s=spent_s,
+        disturbance=disturbance,
+    )
+
+
+def _watched(work: Callable[[], T]) -> tuple[T, float, Disturbance]:
+    """Does `work` without garbage collection; returns what it returned, its wall time, and what others did."""
     begin = perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
         watch = Watch()
-        deadline = perf_counter_ns() + int(seconds * 1e9)
-        times = _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
-        disturbance = watch.stop()
+        found = work()
+        return found, perf_counter() - begin, watch.stop()
     finally:
         if collecting:
             gc.enable()
-    # Each stream's own rate: the streams do not end at the same moment, and the rest of one must not count as idling.
-    rate = float(sum(t.size / t.sum() * 1e9 for t in times))
-    return Slice(
-        times_ns=np.concatenate(times),
-        runs_per_s=rate,
-        spent_s=perf_counter() - begin,
-        disturbance=disturbance,
-    )
+
+
+def _shared(prepared: Prepared, tickets: Iterator[int], runs: int) -> Nanoseconds:
+    # next() of a count is one step of the interpreter, so that no two streams draw the same ticket.
+    while next(tickets) < runs:
+        prepared.enqueue()
+        prepared.synchronize()
+    return np.empty(0, np.int64)
 
 
 def _until(prepared: Prepared, deadline_ns: int, discard: int) -> Nanoseconds:

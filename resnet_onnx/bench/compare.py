@@ -308,7 +308,7 @@ def _speed(row: Mapping[str, Any]) -> Speed | None:
     figure comes from the runs completed in each round, as ``bench`` wrote it.
     """
     raw = row["raw_ns"]
-    if row["streams"] == 1 and raw and any(raw):
+    if row["streams"] == 1 and row.get("scenario") != "offline" and raw and any(raw):
         found = median_interval(np.concatenate([np.asarray(part, np.float64) for part in raw]))
         if found.low is None or found.high is None:
             return row["batch"] / found.median * 1e9, None

@@ -27,7 +27,9 @@ from runtimes.nvidia import Sensors
 from runtimes.registry import adapter
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
 
-Scenario = Literal["latency", "throughput"]
+Scenario = Literal["latency", "throughput", "offline"]
+"""One run at a time; several beside each other; or all samples handed over at once, timed until the last is done."""
+
 Progress = Callable[[str], None]
 
 PRECISION_TARGET = 0.01
@@ -74,6 +76,9 @@ class Plan:
         duration_s: Measuring time of a row at most, its warm-up excluded.
         scope: ``device`` or ``end-to-end``.
         supply: What makes the feeds of each run, which is then timed too, or None; its scope is ``end-to-end``.
+        scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
+        cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
+            None measures all.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
         seed: Of the order in which rows take turns.
     """
@@ -84,6 +89,8 @@ class Plan:
     duration_s: float = 5.0
     scope: Scope = "device"
     supply: Supply | None = None
+    scenario: Scenario | None = None
+    cut_off: float | None = None
     precision_target: float = PRECISION_TARGET
     seed: int = 0
 
@@ -110,10 +117,12 @@ class Row:
         streams: Concurrent runs.
         scope: What a run covers.
         includes: What else it covers: ``decode``.
+        asked: The scenario that was asked for, or None.
         opened: What the runtime says of itself, or None where it was never opened.
         warm_up: How the warm-up went, or None.
         slices: The samples, a slice per round.
         error: Why the row could not be measured to its end, or None.
+        cut_off: Why it was not measured although nothing went wrong, or "".
     """
 
     contender: Contender
@@ -121,10 +130,12 @@ class Row:
     streams: int
     scope: Scope
     includes: tuple[str, ...] = ()
+    asked: Scenario | None = None
     opened: Opened | None = None
     warm_up: WarmUp | None = None
     slices: list[Slice] = field(default_factory=list)
     error: ToolkitError | None = None
+    cut_off: str = ""
 
     def __str__(self) -> str:
         return f"{self.contender.runtime} batch {self.batch}{self._arrangement()}"
@@ -133,6 +144,24 @@ class Row:
         streams = f", {self.streams} streams" if self.streams > 1 else ""
         threads = self.contender.options.threads
         return streams + ("" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}")
+
+    @property
+    def scenario(self) -> Scenario:
+        """What a sample is."""
+        return self.asked or ("latency" if self.streams == 1 else "throughput")
+
+    @property
+    def at_once(self) -> int:
+        """Runs that are handed over together: 1, except in the offline scenario."""
+        return self.warm_up.at_once if self.warm_up is not None else 1
+
+    @property
+    def expected_images_per_second(self) -> float | None:
+        """What the warm-up promises, or None where there was none."""
+        if self.warm_up is None:
+            return None
+        together = self.at_once if self.scenario == "offline" else self.streams
+        return self.batch * together / self.warm_up.run_s
 
     @property
     def spent_s(self) -> float:
@@ -158,10 +187,13 @@ class Row:
         """Returns what the images per second are computed from, or None without samples.
 
         With one stream that is the time of a run; with several, the time from one completed run to the next, one value
-        a round: they share the machine, so that their single times say nothing of it.
+        a round: they share the machine, so that their single times say nothing of it. In the offline scenario it is the
+        time of a whole set over its runs.
         """
         if not self.slices:
             return None
+        if self.scenario == "offline":
+            return median_interval(self.times_ns / 1e9 / self.at_once)
         if self.streams > 1:
             return median_interval(np.array([1 / part.runs_per_s for part in self.slices]))
         return median_interval(self.times_ns / 1e9)
@@ -191,6 +223,7 @@ def measure(
             streams=arranged.options.streams or usable_cores(),  # its own choice is known when it is opened
             scope=plan.scope,
             includes=plan.supply.includes if plan.supply is not None else (),
+            asked=plan.scenario,
         )
         for arrangements in (_arrangements(contender, plan) for contender in contenders)
         for batch in plan.batches
@@ -199,11 +232,34 @@ def measure(
     with _Crew(rows, feeds, plan) as crew:
         progress(f"opening {', '.join(dict.fromkeys(c.runtime for c in contenders))}")
         crew.open()
-        for index, row in enumerate(rows):
-            progress(f"warming up {row}")
-            crew.prepare(index)
+        _warm_up(crew, rows, plan, progress)
         _rounds(crew, rows, plan, progress)
     return rows
+
+
+def _warm_up(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) -> None:
+    """Prepares all rows, the smaller batches first; where there is a cut-off, as many as it allows.
+
+    The warm-ups decide, so that the rows which are measured still take turns from the first round on.
+    """
+    best: dict[int, float] = {}
+    ended: dict[int, str] = {}
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].batch):
+        row = rows[index]
+        key = id(row.contender)
+        if key in ended:
+            row.cut_off = ended[key]
+            continue
+        progress(f"warming up {row}")
+        crew.prepare(index)
+        if plan.cut_off is None or row.opened is None:
+            continue
+        now, before = row.expected_images_per_second, best.get(key)
+        if now is None:
+            ended[key] = f"batch {row.batch} failed already"
+        elif before is not None and now < before * (1 + plan.cut_off):
+            ended[key] = f"batch {row.batch} brought {100 * (now / before - 1):+.1f} % throughput"
+        best[key] = max(now or 0.0, before or 0.0)
 
 
 def _arrangements(contender: Contender, plan: Plan) -> list[Contender]:
@@ -219,7 +275,7 @@ def _arrangements(contender: Contender, plan: Plan) -> list[Contender]:
 
 def _rounds(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) -> None:
     order = random.Random(plan.seed)
-    waiting = [index for index, row in enumerate(rows) if row.error is None]
+    waiting = [index for index, row in enumerate(rows) if row.error is None and not row.cut_off]
     number = 0
     while waiting:
         number += 1
@@ -251,7 +307,9 @@ def _done(row: Row, plan: Plan) -> bool:
     run_s = row.warm_up.run_s if row.warm_up else 0.0
     if row.spent_s + (_discarded_runs(row) + 1) * run_s >= plan.duration_s:
         return True  # no further timed run fits
-    if len(row.slices) < FEWEST_ROUNDS or row.times_ns.size < ENOUGH_SAMPLES:
+    # The times of whole sets are few, and no percentiles of anybody's waiting time.
+    enough = 0 if row.scenario == "offline" else ENOUGH_SAMPLES
+    if len(row.slices) < FEWEST_ROUNDS or row.times_ns.size < enough:
         return False
     interval = row.seconds_per_run()
     return interval is not None and interval.relative_half_width <= plan.precision_target
@@ -284,15 +342,19 @@ class _Crew:
         row = self._rows[index]
         if row.error is not None:
             return
+        method, more = "prepare", {}
+        if row.scenario == "offline":  # a row that is prepared anew keeps its set
+            method, more = "prepare_set", {"at_once": row.warm_up.at_once if row.warm_up else None}
         with self._recorded(index):
             row.warm_up = self._child(row).call(
-                "prepare",
+                method,
                 row=index,
                 feeds=self._feeds,
                 batch=row.batch,
                 scope=row.scope,
                 supply=self._plan.supply,
                 limit_s=min(_LONGEST_WARM_UP_S, self._plan.duration_s),
+                **more,
             )
 
     def sample(self, index: int, seconds: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from resnet_onnx.bench.measure import Plan, Row, Scenario, describe
+from resnet_onnx.bench.measure import Plan, Row, describe
 from resnet_onnx.bench.roofline import Share
 from resnet_onnx.bench.statistics import (
     PERCENTILES,
@@ -108,7 +108,7 @@ def latency_ms(row: Row) -> dict[str, float | None]:
 
 
 def result(
-    row: Row, *, model: str, precision: str, scenario: Scenario, share: Share, multiply_adds: int | None, raw: bool
+    row: Row, *, model: str, precision: str, share: Share, multiply_adds: int | None, raw: bool
 ) -> dict[str, Any]:
     """Returns one row as plain values.
 
@@ -116,7 +116,6 @@ def result(
         row: What was measured.
         model: Its name.
         precision: Of the arithmetic in the file.
-        scenario: ``latency`` or ``throughput``.
         share: The row beside the machine's limit.
         multiply_adds: Per image, or None.
         raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
@@ -136,7 +135,8 @@ def result(
         "batch": row.batch,
         "streams": row.streams,
         "threads": row.contender.options.threads,
-        "scenario": scenario,
+        "scenario": row.scenario,
+        "samples_at_once": row.batch * row.at_once if row.scenario == "offline" else None,
         "scope": row.scope,
         "includes": list(row.includes),
         "includes_transfers": row.scope == "end-to-end",
@@ -166,18 +166,49 @@ def result(
     }
 
 
+def mark(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds to each row whether it is the ``best`` of all, and whether it is on the ``pareto`` front.
+
+    The best has the most images per second. A row is on the front where no other one has at least its images per second
+    in at most its median latency. The offline scenario knows no latency of a request, so that its rows are not.
+    """
+    speeds = [row["images_per_second"] for row in results]
+    most = max((speed for speed in speeds if speed is not None), default=None)
+    points = {
+        index: (row["images_per_second"], -row["latency_ms"]["p50"])
+        for index, row in enumerate(results)
+        if row["images_per_second"] is not None and row["scenario"] != "offline"
+    }
+    beaten = {
+        index
+        for index, (speed, quickness) in points.items()
+        if any(other[0] >= speed and other[1] >= quickness and other != (speed, quickness) for other in points.values())
+    }
+    return [
+        {
+            **row,
+            "best": most is not None and row["images_per_second"] == most,
+            "pareto": index in points.keys() - beaten,
+        }
+        for index, row in enumerate(results)
+    ]
+
+
 def error_document(error: Any) -> dict[str, Any]:
     """Returns an error of the program's own tree as plain values."""
     return {"kind": error.kind, "message": error.message, "fix": error.fix}
 
 
-def document(results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
+def document(
+    results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping[str, Any], skipped: Sequence[Row] = ()
+) -> dict[str, Any]:
     """Returns the whole result: rows, and what is needed to trust and repeat them.
 
     Args:
         results: One ``result`` a row.
         plan: What was asked for.
         about: ``made``, ``tool``, ``command``, ``model`` and ``environment``.
+        skipped: Rows that the cut-off left out.
     """
     return {
         "schema": SCHEMA,
@@ -190,9 +221,12 @@ def document(results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping
             "scope": plan.scope,
             "includes": list(plan.supply.includes) if plan.supply is not None else [],
             "pictures": plan.supply.label if plan.supply is not None else None,
+            "scenario": plan.scenario,
+            "cut_off": plan.cut_off,
             "duration_s": plan.duration_s,
             "precision_target": plan.precision_target,
             "order_seed": plan.seed,
         },
+        "skipped": [{"row": str(row), "reason": row.cut_off} for row in skipped],
         "results": [dict(row) for row in results],
     }

@@ -45,8 +45,14 @@ _DEFAULT_MODEL = "resnet50"
 )
 @click.option(
     "--scenario",
-    type=click.Choice(["latency", "throughput"]),
-    help="One run at a time, or several beside each other.  [default: by --streams]",
+    type=click.Choice(["latency", "throughput", "offline"]),
+    help="One run at a time, several beside each other, or all samples at once.  [default: by --streams]",
+)
+@click.option(
+    "--cut-off",
+    type=click.FloatRange(0, 1000),
+    metavar="PERCENT",
+    help="No larger batch once throughput grew by less than this.  [default: measure every batch]",
 )
 @click.option(
     "--scope",
@@ -76,6 +82,7 @@ def command(
     scope: Scope | None,
     include: str | None,
     data: str | None,
+    cut_off: float | None,
     device: str | None,
     threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
@@ -124,6 +131,7 @@ def command(
             scenario=scenario,
             scope=scope or ("end-to-end" if include else "device"),
             supply=workflow.decoding(model, data) if include else None,
+            cut_off=None if cut_off is None else cut_off / 100,
             device=device,
             threads=threads or (None,),
             tuning=tuning,
@@ -133,6 +141,8 @@ def command(
     if measured.left_out:
         terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
     _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
+    for row in measured.skipped:
+        terminal.note(f"cut off: {row} ({row.cut_off})")
     if measured.peaks_disturbed:
         terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
     if save is not None:
@@ -158,7 +168,7 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
         )
     if streams is not None:
         return streams
-    return (None,) if scenario == "throughput" else (1,)
+    return (None,) if scenario in ("throughput", "offline") else (1,)
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -203,6 +213,9 @@ def _table(rows: Sequence[Mapping[str, Any]], plan: Plan) -> tuple[list[str], li
         columns.insert(2, "streams")
     if len(names) > 1:
         columns.append(f"vs {reference}")
+    marked = len(rows) > 2
+    if marked:
+        columns.append("")
     base = {_place(r): r["images_per_second"] for r in rows if r["runtime"] == reference}
     ordered = sorted(rows, key=lambda r: (*_place(r), -(r["images_per_second"] or 0.0)))
     cells = []
@@ -218,6 +231,7 @@ def _table(rows: Sequence[Mapping[str, Any]], plan: Plan) -> tuple[list[str], li
                 *_figures(row),
                 _share(row["roofline"]),
                 *([ratio] if len(names) > 1 else []),
+                *(["fastest" if row["best"] else "front" if row["pareto"] else ""] if marked else []),
             ]
         )
     return columns, cells
@@ -284,8 +298,13 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
             lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             lines.append(f"  ~ {where}: {row['unstable_reason']}")
-    measured = [row for row in rows if row["samples"]]
-    if any(row["latency_ms"]["p90"] is None for row in measured):
+    if any(row["pareto"] for row in rows) and len(rows) > 2:
+        lines.append("front: no other row has more img/s in as few ms.")
+    offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]
+    if offline:
+        sizes = f"{min(offline):,}" if len(set(offline)) == 1 else f"{min(offline):,} to {max(offline):,}"
+        lines.append(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
+    elif any(row["latency_ms"]["p90"] is None for row in rows if row["samples"]):
         lines.append(
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )

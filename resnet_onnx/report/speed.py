@@ -163,7 +163,7 @@ class Speed:
         )
 
     def _front(self, palette: dict[str, str]) -> list[Chart]:
-        points = [row for row in self.measured if row["latency_ms"]["p50"]]
+        points = [row for row in self.measured if row["latency_ms"]["p50"] and row.get("scenario") != "offline"]
         if len({(row["batch"], row["streams"]) for row in points}) < 2:
             return []
         # Work that leaves something out would always win.

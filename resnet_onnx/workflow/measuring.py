@@ -38,8 +38,7 @@ class Measurement:
         model: The model.
         path: Its graph, or None where it has none.
         plan: What was asked for.
-        scenario: What was asked for, or None: by the number of streams.
-        rows: By runtime, batch and streams, in the order asked.
+        rows: By runtime, batch, streams and threads, in the order asked; those that the cut-off left out among them.
         left_out: Runtimes that ``all`` meant and that can't open this model.
         work: Of one run by batch, or None where it can't be told.
         peaks: The machine's, by number of threads; None where they can't be measured.
@@ -50,7 +49,6 @@ class Measurement:
     model: Model
     path: Path | None
     plan: Plan
-    scenario: Scenario | None
     rows: Sequence[Row]
     left_out: Sequence[str]
     work: Mapping[int, Work | None]
@@ -59,8 +57,15 @@ class Measurement:
     made: str
 
     def results(self, *, raw: bool) -> list[dict[str, Any]]:
-        """Returns the rows as plain values; `raw` with every sample of all of them."""
-        return [self._result(row, raw) for row in self.rows]
+        """Returns the measured rows as plain values; `raw` with every sample of all of them."""
+        from resnet_onnx.bench import record
+
+        return record.mark([self._result(row, raw) for row in self.rows if not row.cut_off])
+
+    @property
+    def skipped(self) -> list[Row]:
+        """Rows that the cut-off left out."""
+        return [row for row in self.rows if row.cut_off]
 
     def document(self, *, raw: bool) -> dict[str, Any]:
         """Returns the whole result as plain values: rows, and what is needed to trust and repeat them."""
@@ -76,7 +81,7 @@ class Measurement:
                 "peaks": {str(threads): asdict(found) for threads, found in self.peaks.items() if found is not None},
             },
         }
-        return record.document(self.results(raw=raw), plan=self.plan, about=about)
+        return record.document(self.results(raw=raw), plan=self.plan, about=about, skipped=self.skipped)
 
     @property
     def peaks_disturbed(self) -> bool:
@@ -93,7 +98,6 @@ class Measurement:
             row,
             model=self.model.name,
             precision=precision,
-            scenario=self.scenario or ("latency" if row.streams == 1 else "throughput"),
             share=roofline.share(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
             multiply_adds=work.multiply_adds // row.batch if work else None,
             raw=raw,
@@ -110,6 +114,7 @@ def measure_model(
     threads: Sequence[int | None] = (None,),
     duration_s: float = 5.0,
     scenario: Scenario | None = None,
+    cut_off: float | None = None,
     scope: Scope = "device",
     supply: Supply | None = None,
     device: str | None = None,
@@ -127,7 +132,8 @@ def measure_model(
         streams: Numbers of concurrent runs; None is as many as each runtime does best with.
         threads: Numbers of CPU threads; None is all usable cores.
         duration_s: Measuring time of a row at most.
-        scenario: For the record; None is by the number of streams.
+        scenario: What a sample is; None is by the number of streams.
+        cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured.
         scope: ``device`` or ``end-to-end``.
         supply: What makes the feeds of each run, or None: the same sample pictures every time.
         device: Where to compute; None is each runtime's own default.
@@ -151,6 +157,8 @@ def measure_model(
         duration_s=duration_s,
         scope=scope,
         supply=supply,
+        scenario=scenario,
+        cut_off=cut_off,
     )
     feeds = sample_feeds(model, count, seed=seed)
     path = graph_path(model)
@@ -169,7 +177,6 @@ def measure_model(
         model=model,
         path=path,
         plan=plan,
-        scenario=scenario,
         rows=rows,
         left_out=left_out,
         work=work,
