@@ -108,10 +108,17 @@ class Worker:
         return answer
 
     def prepare_set(
-        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, at_once: int | None
+        self,
+        row: int,
+        feeds: Feeds,
+        batch: int,
+        scope: Scope,
+        limit_s: float,
+        at_once: int | None,
+        supply: Supply | None = None,
     ) -> WarmUp:
         """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
-        warm = self.prepare(row, feeds, batch, scope, limit_s)
+        warm = self.prepare(row, feeds, batch, scope, limit_s, supply)
         streams = len(self._rows[row])
         runs = at_once or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
         self._sets[row] = runs
