@@ -17,7 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+
+if TYPE_CHECKING:
+    from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario
 
 SET_S = 0.5
 """Least time of a set in the offline scenario: its end, where streams wait for the last one, then hardly counts."""
@@ -114,13 +117,13 @@ class Worker:
         batch: int,
         scope: Scope,
         limit_s: float,
-        at_once: int | None,
+        at_once: float | None,
         supply: Supply | None = None,
     ) -> WarmUp:
         """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
         warm = self.prepare(row, feeds, batch, scope, limit_s, supply)
         streams = len(self._rows[row])
-        runs = at_once or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
+        runs = int(at_once or 0) or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
         self._sets[row] = runs
         return replace(warm, at_once=runs, run_s=warm.run_s * runs / streams)
 
@@ -137,6 +140,14 @@ class Worker:
         self._sets.pop(row, None)
         for prepared in self._rows.pop(row, ()):
             prepared.close()
+
+    def loadgen(
+        self, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float
+    ) -> Harnessed:
+        """Runs MLPerf's LoadGen."""
+        from resnet_onnx.bench.loadgen import run_loadgen
+
+        return run_loadgen(self._opened(), feeds, batch, scenario, duration_s, warm_up_s)
 
     def peaks(self, threads: int) -> Any:
         """Measures the machine's peaks."""

@@ -127,14 +127,15 @@ class WarmUp:
         seconds: How long they took.
         settled: Whether their times stopped changing before the limit.
         run_s: Median time of the last runs; in the offline scenario, of a whole set as it follows from that.
-        at_once: Runs that are handed over together, the set of the offline scenario; 1 in the others.
+        at_once: Runs that are handed over together, the set of the offline scenario; 1 in the others. Not whole where
+            another's harness chose the samples, and the last batch was not full.
     """
 
     runs: int
     seconds: float
     settled: bool
     run_s: float
-    at_once: int = 1
+    at_once: float = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ ENOUGH_SAMPLES = samples_needed(90)
 """A row goes on until p90 can be reported, where `duration` allows it."""
 
 _SLICES_PER_ROW, _SLICE_S, _RUNS_PER_SLICE = 8, (0.05, 1.0), 3
-_LONGEST_WARM_UP_S = 5.0
+LONGEST_WARM_UP_S = 5.0
 
 _DISCARD_UP_TO_S = 0.25
 """The first run of a slice, which finds the caches full of another process's data, is discarded where runs are shorter.
@@ -123,6 +123,7 @@ class Row:
         slices: The samples, a slice per round.
         error: Why the row could not be measured to its end, or None.
         cut_off: Why it was not measured although nothing went wrong, or "".
+        harness: What another's harness said of it, or None where it was measured by our own rules.
     """
 
     contender: Contender
@@ -136,6 +137,7 @@ class Row:
     slices: list[Slice] = field(default_factory=list)
     error: ToolkitError | None = None
     cut_off: str = ""
+    harness: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         return f"{self.contender.runtime} batch {self.batch}{self._arrangement()}"
@@ -151,7 +153,7 @@ class Row:
         return self.asked or ("latency" if self.streams == 1 else "throughput")
 
     @property
-    def at_once(self) -> int:
+    def at_once(self) -> float:
         """Runs that are handed over together: 1, except in the offline scenario."""
         return self.warm_up.at_once if self.warm_up is not None else 1
 
@@ -353,7 +355,7 @@ class _Crew:
                 batch=row.batch,
                 scope=row.scope,
                 supply=self._plan.supply,
-                limit_s=min(_LONGEST_WARM_UP_S, self._plan.duration_s),
+                limit_s=min(LONGEST_WARM_UP_S, self._plan.duration_s),
                 **more,
             )
 

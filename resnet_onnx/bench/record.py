@@ -48,13 +48,14 @@ def unstable_reason(row: Row) -> str | None:
     if seen.stolen_share > STOLEN_LIMIT:
         reasons.append(f"the hypervisor took {seen.stolen_share * seen.cores:.1f} of {seen.cores} cores away")
     switches = seen.switches_per_s / seen.cores
-    if switches > SWITCHES_LIMIT:
+    # Several streams, and the threads of a harness, take the cores from each other too.
+    if switches > SWITCHES_LIMIT and row.streams == 1 and row.harness is None:
         reasons.append(f"the threads lost their core {switches:.0f} times a second")
     reasons += _gpu_problems(row)
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:
         count = 0 if interval is None else int(interval.effective_samples)
-        reasons.append(f"{count} independent samples are too few for a 95 % interval")
+        reasons.append(f"{count} independent sample{'s are' if count != 1 else ' is'} too few for a 95 % interval")
     elif interval.relative_half_width > WIDTH_LIMIT:
         reasons.append(f"the 95 % interval is ±{100 * interval.relative_half_width:.0f} %")
     return "; ".join(reasons) or None
@@ -136,7 +137,8 @@ def result(
         "streams": row.streams,
         "threads": row.contender.options.threads,
         "scenario": row.scenario,
-        "samples_at_once": row.batch * row.at_once if row.scenario == "offline" else None,
+        "samples_at_once": round(row.batch * row.at_once) if row.scenario == "offline" else None,
+        "harness": dict(row.harness) if row.harness is not None else None,
         "scope": row.scope,
         "includes": list(row.includes),
         "includes_transfers": row.scope == "end-to-end",

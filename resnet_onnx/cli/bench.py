@@ -65,6 +65,10 @@ _DEFAULT_MODEL = "resnet50"
     help="Time this too: reading and preprocessing picture files, end to end.",
 )
 @click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
+@click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
+@click.option(
+    "--harness-logs", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the harness's own logs."
+)
 @device_option
 @tuning_options
 @save_option
@@ -83,6 +87,8 @@ def command(
     include: str | None,
     data: str | None,
     cut_off: float | None,
+    harness: str | None,
+    harness_logs: Path | None,
     device: str | None,
     threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
@@ -110,10 +116,23 @@ def command(
             "--include decode begins with files in host memory, and --scope device was given",
             fix="leave --scope out",
         )
+    _check_harness(
+        harness,
+        harness_logs,
+        streams=streams,
+        threads=threads,
+        scenario=scenario,
+        cut_off=cut_off,
+        include=include,
+    )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     problem = early_problem(request)
     registry.require_all(names, device=device)
+    if harness is not None:
+        from resnet_onnx.bench.loadgen import require_loadgen
+
+        require_loadgen()
     if problem is not None:
         raise problem
 
@@ -136,6 +155,7 @@ def command(
             threads=threads or (None,),
             tuning=tuning,
             seed=request.seed,
+            harness=None if harness is None else workflow.Harness(logs=harness_logs),
             progress=status.update,
         )
     if measured.left_out:
@@ -169,6 +189,22 @@ def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int
     if streams is not None:
         return streams
     return (None,) if scenario in ("throughput", "offline") else (1,)
+
+
+def _check_harness(harness: str | None, logs: Path | None, *, threads: tuple[int, ...] | None, **given: object) -> None:
+    """Raises ``UsageError`` for options that contradict each other."""
+    if harness is None:
+        if logs is not None:
+            raise UsageError("--harness-logs keeps the logs of a harness, and none was chosen", fix="--harness mlperf")
+        return
+    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if threads is not None and len(threads) > 1:
+        useless.append("several --threads")
+    if useless:
+        raise UsageError(
+            f"--harness {harness} has its own rules for how runs follow each other, and {', '.join(useless)} was given",
+            fix="leave it out; --duration, --batch (Offline) and one number of --threads are heeded",
+        )
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
@@ -298,6 +334,9 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
             lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             lines.append(f"  ~ {where}: {row['unstable_reason']}")
+    for row in rows:
+        if row["harness"] is not None:
+            lines.append(_loadgen_line(row))
     if any(row["pareto"] for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")
     offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]
@@ -309,6 +348,21 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )
     return lines
+
+
+def _loadgen_line(row: Mapping[str, Any]) -> str:
+    """Says what LoadGen found, and how its run differs from an official one."""
+    from resnet_onnx.bench.statistics import rounded
+
+    said = row["harness"]
+    p90 = said["latency_ms"]["p90"]
+    figure = f"{rounded(said['samples_per_second'], 3)} samples/s" if p90 is None else f"p90 {rounded(p90, 3)} ms"
+    verdict = "VALID" if said["valid"] else f"INVALID: {said['reason'] or 'see its logs (--harness-logs)'}"
+    seconds, official = (said[key]["min_duration_ms"] / 1000 for key in ("settings", "official"))
+    return (
+        f"LoadGen {said['scenario']} on {row['runtime']}: {verdict}, {figure}, {said['samples']:,} samples in at least "
+        f"{seconds:g} s (an official run: {official:g} s)."
+    )
 
 
 def _print_next(terminal: Terminal, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:

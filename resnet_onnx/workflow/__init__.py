@@ -7,7 +7,7 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 from resnet_onnx.workflow.accuracy import evaluate_on, predict_on
 from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
-from resnet_onnx.workflow.measuring import Measurement, measure_model
+from resnet_onnx.workflow.measuring import Harness, Measurement, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, profile, runnable, source, tuned
 from resnet_onnx.workflow.parity import check_parity, localize_parity
@@ -32,6 +32,7 @@ __all__ = [
     "INPUT_NAME",
     "METADATA_PREFIX",
     "OUTPUT_NAME",
+    "Harness",
     "Measurement",
     "Model",
     "OnnxForm",

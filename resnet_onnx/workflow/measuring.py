@@ -31,6 +31,17 @@ _PICTURES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
+class Harness:
+    """MLPerf's LoadGen in place of our own rounds.
+
+    Attributes:
+        logs: Folder that keeps its logs, or None.
+    """
+
+    logs: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What was measured of one model.
 
@@ -120,6 +131,7 @@ def measure_model(
     device: str | None = None,
     tuning: RuntimeOptions = UNTUNED,
     seed: int = 0,
+    harness: Harness | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Measurement:
     """Measures a model on several runtimes, in turns.
@@ -139,6 +151,8 @@ def measure_model(
         device: Where to compute; None is each runtime's own default.
         tuning: What else changes speed or arithmetic.
         seed: Of the sample inputs.
+        harness: Another's harness that measures in place of our own rounds; `streams`, `scenario`, `scope` and
+            `cut_off` are then its business.
         progress: Told what is going on.
 
     Raises:
@@ -146,6 +160,7 @@ def measure_model(
         ToolkitError: Not one row could be measured; the first one's error.
     """
     from resnet_onnx.bench import roofline
+    from resnet_onnx.bench.harness import measure_by_loadgen
     from resnet_onnx.bench.measure import Contender, Plan, measure
 
     names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
@@ -155,8 +170,8 @@ def measure_model(
         streams=tuple(streams),
         threads=tuple(threads),
         duration_s=duration_s,
-        scope=scope,
         supply=supply,
+        scope=scope if harness is None else "end-to-end",  # every sample that LoadGen asks for is copied in and out
         scenario=scenario,
         cut_off=cut_off,
     )
@@ -167,9 +182,13 @@ def measure_model(
         options = tuned(model, name, tuning, sizes)
         found = source(model, name, device=device, options=options, batches=sizes)
         contenders.append(Contender(runtime=name, source=found, device=device, options=options))
-    shapes = {size: _shapes(feeds, specs(model), size) for size in sizes}
-    work = {size: roofline.count_work(path, shapes[size]) if path else None for size in sizes}
-    rows = measure(contenders, feeds, plan, progress=progress)
+    shapes = {size: _shapes(feeds, specs(model), size) for size in {1, *sizes}}
+    work = {size: roofline.count_work(path, found) if path else None for size, found in shapes.items()}
+    if harness is None:
+        rows = measure(contenders, feeds, plan, progress=progress)
+    else:
+        _check_single(model)
+        rows = measure_by_loadgen(contenders, feeds, plan, logs=harness.logs, progress=progress)
     if all(row.error is not None and not row.slices for row in rows):
         raise next(row.error for row in rows if row.error is not None)
     progress("measuring the machine's peak")
@@ -198,6 +217,15 @@ def _batches(model: Model, asked: Sequence[int] | None) -> tuple[tuple[int, ...]
         return (first,), first
     batches = tuple(asked or DEFAULT_BATCHES)
     return batches, min(max(batches), _PICTURES)
+
+
+def _check_single(model: Model) -> None:
+    first = next((spec.shape[0] for spec in specs(model) if spec.shape), 1)
+    if isinstance(first, int) and first != 1:
+        raise UsageError(
+            f"LoadGen's SingleStream asks for one sample at a time, and {model.name} has a fixed batch of {first}",
+            fix="export it with --batch dynamic",
+        )
 
 
 def _shapes(feeds: Feeds, inputs: Sequence[TensorSpec], batch: int) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,256 @@
+"""MLPerf's LoadGen on a runtime: its queries, its clock, its verdict; SingleStream and Offline.
+
+LoadGen decides when a sample is asked for, takes the time itself, and says VALID or INVALID. Its rules: Reddi et al.,
+"MLPerf Inference Benchmark", ISCA 2020 (arXiv:1911.02549), and mlcommons/inference_policies. An official run lasts 600
+seconds at least and has 24,576 samples Offline; ours lasts ``duration``, so that VALID here says that LoadGen's
+statistics are sound for the shorter run, and is no submission.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter, perf_counter_ns
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.bench.clock import Slice, WarmUp, Watch, warm_up
+from runtimes.base import Prepared, Runtime
+from runtimes.environment import load_library, package_version
+from runtimes.errors import RunFailed
+from runtimes.spec import Feeds
+
+MLPerfScenario = Literal["SingleStream", "Offline"]
+
+FEWEST_QUERIES = 64
+"""What LoadGen's early stopping needs to estimate the 90th percentile of SingleStream."""
+
+OFFICIAL: Mapping[MLPerfScenario, Mapping[str, int]] = {
+    "SingleStream": {"min_duration_ms": 600_000, "min_query_count": 1024},
+    "Offline": {"min_duration_ms": 600_000, "samples": 24_576},
+}
+"""What a submission of the resnet benchmark has to keep (mlperf.conf of LoadGen, and the Inference rules)."""
+
+_MARGIN = 1.2
+"""Samples of an Offline run over those that the warm-up promises for its duration: a run that is faster than its
+warm-up must not end too early to be valid."""
+
+_LOGS = ("mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json")
+_DETAIL = "mlperf_log_detail.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harnessed:
+    """One run of LoadGen.
+
+    Attributes:
+        warm_up: Before it.
+        part: The samples as the runtime's side saw them: a time per query, from its arrival to its completion.
+        said: LoadGen's verdict, figures and settings.
+        logs: LoadGen's own files by name.
+    """
+
+    warm_up: WarmUp
+    part: Slice
+    said: Mapping[str, Any]
+    logs: Mapping[str, bytes]
+
+
+def require_loadgen() -> Any:
+    """Returns the module of LoadGen.
+
+    Raises:
+        RuntimeUnavailable: It is not installed.
+    """
+    return load_library("mlperf_loadgen", runtime="--harness mlperf", package="resnet-onnx[mlperf]")
+
+
+def run_loadgen(
+    runtime: Runtime, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float
+) -> Harnessed:
+    """Runs LoadGen on an opened runtime.
+
+    Samples are those of `feeds` by number; each query's are copied into the input of a prepared run, so that every
+    sample is really computed, end to end.
+
+    Args:
+        runtime: Opened for one stream (SingleStream) or as many as it does best with (Offline).
+        feeds: Distinct samples along the first axis.
+        batch: Samples that go through the runtime together.
+        scenario: Which of LoadGen's.
+        duration_s: Least time that LoadGen measures for.
+        warm_up_s: Most time for the warm-up.
+
+    Raises:
+        RuntimeUnavailable: LoadGen is not installed.
+        RunFailed: A run failed, or LoadGen wrote no verdict.
+    """
+    loadgen = require_loadgen()
+    lanes = [_Lane(runtime, feeds, batch) for _ in range(runtime.streams)]
+    warm = warm_up([lane.prepared for lane in lanes], limit_s=warm_up_s)
+    per_s = batch * len(lanes) / warm.run_s
+    settings = loadgen.TestSettings()
+    settings.scenario = getattr(loadgen.TestScenario, scenario)
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = int(1000 * duration_s)
+    settings.min_query_count = FEWEST_QUERIES if scenario == "SingleStream" else 1
+    settings.offline_expected_qps = per_s * _MARGIN
+    count = min(len(array) for array in feeds.values())
+    system = _System(loadgen, lanes)
+    with tempfile.TemporaryDirectory() as folder:
+        output = loadgen.LogOutputSettings()
+        output.outdir = folder
+        logging = loadgen.LogSettings()
+        logging.log_output = output
+        logging.enable_trace = False
+        library = loadgen.ConstructQSL(count, count, lambda _: None, lambda _: None)
+        sut = loadgen.ConstructSUT(system.issue, lambda: None)
+        watch, begin = Watch(), perf_counter()
+        try:
+            loadgen.StartTestWithLogSettings(sut, library, settings, logging, f"{folder}/audit.config")
+        finally:
+            loadgen.DestroySUT(sut)
+            loadgen.DestroyQSL(library)
+            system.close()
+        spent_s, disturbance = perf_counter() - begin, watch.stop()
+        logs = {name: path.read_bytes() for name in _LOGS if (path := Path(folder) / name).exists()}
+    if system.error is not None:
+        raise system.error
+    times = np.array(system.times_ns, np.int64)
+    runs = system.samples / batch
+    said = {
+        **verdict(logs.get(_DETAIL, b"").decode(errors="replace")),
+        "scenario": scenario,
+        "loadgen": package_version("mlcommons-loadgen"),
+        "samples": system.samples,
+        "settings": {"min_duration_ms": settings.min_duration_ms, "min_query_count": settings.min_query_count},
+        "official": dict(OFFICIAL[scenario]),
+    }
+    return Harnessed(
+        warm_up=replace(warm, at_once=runs if scenario == "Offline" else 1),
+        part=Slice(
+            times_ns=times, runs_per_s=runs / (times.sum() / 1e9), spent_s=spent_s, disturbance=disturbance
+        ),
+        said=said,
+        logs=logs,
+    )  # fmt: skip
+
+
+class _Lane:
+    """A prepared run with an input that can be filled anew before each run."""
+
+    def __init__(self, runtime: Runtime, feeds: Feeds, batch: int) -> None:
+        free = {spec.name for spec in runtime.inputs if spec.shape and isinstance(spec.shape[0], str)}
+        self._samples = feeds
+        self._places: dict[str, NDArray[Any]] = {
+            name: np.array(np.resize(array, (batch, *array.shape[1:])) if name in free else array)
+            for name, array in feeds.items()
+        }
+        self.batch = min(len(array) for array in self._places.values())
+        # End to end: a run copies these arrays anew each time.
+        self.prepared: Prepared = runtime.prepare(self._places, scope="end-to-end")
+
+    def run(self, indices: Sequence[int]) -> None:
+        """Computes so many samples; a batch that is not full computes what was in its other places before."""
+        for name, place in self._places.items():
+            for position, index in enumerate(indices):
+                place[position] = self._samples[name][index]
+        self.prepared.enqueue()
+        self.prepared.synchronize()
+
+
+class _System:
+    """What LoadGen calls the system under test: threads that take batches of samples from a queue."""
+
+    def __init__(self, loadgen: Any, lanes: Sequence[_Lane]) -> None:
+        self._loadgen = loadgen
+        self._batches: queue.SimpleQueue[tuple[_Query, list[Any]] | None] = queue.SimpleQueue()
+        self._batch = lanes[0].batch
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._work, args=(lane,), daemon=True) for lane in lanes]
+        for thread in self._threads:
+            thread.start()
+        self.times_ns: list[int] = []
+        self.samples = 0
+        self.error: Exception | None = None
+
+    def issue(self, samples: list[Any]) -> None:
+        """Called by LoadGen with the samples of one query."""
+        query = _Query(arrived_ns=perf_counter_ns(), left=len(samples))
+        self.samples += len(samples)
+        for start in range(0, len(samples), self._batch):
+            self._batches.put((query, samples[start : start + self._batch]))
+
+    def _work(self, lane: _Lane) -> None:
+        while (given := self._batches.get()) is not None:
+            query, samples = given
+            if self.error is None:
+                try:
+                    lane.run([sample.index for sample in samples])
+                except Exception as error:  # LoadGen can't be told; the run is ended and the error raised after it
+                    self.error = error
+            with self._lock:
+                query.left -= len(samples)
+                if query.left == 0:
+                    self.times_ns.append(perf_counter_ns() - query.arrived_ns)
+            answer = self._loadgen.QuerySampleResponse
+            self._loadgen.QuerySamplesComplete([answer(sample.id, 0, 0) for sample in samples])
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for _ in self._threads:
+            self._batches.put(None)
+        for thread in self._threads:
+            thread.join()
+
+
+@dataclass
+class _Query:
+    arrived_ns: int
+    left: int
+
+
+def verdict(detail: str) -> dict[str, Any]:
+    """Reads LoadGen's verdict and figures from its detailed log.
+
+    Returns:
+        ``valid``, the ``reason`` where it is not, ``latency_ms`` by percentile and ``samples_per_second``; null where
+        the scenario has no such figure.
+
+    Raises:
+        RunFailed: The log has no verdict.
+    """
+    found: dict[str, Any] = {}
+    for line in detail.splitlines():
+        _, mark, text = line.partition(":::MLLOG ")
+        if mark:
+            try:
+                entry = json.loads(text)
+                found[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that was cut off, or another program's
+    if "result_validity" not in found:
+        raise RunFailed("LoadGen ended without a verdict in its log")
+    per_s = found.get("result_samples_per_second", found.get("result_qps_without_loadgen_overhead"))
+    offline = "result_samples_per_second" in found
+    return {
+        "valid": found["result_validity"] == "VALID",
+        "reason": " ".join(str(found.get("result_invalid_reason", "")).split()) or None,
+        "queries": found.get("result_query_count"),
+        "samples_per_second": per_s,
+        "latency_ms": {
+            name: None if offline or key not in found else found[key] / 1e6
+            for name, key in (
+                ("p50", "result_50.00_percentile_latency_ns"),
+                ("p90", "result_90.00_percentile_latency_ns"),
+                ("p99", "result_99.00_percentile_latency_ns"),
+            )
+        },
+    }
