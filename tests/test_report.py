@@ -209,6 +209,17 @@ def test_only_the_file_that_was_proven_counts_as_proven(tmp_path: Path) -> None:
         assert ("and computes the same function." in page) is proven
 
 
+def test_threads_offline_and_harness_are_told_apart(tmp_path: Path) -> None:
+    said = {"scenario": "Offline", "valid": False, "reason": "too short", "latency_ms": {}}
+    found = document(
+        row(noisy(1), threads=1), row(noisy(2), threads=2), row(noisy(3), scenario="offline", threads=2),
+        row(noisy(4), harness=said, threads=2),
+    )  # fmt: skip
+    page = made(tmp_path, found)
+    assert [cells[2] for cells in Outline(page).tables[0][1:]] == ["1", "2", "2", "2"]
+    assert "LoadGen Offline: INVALID by MLPerf LoadGen: too short" in page
+
+
 def test_the_roofline_shows_the_limit_that_the_share_is_of(tmp_path: Path) -> None:
     share = {"fraction": 0.4, "limit_fraction": 0.4, "achieved_gflops": 100.0, "bound": "compute"}
     found = document(row(noisy(1), roofline={**share, "peak_gflops": 250.0, "operations_per_byte": 30.0}))

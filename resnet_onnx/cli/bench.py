@@ -334,9 +334,7 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
             lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             lines.append(f"  ~ {where}: {row['unstable_reason']}")
-    for row in rows:
-        if row["harness"] is not None:
-            lines.append(_loadgen_line(row))
+    lines += [_loadgen_line(row) for row in rows if row["harness"] is not None]
     if any(row["pareto"] for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")
     offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]

@@ -194,6 +194,11 @@ def _bench_row(path: Path, row: Mapping[str, Any], where: str) -> None:
         _optional(path, row["roofline"], name, "number?", f"{where}.roofline.")
     _optional(path, row, "includes", "words", f"{where}.")
     _optional(path, row, "threads", "count?", f"{where}.")
+    _optional(path, row, "scenario", "text", f"{where}.")
+    _optional(path, row, "harness", "map?", f"{where}.")
+    if row.get("harness") is not None:
+        for name, form in (("scenario", "text"), ("valid", "flag"), ("reason", "text?")):
+            _field(path, row["harness"], name, form, f"{where}.harness.")
     if row["error"] is not None:
         _field(path, row["error"], "message", "text", f"{where}.error.")
     elif row["images_per_second"] is None:

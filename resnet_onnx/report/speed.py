@@ -101,7 +101,9 @@ class Speed:
         """Names a row in few words."""
         streams = f" × {row['streams']}" if row["streams"] > 1 else ""
         precision = f" {row['precision']}" if self._precisions else ""
-        threads = f" · {row.get('threads') or 'all'} threads" if self._threads else ""
+        threads = _threads(row.get("threads")) if self._threads else ""
+        threads += " · offline" if row.get("scenario") == "offline" else ""
+        threads += f" · LoadGen {row['harness']['scenario']}" if row.get("harness") else ""
         return f"{row['runtime']}{precision} · batch {row['batch']}{streams}{threads}{self._work(row)}"
 
     def _work(self, row: Mapping[str, Any]) -> str:
@@ -130,7 +132,10 @@ class Speed:
             charts=[*self._bars(palette), *self._front(palette), *self._roofline(palette), *self._spreads(palette)],
             columns=columns,
             rows=[self._cells(row, base, several) for row in ordered],
-            notes=[f"{listed(labels)}: {reason}" for reason, labels in reasons.items()],
+            notes=[
+                *[f"{listed(labels)}: {reason}" for reason, labels in reasons.items()],
+                *[f"{self.label(row)}: {_loadgen(row)}" for row in ordered if row.get("harness")],
+            ],
         )
 
     def _conditions(self) -> str:
@@ -383,6 +388,15 @@ def _on_front(row: Mapping[str, Any], points: Rows) -> bool:
         and other is not row
         for other in points
     )
+
+
+def _threads(count: int | None) -> str:
+    return f" · {count or 'all'} thread{'' if count == 1 else 's'}"
+
+
+def _loadgen(row: Mapping[str, Any]) -> str:
+    said = row["harness"]
+    return "VALID by MLPerf LoadGen" if said["valid"] else f"INVALID by MLPerf LoadGen: {said['reason'] or 'no reason'}"
 
 
 def _roof(row: Mapping[str, Any], measured: Any) -> Roof | None:
