@@ -37,7 +37,7 @@ def write_report(path: Path, documents: Sequence[Document]) -> list[Finding]:
     findings += [finding for found in others for finding in _FINDINGS[found["kind"]](found)]
     # What is bad comes first whatever it is of; otherwise the question that most come with: how fast is it?
     findings.sort(key=lambda finding: finding.state != "bad")
-    whole = speed.overview(speeds, documents, palette)
+    whole = speed.overview(speeds, palette)
     sections = [
         *([whole] if whole is not None else []),
         *[found.section(palette) for found in speeds],

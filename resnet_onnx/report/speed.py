@@ -295,7 +295,7 @@ def findings(speeds: Sequence[Speed], *, proven: Collection[tuple[str, str, str]
     return found
 
 
-def overview(speeds: Sequence[Speed], documents: Sequence[Document], palette: dict[str, str]) -> Section | None:
+def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None:
     """Returns the best images per second by model, runtime and precision, drawn and as a table.
 
     Returns:
@@ -303,38 +303,45 @@ def overview(speeds: Sequence[Speed], documents: Sequence[Document], palette: di
     """
     if len(speeds) < 2:
         return None
-    found: dict[str, dict[tuple[str, str], float]] = {}
-    for row in (row for document in documents if document["kind"] == "bench" for row in rows(document)):
-        if row["images_per_second"]:
-            cells = found.setdefault(row["model"], {})
-            key = (row["runtime"], row["precision"])
-            cells[key] = max(cells.get(key, 0.0), row["images_per_second"])
+    found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for row in (row for speed in speeds for row in speed.measured):
+        cells = found.setdefault(row["model"], {})
+        key = _place(row)
+        if key not in cells or row["images_per_second"] > cells[key]["images_per_second"]:
+            cells[key] = row
+    fastest = {model: max(cells.values(), key=lambda row: row["images_per_second"]) for model, cells in found.items()}
     columns = sorted({key for cells in found.values() for key in cells}, key=_column_order)
-    table = []
-    for model, cells in found.items():
-        most = max(cells.values())
-        table.append([model, *[_number(cells.get(key)) + (" ★" if cells.get(key) == most else "") for key in columns]])
+    doubtful = any(not row["stable"] for cells in found.values() for row in cells.values())
     bars = [
         Bar(
             label=model,
-            value=max(cells.values()),
-            text=f"{rounded(max(cells.values()), 3)} {joined(*max(cells, key=lambda key: cells[key]))}",
-            series=max(cells, key=lambda key: cells[key])[0],
+            value=row["images_per_second"],
+            text=joined(rounded(row["images_per_second"], 3), *_place(row)),
+            series=row["runtime"],
+            doubtful=not row["stable"],
         )
-        for model, cells in found.items()
+        for model, row in fastest.items()
     ]
     return Section(
         heading="All models at a glance",
+        text="Images per second, the best over what was measured. ★ is the fastest of a row"
+        + (", ~ not stable." if doubtful else "."),
         charts=[
             Chart(
                 svg=charts.bars(bars, unit="images per second", palette=palette, room=0.75),
                 caption="The fastest runtime and precision of each model.",
             )
         ],
-        text="Images per second, the best over the batch sizes and streams measured. ★ is the fastest of a row.",
-        columns=["model", *[f"{runtime} {precision}" for runtime, precision in columns]],
-        rows=table,
+        columns=["model", *[joined(*key) for key in columns]],
+        rows=[[model, *[_glance(cells.get(key), fastest[model]) for key in columns]] for model, cells in found.items()],
     )
+
+
+def _glance(row: Mapping[str, Any] | None, fastest: Mapping[str, Any]) -> str:
+    if row is None:
+        return "–"
+    text = rounded(row["images_per_second"], 3)
+    return joined(text, "★" if row is fastest else "", "" if row["stable"] else "~")
 
 
 def _against_torch(best: Mapping[str, Any], measured: Rows) -> str:
@@ -353,10 +360,6 @@ def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
     runtime, precision = key
     order = ("fp32", "bf16", "fp16", "int8")
     return (runtime != "torch", runtime, order.index(precision) if precision in order else len(order), precision)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else rounded(value, 3)
 
 
 def _included(row: Mapping[str, Any]) -> list[str]:
