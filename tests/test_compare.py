@@ -302,6 +302,27 @@ def test_the_command_says_slower_and_exits_with_1(tmp_path: Path, capfd: pytest.
     assert (code, out.startswith("Not slower: 1 same\n")) == (0, True)
 
 
+def test_the_first_line_says_that_the_machine_may_be_the_cause(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base, new = document(row(noisy(1))), document(row([1.1 * part for part in noisy(2)]))
+    new["environment"]["libraries"]["onnxruntime"] = "1.32.0"
+    _, out, _ = run(capfd, saved(tmp_path / "base.json", base), saved(tmp_path / "new.json", new))
+    assert out.startswith("Slower: 1 slower; the environments differ, which may be the cause (below)\n")
+    assert out.endswith("The environments differ:\n  onnxruntime: 1.31.1 → 1.32.0\n")
+
+
+def test_rows_of_other_threads_are_told_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    both = document(row(noisy(1), threads=1), row(noisy(2, level_ns=2e6), threads=2))
+    path = saved(tmp_path / "b.json", both)
+    _, out, _ = run(capfd, path, path)
+    assert [line.split()[:4] for line in out.splitlines() if line.startswith(" ort-cpu")] == [
+        ["ort-cpu", "8", "1", "2,000"], ["ort-cpu", "8", "2", "4,000"],
+    ]  # fmt: skip
+    _, out, _ = run(capfd, path, path, "--json")
+    assert [found["threads"] for found in json.loads(out)["rows"]] == [1, 2]
+
+
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "cut off": (lambda d: json.dumps(d)[:-50], "no complete JSON"),
     "empty": (lambda d: "", "no complete JSON"),

@@ -63,6 +63,20 @@ def evaluate() -> dict[str, Any]:
     return saved_body("evaluate", result, ["evaluate", "net.onnx", "--data", "digits"])
 
 
+def convert(**changes: Any) -> dict[str, Any]:
+    result = {
+        "model": "net", "precision": "int8", "method": "mse", "drop": 0.0012, "drop_ci95": [-0.001, 0.0034],
+        "agreement": 0.984, "size_ratio": 0.27, "images": 2000, "sqnr_db": 27.31,
+        "layers": [{"name": "stem", "sqnr_db": 31.0, "kept": True}, {"name": "layer1.0", "sqnr_db": 22.0}],
+        **changes,
+    }  # fmt: skip
+    return saved_body("convert", result, ["convert", "net.onnx", "--to", "int8"])
+
+
+def named(model: str, *rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return document(*[{**found, "model": model} for found in rows], name=model, **changes)
+
+
 def made(folder: Path, *documents: dict[str, Any]) -> str:
     names = []
     for index, found in enumerate(documents):
@@ -153,6 +167,101 @@ def test_what_cannot_be_trusted_or_told_apart_says_so(tmp_path: Path) -> None:
     assert '<p class="verdict doubt">' in page
     assert "1 of 1 rows are not stable" in page
     assert "<li>ort-cpu · batch 8: other programs used 1.0 of 2 cores</li>" in page
+
+
+def test_precisions_of_a_model_stand_side_by_side(tmp_path: Path) -> None:
+    torch = row(noisy(1), runtime="torch")
+    fast = row(noisy(2, level_ns=1e6), precision="int8")
+    found = Outline(made(tmp_path, document(torch), document(fast, precision="int8")))
+    assert [heading for heading in found.headings if heading.startswith("How fast")] == ["How fast is it? net"]
+    assert [column.strip() for column in found.tables[0][0][:6]] == [
+        "runtime", "precision", "batch", "img/s", "± 95 %", "vs torch",
+    ]  # fmt: skip
+    assert [(cells[0], cells[1], cells[5]) for cells in found.tables[0][1:]] == [
+        ("ort-cpu", "int8", "4.00×"), ("torch", "fp32", "1.00×"),
+    ]  # fmt: skip
+    assert "ort-cpu int8 · batch 8 is fastest with 8,004 images per second, 4.0× the best of torch." in made(
+        tmp_path, document(torch), document(fast, precision="int8")
+    )
+
+
+def test_many_models_begin_with_one_table_of_all(tmp_path: Path) -> None:
+    models = [
+        named(f"net{n}", row(noisy(n), runtime="torch"), row(noisy(n, level_ns=1e6 * n), stable=n > 1))
+        for n in (1, 2, 3, 8)
+    ]
+    page = made(tmp_path, *models)
+    found = Outline(page)
+    assert found.headings[:2] == ["4 models: speed", "All models at a glance"]
+    assert found.tables[0][0] == ["model", "torch fp32", "ort-cpu fp32"]
+    assert [cells[0] for cells in found.tables[0][1:]] == ["net1", "net2", "net3", "net8"]
+    assert ["★" in cells[2] for cells in found.tables[0][1:]] == [True, True, True, False]
+    assert ["★" in cells[1] for cells in found.tables[0][1:]] == [False, False, False, True]
+    assert '<p class="verdict doubt">Fastest on 4 models: ort-cpu fp32 on 3 and torch fp32 on 1.</p>' in page
+    assert "1 of 8 rows are not stable" in page
+
+
+def test_only_the_file_that_was_proven_counts_as_proven(tmp_path: Path) -> None:
+    proof = parity()
+    for digest, proven in (("a" * 64, True), ("c" * 64, False)):
+        proof["artifacts"] = {"onnx_sha256": digest}
+        page = made(tmp_path, document(row(noisy(1))), proof)
+        assert ("and computes the same function." in page) is proven
+
+
+def test_threads_offline_and_harness_are_told_apart(tmp_path: Path) -> None:
+    said = {"scenario": "Offline", "valid": False, "reason": "too short", "latency_ms": {}}
+    found = document(
+        row(noisy(1), threads=1), row(noisy(2), threads=2), row(noisy(3), scenario="offline", threads=2),
+        row(noisy(4), harness=said, threads=2),
+    )  # fmt: skip
+    page = made(tmp_path, found)
+    assert [cells[2] for cells in Outline(page).tables[0][1:]] == ["1", "2", "2", "2"]
+    assert "LoadGen Offline: INVALID by MLPerf LoadGen: too short" in page
+
+
+def test_the_roofline_shows_the_limit_that_the_share_is_of(tmp_path: Path) -> None:
+    share = {"fraction": 0.4, "limit_fraction": 0.4, "achieved_gflops": 100.0, "bound": "compute"}
+    found = document(row(noisy(1), roofline={**share, "peak_gflops": 250.0, "operations_per_byte": 30.0}))
+    assert "operations per byte" not in made(tmp_path, found)  # no peaks, no roof
+    found["environment"]["peaks"] = {"2": {"gflops": {"fp32": 250.0}, "bandwidth_gbs": 20.0, "undisturbed": True}}
+    page = made(tmp_path, found)
+    assert page.count("operations per byte moved") == 1
+    assert page.count("fp32 peak") == 1
+    assert "the lines are too low" not in page
+    found["environment"]["peaks"]["2"]["undisturbed"] = False
+    assert "the lines are too low" in made(tmp_path, found)
+    found["environment"]["peaks"]["2"]["gflops"] = {"fp32": 251.0}  # not the one the share was computed with
+    assert "operations per byte" not in made(tmp_path, found)
+
+
+def test_a_conversion_says_what_it_costs_and_where(tmp_path: Path) -> None:
+    page = made(tmp_path, convert())
+    assert "net to int8: top-1 down 0.12 points (95 %: a drop of −0.10 to 0.34), 98.4 % of the decisions" in page
+    found = Outline(page)
+    assert found.headings[:2] == ["net: precision", "What does int8 cost? net"]
+    assert found.tables[0][1] == ["int8", "mse", "0.12", "−0.10 to 0.34", "98.40 %", "27.3", "27 %"]
+    assert "1 layer kept in floating point." in page
+    assert page.index("layer1.0") < page.index(">stem<")  # what loses most stands first
+    bare = {"method": None, "drop": None, "drop_ci95": None, "agreement": None, "images": None, "layers": []}
+    assert made(tmp_path, convert(**bare)).count("<svg") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"drop": "much"}, "'result.drop' is \"much\", expected a finite number"),
+        ({"drop_ci95": [0.2, 0.1]}, "'result.drop_ci95' is [0.2, 0.1], expected two numbers, the lower first"),
+        ({"layers": [{"name": "stem"}]}, "'result.layers[0].sqnr_db' is missing"),
+        ({"layers": 3}, "'result.layers' is 3, expected a list"),
+    ],
+)
+def test_a_damaged_conversion_names_the_field(
+    changes: dict[str, Any], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(convert(**changes)))
+    assert main(["report", str(tmp_path / "c.json"), "--out", str(tmp_path / "p.html")]) == 2
+    assert said in capfd.readouterr().err
 
 
 def test_the_same_results_make_the_same_page(tmp_path: Path) -> None:

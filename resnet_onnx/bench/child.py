@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Slice, WarmUp, sample, sample_sets, warm_up
+from resnet_onnx.bench.supply import Supplied, Supply
 from runtimes import nvidia
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
@@ -86,13 +87,21 @@ class Worker:
             streams=opened.streams,
         )
 
-    def prepare(self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float) -> WarmUp:
+    def prepare(
+        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, supply: Supply | None = None
+    ) -> WarmUp:
         """Prepares one row, a run for each of the runtime's streams, and warms it up."""
         runtime = self._opened()
-        whole = enlarge(feeds, runtime.inputs, batch)
         prepared: list[Prepared] = []
         try:
-            prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
+            if supply is None:
+                whole = enlarge(feeds, runtime.inputs, batch)
+                prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
+            else:
+                threads = max(1, usable_cores() // runtime.streams)
+                prepared.extend(
+                    Supplied(runtime, supply.open(batch=batch, threads=threads)) for _ in range(runtime.streams)
+                )
             answer = warm_up(prepared, limit_s=limit_s)
         except BaseException:
             for each in prepared:
@@ -102,10 +111,17 @@ class Worker:
         return answer
 
     def prepare_set(
-        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, at_once: float | None
+        self,
+        row: int,
+        feeds: Feeds,
+        batch: int,
+        scope: Scope,
+        limit_s: float,
+        at_once: float | None,
+        supply: Supply | None = None,
     ) -> WarmUp:
         """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
-        warm = self.prepare(row, feeds, batch, scope, limit_s)
+        warm = self.prepare(row, feeds, batch, scope, limit_s, supply)
         streams = len(self._rows[row])
         runs = int(at_once or 0) or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
         self._sets[row] = runs

@@ -53,7 +53,8 @@ class Compared:
     """One row of both results.
 
     Attributes:
-        row: ``model``, ``runtime``, ``precision``, ``batch``, ``streams``, ``scope``, ``device`` of the new one.
+        row: ``model``, ``runtime``, ``precision``, ``batch``, ``streams``, ``scope``, ``device`` of the new one, and
+            ``threads`` and ``scenario`` where it has them.
         verdict: ``inconclusive`` also where one of the two was not measured.
         ratio: Images per second of NEW over BASE: below 1 is slower. None where one was not measured.
         ci95: Interval of the ratio; None where one of the two has none.
@@ -176,6 +177,11 @@ def different_work(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
             found.append(f"another {what} ({_text(old.get(key))} and {_text(now.get(key))})")
     if base["settings"]["scope"] != new["settings"]["scope"]:
         found.append(f"another scope ({base['settings']['scope']} and {new['settings']['scope']})")
+    # Results of earlier versions include nothing.
+    for key, what in (("includes", "work beside the model"), ("pictures", "set of pictures")):
+        a, b = base["settings"].get(key) or None, new["settings"].get(key) or None
+        if a != b:
+            found.append(f"another {what} ({_text(a)} and {_text(b)})")
     return found
 
 
@@ -240,7 +246,7 @@ def _match(
 
 
 def _compared(base: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Compared:
-    row = {name: new[name] for name in (*_WORK, *_PLACE, "device")}
+    row = {name: new[name] for name in (*_WORK, *_PLACE, "device")} | {name: new.get(name) for name in _ASKED}
     old, now = _speed(base), _speed(new)
     notes = _doubts(base, new)
     failed = new["error"] is not None and base["error"] is None

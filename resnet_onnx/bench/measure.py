@@ -20,6 +20,7 @@ from resnet_onnx.bench.child import Opened
 from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
 from resnet_onnx.bench.processes import Child, ChildDied
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
+from resnet_onnx.bench.supply import Supply
 from runtimes.base import usable_cores
 from runtimes.errors import ToolkitError, UsageError
 from runtimes.nvidia import Sensors
@@ -74,6 +75,7 @@ class Plan:
         threads: Numbers of CPU threads over all streams together; None is all usable cores.
         duration_s: Measuring time of a row at most, its warm-up excluded.
         scope: ``device`` or ``end-to-end``.
+        supply: What makes the feeds of each run, which is then timed too, or None; its scope is ``end-to-end``.
         scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
             None measures all.
@@ -86,6 +88,7 @@ class Plan:
     threads: tuple[int | None, ...] = (None,)
     duration_s: float = 5.0
     scope: Scope = "device"
+    supply: Supply | None = None
     scenario: Scenario | None = None
     cut_off: float | None = None
     precision_target: float = PRECISION_TARGET
@@ -95,6 +98,11 @@ class Plan:
         for name, values in (("batch", self.batches), ("streams", self.streams), ("threads", self.threads)):
             if not values or any(value is not None and value < 1 for value in values):
                 raise UsageError(f"{name} must be at least 1, not {', '.join(map(str, values)) or 'nothing'}")
+        if self.supply is not None and self.scope != "end-to-end":
+            raise UsageError(
+                f"{' and '.join(self.supply.includes)} begins in host memory, and scope {self.scope} was asked for",
+                fix="use the scope end-to-end",
+            )
         if not self.duration_s > 0:
             raise UsageError(f"duration must be more than 0 seconds, not {self.duration_s}")
 
@@ -108,6 +116,7 @@ class Row:
         batch: Batch size.
         streams: Concurrent runs.
         scope: What a run covers.
+        includes: What else it covers: ``decode``.
         asked: The scenario that was asked for, or None.
         opened: What the runtime says of itself, or None where it was never opened.
         warm_up: How the warm-up went, or None.
@@ -121,6 +130,7 @@ class Row:
     batch: int
     streams: int
     scope: Scope
+    includes: tuple[str, ...] = ()
     asked: Scenario | None = None
     opened: Opened | None = None
     warm_up: WarmUp | None = None
@@ -214,6 +224,7 @@ def measure(
             batch=batch,
             streams=arranged.options.streams or usable_cores(),  # its own choice is known when it is opened
             scope=plan.scope,
+            includes=plan.supply.includes if plan.supply is not None else (),
             asked=plan.scenario,
         )
         for arrangements in (_arrangements(contender, plan) for contender in contenders)
@@ -343,6 +354,7 @@ class _Crew:
                 feeds=self._feeds,
                 batch=row.batch,
                 scope=row.scope,
+                supply=self._plan.supply,
                 limit_s=min(LONGEST_WARM_UP_S, self._plan.duration_s),
                 **more,
             )

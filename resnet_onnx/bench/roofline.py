@@ -367,6 +367,7 @@ class Share:
         limit_fraction: Achieved speed over the limit that binds, or None.
         achieved_gflops: Billions of operations per second, or None.
         peak_gflops: Of the precision, or None.
+        operations_per_byte: Operations of a run over the bytes that it moves at least, or None.
     """
 
     fraction: float | None = None
@@ -374,6 +375,7 @@ class Share:
     limit_fraction: float | None = None
     achieved_gflops: float | None = None
     peak_gflops: float | None = None
+    operations_per_byte: float | None = None
 
 
 def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, precision: str) -> Share:
@@ -399,4 +401,5 @@ def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, p
         limit_fraction=runs_per_s * max(compute_s, memory_s),
         achieved_gflops=achieved,
         peak_gflops=peak,
+        operations_per_byte=2 * work.multiply_adds / (work.elements * _ELEMENT_BYTES[precision]),
     )

@@ -10,6 +10,7 @@ import click
 
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
+    OutputFile,
     WholeNumbers,
     device_option,
     early_problem,
@@ -23,7 +24,7 @@ from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.measure import Plan, Scenario
-    from resnet_onnx.workflow import Model, Request
+    from resnet_onnx.workflow import Measurement, Model, Request
     from runtimes.spec import RuntimeOptions, Scope
 
 _DEFAULT_MODEL = "resnet50"
@@ -56,10 +57,14 @@ _DEFAULT_MODEL = "resnet50"
 @click.option(
     "--scope",
     type=click.Choice(["device", "end-to-end"]),
-    default="device",
-    show_default=True,
-    help="Device memory to device memory, or host array to host array with copies.",
+    help="Device memory to device memory, or host array to host array with copies.  [default: device]",
 )
+@click.option(
+    "--include",
+    type=click.Choice(["decode"]),
+    help="Time this too: reading and preprocessing picture files, end to end.",
+)
+@click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
 @click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
 @click.option(
     "--harness-logs", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the harness's own logs."
@@ -67,6 +72,8 @@ _DEFAULT_MODEL = "resnet50"
 @device_option
 @tuning_options
 @save_option
+@click.option("--csv", "csv_file", type=OutputFile(), help="Write the rows as CSV, for a spreadsheet.")
+@click.option("--markdown", type=OutputFile(), help="Write the table as Markdown, for a README or a pull request.")
 def command(
     terminal: Terminal,
     *,
@@ -76,14 +83,18 @@ def command(
     streams: tuple[int, ...] | None,
     duration: float,
     scenario: Scenario | None,
+    scope: Scope | None,
+    include: str | None,
+    data: str | None,
     cut_off: float | None,
-    scope: Scope,
     harness: str | None,
     harness_logs: Path | None,
     device: str | None,
     threads: tuple[int, ...] | None,
     tuning: RuntimeOptions,
     save: Path | None,
+    csv_file: Path | None,
+    markdown: Path | None,
 ) -> None:
     """Measure throughput and latency of MODEL (resnet50) on several runtimes, in turns.
 
@@ -92,12 +103,28 @@ def command(
     from dataclasses import replace
 
     from resnet_onnx import workflow
+    from resnet_onnx.report import tables
     from runtimes import files, registry
 
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
-    _check_harness(harness, harness_logs, streams=streams, threads=threads, scenario=scenario, cut_off=cut_off)
+    if include is None and data is not None:
+        raise UsageError("--data names pictures to decode, and without --include decode nothing is decoded")
+    if include is not None and scope == "device":
+        raise UsageError(
+            "--include decode begins with files in host memory, and --scope device was given",
+            fix="leave --scope out",
+        )
+    _check_harness(
+        harness,
+        harness_logs,
+        streams=streams,
+        threads=threads,
+        scenario=scenario,
+        cut_off=cut_off,
+        include=include,
+    )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     problem = early_problem(request)
@@ -121,8 +148,9 @@ def command(
             streams=chosen_streams,
             duration_s=duration,
             scenario=scenario,
+            scope=scope or ("end-to-end" if include else "device"),
+            supply=workflow.decoding(model, data) if include else None,
             cut_off=None if cut_off is None else cut_off / 100,
-            scope=scope,
             device=device,
             threads=threads or (None,),
             tuning=tuning,
@@ -140,6 +168,12 @@ def command(
     if save is not None:
         files.write_json(save, measured.document(raw=True))
         terminal.note(f"saved: {save}")
+    if csv_file is not None:
+        files.write_text(csv_file, tables.bench_csv(measured.document(raw=False)))
+        terminal.note(f"saved: {csv_file}")
+    if markdown is not None:
+        files.write_text(markdown, _markdown(measured))
+        terminal.note(f"saved: {markdown}")
     terminal.emit(measured.document(raw=False))
     failed = [row.error for row in measured.rows if row.error is not None and row.error.kind != "out-of-memory"]
     if failed:
@@ -182,6 +216,28 @@ def _print(
     terminal.line(model.description)
     terminal.line(_machine(environment, rows))
     terminal.line()
+    terminal.table(*_table(rows, plan))
+    terminal.line()
+    for line in _conditions(rows, plan):
+        terminal.line(line)
+    _print_next(terminal, model, rows)
+
+
+def _markdown(measured: Measurement) -> str:
+    """Returns what the terminal shows, for a page that renders Markdown."""
+    from resnet_onnx.report import tables
+
+    rows = measured.results(raw=False)
+    return tables.markdown(
+        *_table(rows, measured.plan),
+        above=[f"**{measured.model.description}**", _machine(measured.environment, rows)],
+        below=_conditions(rows, measured.plan),
+        command=measured.document(raw=False)["command"],
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]], plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Returns the headings and the cells of the table."""
     names = {row["runtime"] for row in rows}
     reference = "torch" if "torch" in names else rows[0]["runtime"]
     several = any(row["streams"] > 1 for row in rows)
@@ -214,10 +270,7 @@ def _print(
                 *(["fastest" if row["best"] else "front" if row["pareto"] else ""] if marked else []),
             ]
         )
-    terminal.table(columns, cells)
-    terminal.line()
-    _print_conditions(terminal, rows, plan)
-    _print_next(terminal, model, rows)
+    return columns, cells
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -258,39 +311,41 @@ def _machine(environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     return " · ".join([", ".join(filter(None, [cpu["model"], f"{cpu['usable_cores']} cores", best])), *versions])
 
 
-def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], plan: Plan) -> None:
+def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
+    """Returns what was timed and what to doubt, a line each."""
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
+    if plan.supply is not None:
+        work = f"End to end, picture files in and scores out, decoding included: {plan.supply.label}"
     counts = sorted({row["streams"] for row in rows})
     streams = ", ".join(map(str, counts))
     complete = [row for row in rows if row["error"] is None]
     stable = sum(row["stable"] for row in complete)
     verdict = "yes" if stable == len(complete) else "no" if not stable else "in part"
-    terminal.line(
+    lines = [
         f"{work}, {streams} stream{'' if counts == [1] else 's'}. Stable: {verdict} ({stable} of {len(complete)})."
-    )
+    ]
     for row in rows:
         where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
         where += f", {row['threads']} threads" if len(plan.threads) > 1 else ""
         if row["error"] is not None:
             full = row["error"]["kind"] == "out-of-memory"
-            terminal.line(f"  {where}: {'out of memory' if full else row['error']['message']}")
+            lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
-            terminal.line(f"  ~ {where}: {row['unstable_reason']}")
-    for row in rows:
-        if row["harness"] is not None:
-            terminal.line(_loadgen_line(row))
+            lines.append(f"  ~ {where}: {row['unstable_reason']}")
+    lines += [_loadgen_line(row) for row in rows if row["harness"] is not None]
     if any(row["pareto"] for row in rows) and len(rows) > 2:
-        terminal.line("front: no other row has more img/s in as few ms.")
+        lines.append("front: no other row has more img/s in as few ms.")
     offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]
     if offline:
         sizes = f"{min(offline):,}" if len(set(offline)) == 1 else f"{min(offline):,} to {max(offline):,}"
-        terminal.line(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
+        lines.append(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
     elif any(row["latency_ms"]["p90"] is None for row in rows if row["samples"]):
-        terminal.line(
+        lines.append(
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )
+    return lines
 
 
 def _loadgen_line(row: Mapping[str, Any]) -> str:

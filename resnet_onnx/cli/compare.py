@@ -67,7 +67,9 @@ def _print(terminal: Terminal, found: Comparison) -> None:
         terminal.line(f"  compared by force: {reason}")
     terminal.line()
     several = any(row.row["streams"] > 1 for row in found.rows)
-    columns = ["runtime", "batch", *(["streams"] if several else []), "BASE img/s", "NEW img/s", "ratio", "95 %"]
+    threads = len({row.row["threads"] for row in found.rows}) > 1
+    arranged = [*(["streams"] if several else []), *(["threads"] if threads else [])]
+    columns = ["runtime", "batch", *arranged, "BASE img/s", "NEW img/s", "ratio", "95 %"]
     terminal.table(
         [*columns, "verdict"],
         [
@@ -75,6 +77,7 @@ def _print(terminal: Terminal, found: Comparison) -> None:
                 str(row.row["runtime"]),
                 str(row.row["batch"]),
                 *([str(row.row["streams"])] if several else []),
+                *([str(row.row["threads"] or "all")] if threads else []),
                 "–" if row.base is None else rounded(row.base, 3),
                 "–" if row.new is None else rounded(row.new, 3),
                 "–" if row.ratio is None else f"{row.ratio:.3f}×",
@@ -112,6 +115,8 @@ def _summary(found: Comparison) -> str:
     }
     counts["failed"] = sum(row.failed for row in found.rows)
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    if found.environment:
+        told += "; the environments differ, which may be the cause (below)"
     if counts["slower"] or counts["failed"]:
         return f"{'Slower' if counts['slower'] else 'Failed'}: {told}"
     return f"{'Not shown to be slower' if counts['inconclusive'] else 'Not slower'}: {told}"
@@ -119,4 +124,5 @@ def _summary(found: Comparison) -> str:
 
 def _where(row: Compared) -> str:
     streams = f", {row.row['streams']} streams" if row.row["streams"] > 1 else ""
-    return f"{row.row['runtime']} batch {row.row['batch']}{streams}"
+    threads = f", {row.row['threads']} threads" if row.row["threads"] else ""
+    return f"{row.row['runtime']} batch {row.row['batch']}{streams}{threads}"

@@ -93,6 +93,23 @@ class Triple(click.ParamType[Any]):
         return numbers
 
 
+class OutputFile(click.Path):
+    """A file to write: what is known to be in its way is said before minutes of work, not after them."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Checks the nearest folder that exists; those below it are made when the file is written."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            self.fail(f"'{value}' can't be written: {folder} is a file, expected a folder", param, ctx)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            self.fail(f"'{value}' can't be written: no permission to write in {folder}", param, ctx)
+        return path
+
+
 class WholeNumbers(click.ParamType[Any]):
     """A comma list of whole numbers ≥ 1: ``1,8``."""
 
@@ -195,7 +212,7 @@ def runtime_option(*, default: str, several: bool) -> Callable[[F], F]:
 
 device_option = click.option("--device", help="cpu, cuda or cuda:N; the runtime's own by default.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads; all usable cores by default.")
-save_option = click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON.")
+save_option = click.option("--save", type=OutputFile(), help="Write the result as JSON.")
 
 
 def one_runtime(argument: str) -> str:

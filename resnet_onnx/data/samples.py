@@ -43,7 +43,7 @@ def each_sample_picture(preprocessing: Preprocessing, seed: int = 0) -> Iterator
     """Yields the pictures of ``sample_pictures`` one by one, without end: uint8 [image_size, image_size, 3], RGB."""
     from PIL import Image
 
-    photos = [Image.open(path).convert("RGB") for path in _photo_files()]
+    photos = [Image.open(path).convert("RGB") for path in photo_files()]
     size = preprocessing.image_size
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
     random = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def each_sample_picture(preprocessing: Preprocessing, seed: int = 0) -> Iterator
         yield resized[:, ::-1] if crop[4] else resized
 
 
-def _photo_files() -> list[Path]:
+def photo_files() -> list[Path]:
     """Finds scikit-learn's photos without importing it, which would take longer than all the rest."""
     found = importlib.util.find_spec("sklearn")
     folders = found.submodule_search_locations if found is not None else None

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_onnx.bench.statistics import rounded, significant
-from resnet_onnx.report import charts
+from resnet_onnx.bench.statistics import rounded
+from resnet_onnx.report import charts, conversion, speed
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Chart, Finding, Section, write_page
 from resnet_onnx.report.results import rows
+from resnet_onnx.report.words import listed
 
 Document = Mapping[str, Any]
-
-_SCOPES = {"device": "Device-resident work, nothing is copied.", "end-to-end": "Host array in, host array out."}
 
 
 def write_report(path: Path, documents: Sequence[Document]) -> list[Finding]:
@@ -31,24 +30,29 @@ def write_report(path: Path, documents: Sequence[Document]) -> list[Finding]:
     Raises:
         FileProblem: The page can't be written.
     """
-    palette = charts.colours([row["runtime"] for found in documents for row in rows(found)])
-    findings = [finding for found in documents for finding in _FINDINGS[found["kind"]](found)]
-    models = dict.fromkeys(_model(found) for found in documents)
+    palette = charts.colours([row["runtime"] for found in documents for row in rows(found) if "runtime" in row])
+    speeds = speed.by_model(documents)
+    findings = speed.findings(speeds, proven=_proven(documents))
+    others = [found for kind in _FINDINGS for found in documents if found["kind"] == kind]
+    findings += [finding for found in others for finding in _FINDINGS[found["kind"]](found)]
+    # What is bad comes first whatever it is of; otherwise the question that most come with: how fast is it?
+    findings.sort(key=lambda finding: finding.state != "bad")
+    whole = speed.overview(speeds, palette)
     sections = [
-        _SECTIONS[kind](found, palette)
-        for kind in ("bench", "parity", "evaluate")
-        for found in documents
-        if found["kind"] == kind
+        *([whole] if whole is not None else []),
+        *[found.section(palette) for found in speeds],
+        *[_SECTIONS[found["kind"]](found, palette) for found in others],
+        _files(documents),
+        *_environments(documents),
+        _commands(documents),
     ]
-    sections += [_files(documents), *_environments(documents), _commands(documents)]
-    first = next((finding for finding in findings if finding.state == "bad"), findings[0])
     write_page(
         path,
-        title=f"{', '.join(models)}: speed, parity and accuracy" if len(models) < 4 else f"{len(models)} models",
-        verdict=first.text,
-        passed=first.state != "bad",
-        doubtful=first.state == "doubt",
-        findings=[finding for finding in findings if finding is not first],
+        title=_title(documents),
+        verdict=findings[0].text,
+        passed=findings[0].state != "bad",
+        doubtful=findings[0].state == "doubt",
+        findings=findings[1:],
         sections=sections,
         footer=f"Made by {documents[0]['tool']} from {len(documents)} saved "
         f"result{'' if len(documents) == 1 else 's'}. Needs no network.",
@@ -56,159 +60,35 @@ def write_report(path: Path, documents: Sequence[Document]) -> list[Finding]:
     return findings
 
 
+def _title(documents: Sequence[Document]) -> str:
+    subjects = {"bench": "speed", "parity": "parity", "evaluate": "accuracy", "convert": "precision"}
+    kinds = {found["kind"] for found in documents}
+    told = listed([subject for kind, subject in subjects.items() if kind in kinds])
+    models = list(dict.fromkeys(_model(found) for found in documents))
+    return f"{', '.join(models) if len(models) < 4 else f'{len(models)} models'}: {told}"
+
+
 def _model(document: Document) -> str:
     name: str = document["model"]["name"] if document["kind"] == "bench" else document["result"]["model"]
     return name
-
-
-# ---- speed -----------------------------------------------------------------------------------------------------------
-
-
-def _bench_findings(document: Document) -> list[Finding]:
-    measured = [row for row in rows(document) if row["images_per_second"]]
-    name = _about(document)
-    if not measured:
-        return [Finding(state="bad", text=f"{name}: nothing could be measured.")]
-    best = max(measured, key=lambda row: row["images_per_second"])
-    value = _speed(best)[0]
-    rivals = [row for row in measured if row["runtime"] != best["runtime"] and not _clearly_faster(best, row)]
-    shared = f", not told apart from {_and([_label(row) for row in rivals[:3]])}" if rivals else ""
-    text = f"{name}: {_label(best)} is fastest with {value} images per second{shared}."
-    found = [Finding(state="good" if best["stable"] else "doubt", text=text)]
-    doubtful = sum(not row["stable"] for row in measured)
-    if doubtful:
-        found.append(
-            Finding(
-                state="doubt",
-                text=f"{name}: {doubtful} of {len(measured)} rows are not stable: the machine was disturbed or the "
-                "interval is wide. They are hatched and marked ~.",
-            )
-        )
-    lost = [row for row in rows(document) if row["error"]]
-    if lost:
-        found.append(
-            Finding(state="doubt", text=f"{name}: not measured to the end: {_and([_label(r) for r in lost])}.")
-        )
-    return found
-
-
-def _clearly_faster(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    ours, theirs = row["images_per_second_ci95"], other["images_per_second_ci95"]
-    return bool(ours and theirs and ours[0] > theirs[1])
-
-
-def _bench(document: Document, palette: dict[str, str]) -> Section:
-    ordered = sorted(rows(document), key=lambda r: (r["batch"], r["streams"], -(r["images_per_second"] or 0.0)))
-    measured = [row for row in ordered if row["images_per_second"]]
-    pictures = []
-    if measured:
-        pictures.append(
-            Chart(
-                svg=charts.bars([_bar(row) for row in measured], unit="images per second", palette=palette),
-                caption="Throughput with the 95 % interval of the median. Hatched: not stable.",
-            )
-        )
-    pictures += _front(measured, palette)
-    spread = [
-        (_label(row), row["runtime"], [time / 1e6 for part in row["raw_ns"] for time in part])
-        for row in measured
-        if row["streams"] == 1 and row["raw_ns"] and sum(map(len, row["raw_ns"])) >= _FEWEST_FOR_SPREAD
-    ]
-    if spread:
-        pictures.append(
-            Chart(
-                svg=charts.spreads(spread, unit="time of a run, ms", palette=palette),
-                caption="How single runs spread: 1st to 99th percentile, the middle half, the median.",
-            )
-        )
-    several = any(row["streams"] > 1 for row in ordered)
-    return Section(
-        heading=f"How fast is it? {_about(document)}",
-        text=" ".join(
-            filter(None, [document["model"]["description"], "·", _SCOPES.get(document["settings"]["scope"], "")])
-        ),
-        charts=pictures,
-        columns=["runtime", "batch", *(["streams"] if several else []), "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms",
-                 "share of peak", "stable"],
-        rows=[_bench_cells(row, several) for row in ordered],
-        notes=[
-            f"{_label(row)}: {row['error']['message'] if row['error'] else row['unstable_reason']}"
-            for row in ordered
-            if row["error"] or not row["stable"]
-        ],
-    )  # fmt: skip
-
-
-_FEWEST_FOR_SPREAD = 20
-"""Fewer samples have no tails to show."""
-
-
-def _front(measured: Sequence[Mapping[str, Any]], palette: dict[str, str]) -> list[Chart]:
-    points = [row for row in measured if row["streams"] == 1 and row["latency_ms"]["p50"]]
-    if len({row["batch"] for row in points}) < 2:
-        return []
-
-    def best(row: Mapping[str, Any]) -> bool:
-        return not any(
-            other["images_per_second"] >= row["images_per_second"]
-            and other["latency_ms"]["p50"] <= row["latency_ms"]["p50"]
-            and other is not row
-            for other in points
-        )
-
-    items = [
-        (row["runtime"], row["latency_ms"]["p50"], row["images_per_second"], row["batch"], best(row)) for row in points
-    ]
-    caption = "Latency and throughput by batch size. Ringed: nothing here is better in both (the Pareto front)."
-    return [Chart(svg=charts.front(items, palette=palette), caption=caption)]
-
-
-def _bar(row: Mapping[str, Any]) -> Bar:
-    interval = row["images_per_second_ci95"]
-    return Bar(
-        label=_label(row),
-        value=row["images_per_second"],
-        interval=(interval[0], interval[1]) if interval else None,
-        text=_speed(row)[0] + ("" if row["stable"] else " ~"),
-        series=row["runtime"],
-        doubtful=not row["stable"],
-    )
-
-
-def _bench_cells(row: Mapping[str, Any], several: bool) -> list[str]:
-    speed, uncertainty = _speed(row)
-    latency, roofline = row["latency_ms"], row["roofline"]
-    share = "–"
-    if roofline["limit_fraction"] is not None:
-        share = f"{100 * roofline['limit_fraction']:.0f} % {roofline.get('bound') or ''}".strip()
-    return [
-        row["runtime"],
-        str(row["batch"]),
-        *([str(row["streams"])] if several else []),
-        speed,
-        uncertainty,
-        *["–" if latency[name] is None else rounded(latency[name], 3) for name in ("p50", "p90", "p99")],
-        share,
-        "failed" if row["error"] else "yes" if row["stable"] else "no ~",
-    ]
-
-
-def _speed(row: Mapping[str, Any]) -> tuple[str, str]:
-    speed, interval = row["images_per_second"], row["images_per_second_ci95"]
-    if not speed:
-        return "–", "–"
-    return significant(speed, (interval[1] - interval[0]) / 2 if interval else None)
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    streams = f" × {row['streams']}" if row["streams"] > 1 else ""
-    return f"{row['runtime']} · batch {row['batch']}{streams}"
 
 
 def _about(document: Document) -> str:
     if document["kind"] == "bench":
         return f"{document['model']['name']} {rows(document)[0]['precision']}"
     return f"{document['result']['model']} {document['result']['precision']}"
+
+
+def _proven(documents: Sequence[Document]) -> set[tuple[str, str, str]]:
+    """Returns hash, precision and runtime of what passed the test of parity: by the file's hash and the weights'."""
+    return {
+        (digest, found["result"]["precision"], row["runtime"])
+        for found in documents
+        if found["kind"] == "parity"
+        for digest in found["artifacts"].values()
+        for row in rows(found)
+        if row["passed"] and isinstance(digest, str)
+    }
 
 
 # ---- parity ----------------------------------------------------------------------------------------------------------
@@ -219,9 +99,9 @@ def _parity_findings(document: Document) -> list[Finding]:
     failed = [row["runtime"] for row in found if not row["passed"]]
     name, inputs = _about(document), f"{document['result']['pictures']:g} inputs"
     if failed:
-        return [Finding(state="bad", text=f"{name}: not the same function on {_and(failed)} ({inputs}).")]
+        return [Finding(state="bad", text=f"{name}: not the same function on {listed(failed)} ({inputs}).")]
     text = (
-        f"{name}: the same function on {_and([row['runtime'] for row in found])}, within the error budget ({inputs})."
+        f"{name}: the same function on {listed([row['runtime'] for row in found])}, within the error budget ({inputs})."
     )
     return [Finding(state="good", text=text)]
 
@@ -291,7 +171,7 @@ def _evaluate_findings(document: Document) -> list[Finding]:
         Finding(
             state="good",
             text=f"{_about(document)}: {told} top-1 on {found[0]['images']:,g} pictures of "
-            f"{document['result']['data']} ({_and([row['runtime'] for row in found])}).",
+            f"{Path(document['result']['data']).name} ({listed([row['runtime'] for row in found])}).",
         )
     ]
 
@@ -364,7 +244,7 @@ def _environments(documents: Sequence[Document]) -> list[Section]:
         found.setdefault(tuple(_environment(document["environment"])), []).append(document["kind"])
     return [
         Section(
-            heading="Environment" if len(found) == 1 else f"Environment of {_and(list(dict.fromkeys(kinds)))}",
+            heading="Environment" if len(found) == 1 else f"Environment of {listed(list(dict.fromkeys(kinds)))}",
             facts=facts,
         )
         for facts, kinds in found.items()
@@ -397,9 +277,6 @@ def _commands(documents: Sequence[Document]) -> Section:
     return Section(heading="Make these numbers again", commands=list(dict.fromkeys(lines)))
 
 
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-_FINDINGS = {"bench": _bench_findings, "parity": _parity_findings, "evaluate": _evaluate_findings}
-_SECTIONS = {"bench": _bench, "parity": _parity, "evaluate": _evaluate}
+_FINDINGS = {"parity": _parity_findings, "evaluate": _evaluate_findings, "convert": conversion.findings}
+_SECTIONS = {"parity": _parity, "evaluate": _evaluate, "convert": conversion.section}
+"""In the order of the page, after speed."""

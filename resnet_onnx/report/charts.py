@@ -25,14 +25,19 @@ GOOD, BAD = "#0072b2", "#d55e00"
 _INK = "#010203"
 """Stands for the text's colour until the picture is drawn."""
 
-_WIDTH_IN, _ROW_IN, _FRAME_IN = 4.9, 0.3, 0.75
-"""Narrow enough that a phone hardly shrinks the letters."""
+_SIGNS = ("o", "s", "D", "^", "v", "P", "X")
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+
+_WIDTH_IN, _ROW_IN, _FRAME_IN, _PLANE_IN = 4.6, 0.31, 0.75, 3.3
+"""Narrow enough that a phone does not shrink the letters."""
+
+_SMALL = 9.5
 
 _STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
@@ -66,22 +71,62 @@ class Bar:
     doubtful: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of a plane.
+
+    Attributes:
+        line: What it is joined with, as the legend names it.
+        series: What gives it its colour.
+        x: Its place, above 0.
+        y: Its place, above 0.
+        text: Above it.
+        ringed: Whether it stands out.
+    """
+
+    line: str
+    series: str
+    x: float
+    y: float
+    text: str = ""
+    ringed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roof:
+    """A limit of the machine.
+
+    Attributes:
+        name: Which peak it is.
+        top: Billions of operations per second.
+        slope: Billions of bytes per second.
+        undisturbed: Whether nothing else ran while it was measured.
+    """
+
+    name: str
+    top: float
+    slope: float
+    undisturbed: bool = True
+
+
 def colours(series: Sequence[str]) -> dict[str, str]:
     """Returns a colour per name, the same for the same names whatever their order."""
     return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(sorted(set(series)))}
 
 
-def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str]) -> str:
+def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str], room: float = 0.25) -> str:
     """Draws horizontal bars from zero with their intervals.
 
     Args:
         items: From top to bottom.
         unit: Of the axis.
         palette: A colour per series.
+        room: For the text beside the bars, as a fraction of the longest.
 
     Returns:
         An ``<svg>`` element.
     """
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes) -> None:
         most = max((max(item.value or 0, *(item.interval or (0,))) for item in items), default=1) or 1
@@ -99,8 +144,9 @@ def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str]) -> str:
                 )
                 _interval(axes, place, item.interval)
             end = max(item.value or 0, *(item.interval or (0,)))
-            axes.text(end + most * 0.02, place, item.text, va="center", fontsize=9)
-        axes.set_xlim(0, most * 1.22)
+            axes.text(end + most * 0.02, place, item.text, va="center", fontsize=_SMALL)
+        axes.set_xlim(0, most * (1 + room))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.set_xlabel(unit)
 
@@ -133,7 +179,7 @@ def dots(
                 axes.plot(max(item.value, least) if log else item.value, place, "o", color=colour, markersize=8)
             if item.text:
                 axes.annotate(
-                    item.text, (1, place), xycoords=("axes fraction", "data"), va="center", ha="left", fontsize=9,
+                    item.text, (1, place), xycoords=("axes fraction", "data"), va="center", ha="left", fontsize=_SMALL,
                     xytext=(4, 0), textcoords="offset points",
                 )  # fmt: skip
         if limit is not None:
@@ -172,35 +218,86 @@ def spreads(items: Sequence[tuple[str, str, Sequence[float]]], *, unit: str, pal
     return _rows([Bar(label=label, value=None) for label, _, _ in items], draw)
 
 
-def front(items: Sequence[tuple[str, float, float, int, bool]], *, palette: dict[str, str]) -> str:
-    """Draws throughput over latency, a line per runtime along its batch sizes.
+def front(items: Sequence[Point], *, palette: dict[str, str]) -> str:
+    """Draws throughput in images per second over latency in ms, a line per runtime along its batch sizes.
 
     Args:
-        items: Runtime, latency in ms, images per second, batch, and whether nothing is both faster and quicker.
-        palette: A colour per runtime.
+        items: The points; those of a line follow each other by their `x`.
+        palette: A colour per series.
     """
 
     def draw(axes: Axes) -> None:
-        for name in dict.fromkeys(item[0] for item in items):
-            own = sorted((item for item in items if item[0] == name), key=lambda item: item[3])
-            axes.plot([i[1] for i in own], [i[2] for i in own], "-", color=palette[name], linewidth=1.5, label=name)
-            for _, latency, speed, batch, best in own:
-                axes.plot(
-                    latency, speed, "o", color=palette[name], markersize=9 if best else 5,
-                    markeredgecolor=_INK if best else "none", markeredgewidth=1.2,
-                )  # fmt: skip
-                axes.annotate(str(batch), (latency, speed), xytext=(0, 8), textcoords="offset points", ha="center",
-                              fontsize=8)  # fmt: skip
+        _lines(axes, sorted(items, key=lambda item: item.x), palette)
         axes.margins(0.12, 0.18)
         _logarithmic(axes, "x")
         _logarithmic(axes, "y")
-        axes.spines["left"].set_visible(True)
-        axes.grid(alpha=0.15, color=_INK, linewidth=0.6)
         axes.set_xlabel("latency p50, ms")
         axes.set_ylabel("images per second")
-        axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+        _legend(axes)
 
-    return _drawn(3.2, draw)
+    return _drawn(_PLANE_IN, draw)
+
+
+def roofline(items: Sequence[Point], roofs: Sequence[Roof], *, palette: dict[str, str]) -> str:
+    """Draws achieved operations per second over operations per byte, below what the machine reaches.
+
+    The form: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009, figure 1.
+
+    Args:
+        items: Operations per byte, and billions of operations per second.
+        roofs: The limits.
+        palette: A colour per series.
+    """
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, sorted(items, key=lambda item: item.x), palette)
+        ridges = [roof.top / roof.slope for roof in roofs]
+        left = min([*(item.x for item in items), *ridges]) / 2
+        right = max([*(item.x for item in items), *ridges]) * 2.5
+        for roof, ridge in zip(roofs, ridges, strict=True):
+            axes.plot([left, ridge, right], [left * roof.slope, roof.top, roof.top], "--", color=_INK, linewidth=1.2,
+                      alpha=0.8, zorder=1)  # fmt: skip
+            axes.annotate(f"{roof.name} peak", (right, roof.top), xytext=(0, 3), textcoords="offset points", ha="right",
+                          fontsize=_SMALL)  # fmt: skip
+        lowest = min(item.y for item in items)
+        axes.set_xlim(left, right)
+        axes.set_ylim(lowest / 2, max([*(roof.top for roof in roofs), *(item.y for item in items)]) * 2)
+        _logarithmic(axes, "x")
+        _logarithmic(axes, "y")
+        axes.set_xlabel("operations per byte moved")
+        axes.set_ylabel("billion operations per s")
+        _legend(axes)
+
+    return _drawn(_PLANE_IN, draw)
+
+
+def _lines(axes: Axes, items: Sequence[Point], palette: dict[str, str]) -> None:
+    """Draws a line per name; those of one series share its colour and sign, and differ in how they are dashed."""
+    series = list(palette)
+    dashes: dict[str, int] = {}
+    for name in dict.fromkeys(item.line for item in items):
+        own = [item for item in items if item.line == name]
+        colour, sign = palette.get(own[0].series, COLOURS[0]), "o"
+        if own[0].series in series:
+            sign = _SIGNS[series.index(own[0].series) % len(_SIGNS)]
+        dash = dashes.setdefault(own[0].series, 0)
+        dashes[own[0].series] += 1
+        axes.plot([i.x for i in own], [i.y for i in own], linestyle=_DASHES[dash % len(_DASHES)], marker=sign,
+                  markersize=5, color=colour, linewidth=1.5, label=name, zorder=2)  # fmt: skip
+        for item in own:
+            if item.ringed:
+                axes.plot(item.x, item.y, sign, color=colour, markersize=9, markeredgecolor=_INK, markeredgewidth=1.2)
+            axes.annotate(item.text, (item.x, item.y), xytext=(0, 7), textcoords="offset points", ha="center",
+                          fontsize=_SMALL)  # fmt: skip
+    axes.spines["left"].set_visible(True)
+    axes.grid(alpha=0.15, color=_INK, linewidth=0.6)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        frameon=False, fontsize=_SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1.8,
+        columnspacing=1.2, borderaxespad=0.2,
+    )  # fmt: skip
 
 
 def _logarithmic(axes: Axes, which: str) -> None:

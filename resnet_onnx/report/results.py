@@ -1,4 +1,4 @@
-"""Reads saved results (``bench``, ``parity``, ``evaluate`` with ``--save``) and refuses what is none, in one sentence.
+"""Reads saved results (``--save`` of bench, parity, evaluate, convert) and refuses what is none, in one sentence.
 
 The form of the files is described in ``docs/result-schema.md``.
 """
@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 from runtimes.errors import BadData
 
 SCHEMA = 1
-"""The version of all three kinds that this program writes and reads."""
+"""The version of all kinds that this program writes and reads."""
 
-KINDS = ("bench", "parity", "evaluate")
+KINDS = ("bench", "parity", "evaluate", "convert")
 
 LARGEST_BYTES = 2**30
 """Raw samples take some ten bytes each: this is a hundred million of them, days of measuring."""
@@ -41,12 +41,17 @@ _ROW = {
 _BODY = {
     "parity": {"model": "text", "precision": "text", "gold": "text", "pictures": "number", "passed": "flag"},
     "evaluate": {"model": "text", "precision": "text", "data": "text"},
-}
+    "convert": {
+        "model": "text", "precision": "text", "method": "text?", "drop": "signed?", "drop_ci95": "ends?",
+        "agreement": "number?", "size_ratio": "number?", "images": "number?",
+    },
+}  # fmt: skip
 
 _WORDS = {
     "text": "a text", "number": "a finite number of at least 0", "count": "a whole number of at least 1",
     "flag": "true or false", "pair": "two numbers, the lower first", "map": "an object",
-    "samples": "lists of times above 0",
+    "samples": "lists of times above 0", "signed": "a finite number", "ends": "two numbers, the lower first",
+    "list": "a list",
 }  # fmt: skip
 
 
@@ -80,7 +85,9 @@ def read(path: Path, *, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
 
 
 def rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of a result of any kind: one per runtime and, with ``bench``, batch and streams."""
+    """Returns the rows of a result: one per runtime and, with ``bench``, batch and streams; ``convert`` has none."""
+    if document["kind"] == "convert":
+        return []
     holder = document if document["kind"] == "bench" else document["result"]
     found: list[dict[str, Any]] = holder["results"]
     return found
@@ -136,6 +143,9 @@ def _check(path: Path, kind: str, document: Mapping[str, Any]) -> None:
         for name, form in _BODY[kind].items():
             _field(path, holder, name, form, "result.")
     _environment(path, document["environment"])
+    if kind == "convert":
+        _layers(path, holder)
+        return
     found = holder.get("results")
     if not isinstance(found, list) or not found:
         raise BadData(f"{path}: has no rows ('results'), expected at least one")
@@ -156,6 +166,23 @@ def _environment(path: Path, environment: Mapping[str, Any]) -> None:
     _field(path, environment, "libraries", "map", "environment.")
 
 
+def _layers(path: Path, result: Mapping[str, Any]) -> None:
+    """Checks what a conversion need not have: the noise of the outputs and of each layer."""
+    _optional(path, result, "sqnr_db", "signed?", "result.")
+    _optional(path, result, "layers", "list?", "result.")
+    for index, layer in enumerate(result.get("layers") or ()):
+        where = f"result.layers[{index}]"
+        if not isinstance(layer, dict):
+            raise BadData(f"{path}: {where} is {_short(layer)}, expected an object")
+        _field(path, layer, "name", "text", f"{where}.")
+        _field(path, layer, "sqnr_db", "signed?", f"{where}.")
+
+
+def _optional(path: Path, holder: Mapping[str, Any], name: str, form: str, where: str = "") -> None:
+    if name in holder:
+        _field(path, holder, name, form, where)
+
+
 def _bench_row(path: Path, row: Mapping[str, Any], where: str) -> None:
     for name in ("p50", "p90", "p99"):
         _field(path, row["latency_ms"], name, "number?", f"{where}.latency_ms.")
@@ -163,6 +190,15 @@ def _bench_row(path: Path, row: Mapping[str, Any], where: str) -> None:
         _field(path, row["disturbance"], name, "number", f"{where}.disturbance.")
     for name in ("fraction", "limit_fraction", "achieved_gflops"):
         _field(path, row["roofline"], name, "number?", f"{where}.roofline.")
+    for name in ("peak_gflops", "operations_per_byte"):
+        _optional(path, row["roofline"], name, "number?", f"{where}.roofline.")
+    _optional(path, row, "includes", "words", f"{where}.")
+    _optional(path, row, "threads", "count?", f"{where}.")
+    _optional(path, row, "scenario", "text", f"{where}.")
+    _optional(path, row, "harness", "map?", f"{where}.")
+    if row.get("harness") is not None:
+        for name, form in (("scenario", "text"), ("valid", "flag"), ("reason", "text?")):
+            _field(path, row["harness"], name, form, f"{where}.harness.")
     if row["error"] is not None:
         _field(path, row["error"], "message", "text", f"{where}.error.")
     elif row["images_per_second"] is None:
@@ -193,18 +229,28 @@ def _is(value: Any, form: str) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if form == "number":
         return _number(value)
+    if form == "signed":
+        return _finite(value)
     if not isinstance(value, list):
         return False
+    if form == "list":
+        return True
+    if form == "ends":
+        return len(value) == 2 and all(map(_finite, value)) and value[0] <= value[1]
     if form == "pair":
         return len(value) == 2 and all(map(_number, value)) and 0 < value[0] <= value[1]
     return all(isinstance(part, list) and all(_number(time) and time > 0 for time in part) for part in value)
 
 
 def _number(value: Any) -> bool:
+    return _finite(value) and value >= 0
+
+
+def _finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
-        return math.isfinite(value) and value >= 0
+        return math.isfinite(value)
     except OverflowError:  # a whole number beyond what floating point holds
         return False
 

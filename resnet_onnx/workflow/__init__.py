@@ -5,6 +5,7 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 """
 
 from resnet_onnx.workflow.accuracy import evaluate_on, predict_on
+from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
@@ -38,6 +39,7 @@ __all__ = [
     "Request",
     "check_parity",
     "check_request",
+    "decoding",
     "evaluate_on",
     "export",
     "feeds_of",

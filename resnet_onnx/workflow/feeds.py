@@ -77,13 +77,18 @@ def feeds_of(model: Model, pictures: NDArray[np.uint8]) -> Feeds:
     picture = picture_input(specs(model))
     if picture is None or model.preprocessing is None:
         raise UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
+    return picture_feeds(picture, model.preprocessing, pictures)
+
+
+def picture_feeds(picture: PictureInput, preprocessing: Preprocessing, pictures: NDArray[np.uint8]) -> Feeds:
+    """Turns prepared pictures, uint8 [batch, height, width, 3], into the one input of a model."""
     array: NDArray[Any]
     if picture.spec.dtype == np.uint8:
         array = pictures
         if picture.layout == "NCHW":
             array = pictures.transpose(0, 3, 1, 2)
     else:
-        array = model.preprocessing.normalise(pictures)
+        array = preprocessing.normalise(pictures)
         if picture.layout == "NHWC":
             array = array.transpose(0, 2, 3, 1)
         array = array.astype(picture.spec.dtype)

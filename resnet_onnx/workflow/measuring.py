@@ -22,6 +22,7 @@ from runtimes.spec import Feeds, RuntimeOptions, Scope, TensorSpec
 if TYPE_CHECKING:
     from resnet_onnx.bench.measure import Plan, Row, Scenario
     from resnet_onnx.bench.roofline import Peaks, Work
+    from resnet_onnx.bench.supply import Supply
 
 DEFAULT_BATCHES = (1, 8)
 
@@ -126,6 +127,7 @@ def measure_model(
     scenario: Scenario | None = None,
     cut_off: float | None = None,
     scope: Scope = "device",
+    supply: Supply | None = None,
     device: str | None = None,
     tuning: RuntimeOptions = UNTUNED,
     seed: int = 0,
@@ -145,6 +147,7 @@ def measure_model(
         scenario: What a sample is; None is by the number of streams.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured.
         scope: ``device`` or ``end-to-end``.
+        supply: What makes the feeds of each run, or None: the same sample pictures every time.
         device: Where to compute; None is each runtime's own default.
         tuning: What else changes speed or arithmetic.
         seed: Of the sample inputs.
@@ -167,6 +170,7 @@ def measure_model(
         streams=tuple(streams),
         threads=tuple(threads),
         duration_s=duration_s,
+        supply=supply,
         scope=scope if harness is None else "end-to-end",  # every sample that LoadGen asks for is copied in and out
         scenario=scenario,
         cut_off=cut_off,
