@@ -73,8 +73,8 @@ class OpenVINORuntime(Runtime):
         rows = []
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
-            kind = str(info["layerType"]) if "layerType" in info else node.get_type_name()
-            kernel = str(info["primitiveType"]) if "primitiveType" in info else ""
+            kind = info["layerType"].astype(str) if "layerType" in info else node.get_type_name()
+            kernel = info["primitiveType"].astype(str) if "primitiveType" in info else ""
             rows.append(NodePlacement(node.get_friendly_name(), kind, f"OpenVINO CPU {kernel}".strip(), "cpu"))
         return tuple(rows)
 
