@@ -13,14 +13,14 @@ from typing import Any
 from converters import graph as graphs
 from converters.lowering import openvino_cpu, ort_cpu
 from converters.lowering.portable import pairs
-from runtimes import files
+from runtimes import files, onnx_types
 from runtimes.errors import BadModel
 
 FORMS: Mapping[str, Callable[..., dict[str, int]]] = MappingProxyType(
     {"ort-cpu": ort_cpu.lower, "openvino": openvino_cpu.lower}
 )
 LOWERED_RUNTIMES = tuple(FORMS)
-METADATA = "resnet_onnx.lowered"
+METADATA = onnx_types.LOWERED
 
 _VERSION = 1
 """Goes up with every change of a lowering, so that older ones in the cache are not used."""

@@ -7,8 +7,18 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 from resnet_onnx.workflow.accuracy import evaluate_on, predict_on
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
-from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, profile, runnable, source, tuned
+from resnet_onnx.workflow.opening import (
+    ENGINE_RUNTIMES,
+    LOWERED_RUNTIMES,
+    gold_source,
+    lowered_path,
+    profile,
+    runnable,
+    source,
+    tuned,
+)
 from resnet_onnx.workflow.parity import check_parity, localize_parity
+from resnet_onnx.workflow.precision import PRECISIONS, Wishes, convert, default_output
 from resnet_onnx.workflow.request import (
     ENGINE_SUFFIXES,
     INPUT_NAME,
@@ -28,13 +38,18 @@ __all__ = [
     "ENGINE_RUNTIMES",
     "ENGINE_SUFFIXES",
     "INPUT_NAME",
+    "LOWERED_RUNTIMES",
     "METADATA_PREFIX",
     "OUTPUT_NAME",
+    "PRECISIONS",
     "Model",
     "OnnxForm",
     "Request",
+    "Wishes",
     "check_parity",
     "check_request",
+    "convert",
+    "default_output",
     "evaluate_on",
     "export",
     "feeds_of",
@@ -43,6 +58,7 @@ __all__ = [
     "initial_state",
     "insist_on_trained",
     "localize_parity",
+    "lowered_path",
     "onnx_path",
     "picture_input",
     "predict_on",
