@@ -159,6 +159,32 @@ class Observed:
         return {name: histogram.threshold(method) for name, histogram in self.histograms.items()}
 
 
+def mean_values(
+    model: Any, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
+) -> dict[str, NDArray[np.float64]]:
+    """Runs a model on calibration data and returns the mean of some of its values over the batches.
+
+    Args:
+        model: The ``ModelProto``.
+        values: Names of values inside it whose shape does not depend on the batch.
+        batches: Feeds of the model, of equal size but for the last.
+        folder: Where a temporary copy with these values as outputs may be written.
+        what: What messages call the model.
+    """
+    path = folder / "means.onnx"
+    path.write_bytes(expose(model, values).SerializeToString())
+    sums: dict[str, NDArray[np.float64]] = {}
+    samples = 0
+    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)) as runtime:
+        for feeds in batches:
+            size = max((len(array) for array in feeds.values() if array.ndim), default=1)
+            for name, array in runtime.run(feeds).items():
+                sums[name] = sums.get(name, 0.0) + size * array.astype(np.float64)
+            samples += size
+    path.unlink()
+    return {name: total / max(1, samples) for name, total in sums.items()}
+
+
 def observe(
     model: Any,
     values: Sequence[str],

@@ -10,7 +10,7 @@ another form of the same numbers get it from ``converters.lowering``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -287,6 +287,98 @@ def _weight(graph: Graph, node: Any, name: str, nodes: list[Any], *, per_channel
         helper.make_node("DequantizeLinear", [stored, steps, zeros], [back], name=f"{name}.dequantize", **axes)
     )
     return back
+
+
+# ---- bias ------------------------------------------------------------------------------------------------------------
+
+
+def with_shifts(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> tuple[Any, dict[str, str]]:
+    """Returns the float32 model with a second, quantised product beside each: how far int8 moves its mean.
+
+    Each quantised product reads the float32 values, so that every layer is measured by itself.
+
+    Returns:
+        The model, and by layer the name of a value [channels]: mean of quantised minus float32, over batch and pixels.
+    """
+    import onnx
+    from onnx import helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(chosen.model)
+    graph = Graph(copy)
+    zero = graph.add_constant("int8_zero", np.zeros((), np.int8))
+    pooled: dict[int, str] = {}
+    nodes: list[Any] = []
+    shifts: dict[str, str] = {}
+    layers = set(chosen.layers)
+    shaped = shapes(chosen.model)
+    version = next(entry.version for entry in copy.opset_import if entry.domain in ("", "ai.onnx"))
+    for node in list(graph.proto.node):
+        nodes.append(node)
+        rank = len(shaped.get(node.output[0], ()))
+        if name_of(node) not in layers or node.op_type not in PRODUCTS or rank not in (2, 4):
+            continue
+        stem, data = f"{name_of(node)}.shift", node.input[0]
+        step = graph.add_constant(f"{stem}.scale", np.asarray(np.float32(ranges[chosen.scale_of[data]] / LEVELS)))
+        whole, back = graph.free_name(f"{stem}.int8"), graph.free_name(f"{stem}.data")
+        nodes.append(helper.make_node("QuantizeLinear", [data, step, zero], [whole], name=whole))
+        nodes.append(helper.make_node("DequantizeLinear", [whole, step, zero], [back], name=back))
+        twin = onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name = graph.free_name(f"{stem}.product")
+        twin.input[0] = back
+        twin.input[1] = _weight(graph, node, node.input[1], nodes, per_channel=per_channel)
+        twin.output[0] = twin.name
+        nodes.append(twin)
+        difference = graph.free_name(f"{stem}.difference")
+        nodes.append(helper.make_node("Sub", [twin.name, node.output[0]], [difference], name=difference))
+        mean, axes = graph.free_name(stem), [0, *range(2, rank)]
+        if version >= _AXES_AS_INPUT:
+            if rank not in pooled:
+                pooled[rank] = graph.add_constant(f"shift_axes_{rank}", np.asarray(axes, np.int64))
+            nodes.append(helper.make_node("ReduceMean", [difference, pooled[rank]], [mean], name=mean, keepdims=0))
+        else:
+            nodes.append(helper.make_node("ReduceMean", [difference], [mean], name=mean, axes=axes, keepdims=0))
+        shifts[name_of(node)] = mean
+    graph.replace_nodes(nodes)
+    del graph.proto.value_info[:]
+    return copy, shifts
+
+
+_AXES_AS_INPUT = 18
+"""From this operator set on ReduceMean takes its axes as an input."""
+
+
+def corrected(chosen: Plan, shifts: Mapping[str, NDArray[np.float64]]) -> Plan:
+    """Returns a plan whose float biases take back how far int8 moves the mean of each layer (arXiv 1906.04721, 4.2).
+
+    Args:
+        chosen: The plan.
+        shifts: Mean of quantised minus float32 outputs by layer, float64 [channels].
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(chosen.model)
+    graph = Graph(copy)
+    for node in graph.proto.node:
+        shift = shifts.get(name_of(node))
+        # A MatMul has no place for a bias, and a Gemm may scale its own.
+        if (
+            shift is None
+            or node.op_type == "MatMul"
+            or (node.op_type == "Gemm" and attribute(node, "beta", 1.0) != 1.0)
+        ):
+            continue
+        bias = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(shift.shape)
+        if bias is None or bias.shape != shift.shape or not np.isfinite(shift).all():
+            continue
+        inputs = list(node.input)[:2]
+        name = graph.add_constant(f"{name_of(node)}.corrected_bias", (bias - shift).astype(np.float32))
+        del node.input[:]
+        node.input.extend([*inputs, name])
+    graph.drop_unused_constants()
+    return replace(chosen, model=copy)
 
 
 # ---- batch norm ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from resnet_onnx.workflow.opening import (
     tuned,
 )
 from resnet_onnx.workflow.parity import check_parity, localize_parity
-from resnet_onnx.workflow.precision import PRECISIONS, Wishes, convert, default_output
+from resnet_onnx.workflow.precision import PRECISIONS, Wishes, build_lowered, convert, default_output, export_half
 from resnet_onnx.workflow.request import (
     ENGINE_SUFFIXES,
     INPUT_NAME,
@@ -46,12 +46,14 @@ __all__ = [
     "OnnxForm",
     "Request",
     "Wishes",
+    "build_lowered",
     "check_parity",
     "check_request",
     "convert",
     "default_output",
     "evaluate_on",
     "export",
+    "export_half",
     "feeds_of",
     "gold_source",
     "graph_path",

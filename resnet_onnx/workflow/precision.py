@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +44,8 @@ LEAST_SQNR_DB = 20.0
 
 _HELD_OUT = 5_000
 _CHOOSING = 1_024
+_CORRECTING = 128
+"""Pictures over which the mean of each layer is taken, and on which the correction must show its worth."""
 _BATCH = 32
 _CALIBRATION_BYTES = 2**28
 """Of all values of a batch that calibration looks at together."""
@@ -503,6 +506,7 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
     )
     method, tried = _choose(work, plan, observed)
     ranges = observed.ranges(method)
+    plan, corrected = _corrected(work, plan, ranges)
     candidate = int8.quantise(plan, ranges, per_channel=wishes.per_channel)
     record = {
         "method": method,
@@ -510,9 +514,11 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
         "kept_fp32": sorted(kept),
         "ranges": {name: float(ranges[name]) for name in plan.observed},
         "per_channel": wishes.per_channel,
+        "bias_corrected": corrected,
     }
     shown = {
         "method": method,
+        "bias_corrected": corrected,
         "tried": tried,
         "calibration": record["calibration"],
         "kept_fp32": [{"node": name, "operator": "", "reason": "asked for"} for name in sorted(kept)],
@@ -524,6 +530,28 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
         ],
     }
     return candidate, {"record": record, "shown": shown, "plan": plan, "ranges": ranges}
+
+
+def _corrected(work: _Work, plan: Plan, ranges: Mapping[str, float]) -> tuple[Plan, bool]:
+    """Returns the plan with corrected biases where that lowers the noise of the outputs, and whether it did."""
+    from converters import calibration, int8
+
+    work.progress("correcting biases")
+    per_channel = work.wishes.per_channel
+    model, names = int8.with_shifts(plan, ranges, per_channel=per_channel)
+    batch = max(1, _calibration_batch(plan.model, plan) // 2)
+    feeds = itertools.islice(work.data.calibration(batch), max(1, _CORRECTING // batch))
+    means = calibration.mean_values(model, list(names.values()), feeds, folder=work.folder, what=work.model.name)
+    changed = int8.corrected(plan, {layer: means[name] for layer, name in names.items()})
+    forms = {
+        name: (work.judge, work.draft(int8.quantise(one, ranges, per_channel=per_channel), work.judge))
+        for name, one in (("as it was", plan), ("corrected", changed))
+    }
+    found = work.compare(forms, work.data.choosing(), most=_CORRECTING)
+    for _, path in forms.values():
+        path.unlink()
+    better = found["corrected"].sqnr_db > found["as it was"].sqnr_db
+    return (changed if better else plan), better
 
 
 def _kept_layers(prepared: Any, wishes: Wishes) -> set[str]:
@@ -566,7 +594,7 @@ def _choose(work: _Work, plan: Plan, observed: Observed) -> tuple[Method, list[d
     # Differences within the sampling error of so many pictures say nothing; there the outputs' noise decides, which
     # every picture contributes to.
     error = math.sqrt(max(highest * (1 - highest), 1 / images) / images)
-    alike = [name for name in METHODS if compared[name].agreement >= highest - error]
+    alike = [name for name in METHODS if compared[name].agreement >= highest - 2 * error]
     return max(alike, key=lambda name: compared[name].sqnr_db), rows
 
 
@@ -701,6 +729,82 @@ def _speed(work: _Work, candidate: Any) -> dict[str, Any]:
     return {"batch": batch, "min_speedup": least, "runtimes": found}
 
 
+def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Exports a network and converts it to half precision in one step.
+
+    Returns:
+        What ``export`` returns of the verified float32 file, with path, hash, size and precision of the converted one,
+        and ``conversion``: what ``convert`` returns.
+    """
+    from resnet_onnx.workflow.onnx_form import export
+
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
+        plain = Path(name) / output.name
+        result = export(model, plain)
+        converted = convert(replace(model, onnx=plain), output, Wishes(to=precision), progress=progress)
+    converted["source"] = {**converted["source"], "path": None}
+    return {
+        **result,
+        **{key: converted[key] for key in ("path", "sha256", "precision", "size_bytes", "opset")},
+        "conversion": converted,
+    }
+
+
 def default_output(model: Model, to: str) -> Path:
     """Returns the name of a converted file where none was given."""
     return Path(f"{model.name}-{to}.onnx")
+
+
+def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: bool = False) -> dict[str, Any]:
+    """Makes an int8 model's form for one runtime, in the cache or as a file to deploy.
+
+    Args:
+        model: An int8 model in the portable form.
+        runtime: Who will load it.
+        output: Where to copy it; None leaves it in the cache.
+        exact: Clip where the portable file clips.
+
+    Returns:
+        ``path, key, seconds, cached`` and what was changed.
+
+    Raises:
+        UsageError: There is nothing to lower, or `output` is the model itself.
+    """
+    from converters import graph
+    from converters.lowering import lowered_file
+    from resnet_onnx.bench.clock import Watch
+
+    if model.precision != "int8":
+        raise UsageError(
+            f"there is nothing to build for runtime '{runtime}': it loads {model.precision} ONNX files as they are",
+            fix=f"make the ONNX file: resnet-onnx export, or an int8 one: resnet-onnx convert {model.name} --to int8",
+        )
+    checked = files.check_onnx(onnx_path(model))
+    watch = Watch()
+    made = lowered_file(checked, runtime, exact=exact)
+    if made is None:
+        raise UsageError(
+            f"{checked.path} is not in the portable int8 form (signed bytes with zero point 0), so that {runtime} loads "
+            "it as it is",
+            fix="convert the float32 model: resnet-onnx convert MODEL --to int8",
+        )
+    path = made.path
+    if output is not None:
+        path = output / f"{model.name}-{runtime}.onnx" if output.is_dir() else output
+        if path.resolve() == checked.path.resolve():
+            raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
+        graph.write(path, graph.load(made.checked), {"made_by": f"resnet-onnx {__version__}", "lowered_for": runtime})
+    return {
+        "path": str(path),
+        "key": made.key,
+        "seconds": watch.stop().wall_s,
+        "cached": made.cached,
+        "cache_path": str(made.path),
+        "runtime": runtime,
+        "model": model.name,
+        "precision": model.precision,
+        "exact": exact,
+        "changes": dict(made.changes),
+        "size_bytes": made.checked.size_bytes,
+        "onnx": {"path": str(checked.path), "sha256": checked.sha256, "size_bytes": checked.size_bytes},
+    }
