@@ -1,4 +1,4 @@
-"""What stands in front of a network: normalisation as part of the graph, or widening for a float64 gold."""
+"""What stands around a network: normalisation as part of the graph, widening for a float64 gold, half precision."""
 
 from __future__ import annotations
 
@@ -53,3 +53,21 @@ class WideInput(nn.Module):
     def forward(self, pictures: torch.Tensor) -> Any:
         """Takes float32 [batch, channel, height, width]."""
         return self.module(pictures.double())
+
+
+class HalfInside(nn.Module):
+    """Takes inputs of any float type into a network of half precision, and gives its outputs as float32.
+
+    Args:
+        module: With float16 or bfloat16 parameters; bytes go in as they are.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.dtype = next(module.parameters()).dtype
+
+    def forward(self, pictures: torch.Tensor) -> Any:
+        """Takes float32 or uint8 pictures in the network's layout."""
+        inside = pictures.to(self.dtype) if pictures.is_floating_point() else pictures
+        return self.module(inside).float()

@@ -10,6 +10,7 @@ KINDS = {
     "weights": "source weights, by content",
     "random": "notes on random weights",
     "onnx": "exported models",
+    "lowered": "int8 models in the form of one runtime",
     "engines": "engines built for TensorRT and TensorRT for RTX",
     ort_gpu.CACHE_FOLDER: "engines that ONNX Runtime built",
     "downloads": "downloaded weights",

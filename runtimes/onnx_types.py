@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -69,3 +70,59 @@ def model_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, .
 
     inputs = tuple(one(value) for value in model.graph.input if value.name not in initialised)
     return inputs, tuple(one(value) for value in model.graph.output)
+
+
+def precision_of(metadata: Mapping[str, str], path: Path) -> str:
+    """Returns the precision that an ONNX file computes in: what its metadata says, or what its graph holds.
+
+    Args:
+        metadata: The file's ``metadata_props``.
+        path: The file, which was checked.
+
+    Returns:
+        ``fp32``, ``fp16``, ``bf16``, ``int8`` or what else the metadata says.
+    """
+    return metadata.get("precision") or graph_precision(path)
+
+
+def graph_precision(path: Path) -> str:
+    """Returns the narrowest precision that the weights, pairs of Q and DQ, inputs or outputs of a graph are in."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    if any(node.op_type in ("QuantizeLinear", "QLinearConv", "ConvInteger") for node in graph.node):
+        return "int8"
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
+    kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    types = onnx.TensorProto
+    for name, element in (("fp16", types.FLOAT16), ("bf16", types.BFLOAT16), ("fp64", types.DOUBLE)):
+        if element in kinds:
+            return name
+    return "fp32"
+
+
+def recorded_precision(precision: str, computes_in: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what a runtime records of a file below float32: its precision, and in what it is computed really.
+
+    Args:
+        precision: Of the file.
+        computes_in: What the runtime computes in.
+        metadata: The file's ``metadata_props``; a lowered file says what it was made from.
+    """
+    import json
+
+    if precision == "fp32":
+        return {}
+    rows: dict[str, Any] = {"precision": precision, "computes_in": computes_in}
+    try:
+        lowered = json.loads(metadata.get(LOWERED, "null"))
+    except ValueError:
+        lowered = None
+    if isinstance(lowered, dict):
+        rows["lowered_from"] = str(lowered.get("from_sha256", ""))
+        rows["lowered_for"] = str(lowered.get("runtime", ""))
+    return rows
+
+
+LOWERED = "resnet_onnx.lowered"
+"""Key in ``metadata_props`` of a file that was made for one runtime, with what it was made from."""

@@ -73,11 +73,20 @@ class OrtRuntime(Runtime):
             "provider": self.provider,
             "provider_options": providers[self.provider],
             **self._recorded(),
+            **self._precision(checked),
             "threads": settings.intra_op_num_threads * self.streams,
             "sessions": 1 + len(self._more_sessions),
             "spin": self.options.spin,
             "graph_optimization": "all" if self.options.optimize else "none",
         }  # fmt: skip
+
+    def _precision(self, checked: files.CheckedModel) -> dict[str, Any]:
+        """Returns the precision of a file below float32, and in what it is computed really."""
+        precision = onnx_types.precision_of(checked.metadata, checked.path)
+        # Where a provider has no half-precision kernel, ONNX Runtime casts to float32 around the node, which is then
+        # missing from what was assigned to the provider.
+        upcast = precision == "fp16" and not any(row.operator in _HALF_PRODUCTS for row in self._placement())
+        return onnx_types.recorded_precision(precision, "fp32" if upcast else precision, checked.metadata)
 
     def _settings(self) -> Any:
         ort = self._ort
@@ -170,6 +179,9 @@ class OrtRuntime(Runtime):
     def _memory(self) -> tuple[str, int]:
         """Returns ONNX Runtime's name and index of the memory that the provider computes in."""
         return "cpu", 0
+
+
+_HALF_PRODUCTS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "MatMul")
 
 
 def _out_of_memory(text: str) -> bool:

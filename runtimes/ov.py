@@ -32,7 +32,8 @@ class OpenVINORuntime(Runtime):
     """OpenVINO's CPU plugin.
 
     Its default inference precision on a CPU with AMX is bf16 even for an fp32 file, so the precision is always set
-    and recorded: f32 unless the file itself computes in bfloat16.
+    and recorded: f32 unless the file itself computes in bfloat16, or in float16 on a CPU that has it. Asked for float16
+    on a CPU without, OpenVINO computes in bfloat16 (seen in 2026.4), which is neither the file's precision nor better.
     """
 
     name = "openvino"
@@ -52,8 +53,9 @@ class OpenVINORuntime(Runtime):
         checked = files.check_onnx(self.source.path)
         self._ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
         self._path = checked.path
+        precision = onnx_types.precision_of(checked.metadata, checked.path)
         self._settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if checked.metadata.get("precision") == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": self._hint(precision),
             "INFERENCE_NUM_THREADS": max(self.options.threads or usable_cores(), self.options.streams or 1),
         }
         if self.options.streams == 1:
@@ -66,15 +68,24 @@ class OpenVINORuntime(Runtime):
         if self.options.streams is None:
             self.streams = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         used = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+        computes_in = "int8" if precision == "int8" else {"f32": "fp32", "f16": "fp16"}.get(used, used)
         return (
             checked.inputs,
             checked.outputs,
             {
                 "inference_precision": used,
+                **onnx_types.recorded_precision(precision, computes_in, checked.metadata),
                 "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
                 "streams": int(self._compiled.get_property("NUM_STREAMS")),
             },
         )
+
+    def _hint(self, precision: str) -> str:
+        """Returns the precision to set for floating point; what a CPU has not is never asked of it."""
+        can = self._ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16":
+            return "bf16"
+        return "f16" if precision == "fp16" and "FP16" in can else "f32"
 
     def _compile(self) -> None:
         core = _core(self._ov)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @make_command("build", example="resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm86 -o resnet50.engine")
 @model_options()
-@click.option("--runtime", required=True, metavar="R", help="tensorrt or tensorrt-rtx.")
+@click.option("--runtime", required=True, metavar="R", help="tensorrt, tensorrt-rtx; for int8 ort-cpu, openvino.")
 @click.option("--target", help="Compute capability to build for (sm86, 8.6); the GPU's here by default.")
 @click.option("--shapes", metavar="NAME:MIN,OPT,MAX", help="Accepted shapes; batches 1 to 64 by default.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Copy the engine there, to deploy it.")
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--cuda-graph", is_flag=True, help="Keep to one stream, so that a captured graph is one chain.")
 @click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32.")
 @click.option("--no-timing-cache", is_flag=True, help="Don't use what earlier builds measured (tensorrt).")
+@click.option("--exact", is_flag=True, help="Clip where the portable int8 file clips (ort-cpu, openvino; slower).")
 @click.option("--rebuild", is_flag=True, help="Build even where the engine is in the cache.")
 @device_option
 def command(
@@ -47,10 +48,13 @@ def command(
     cuda_graph: bool,
     tf32: bool,
     no_timing_cache: bool,
+    exact: bool,
     rebuild: bool,
     device: str | None,
 ) -> None:
-    """Build the engine that a runtime loads, from MODEL; it stays in the cache, and --output copies it.
+    """Build what a runtime loads, from MODEL: an engine, or an int8 file in the form that ort-cpu or openvino runs.
+
+    It stays in the cache, and --output copies it.
 
     tensorrt-rtx builds for any of its targets on a machine without a GPU; tensorrt builds on and for the GPU here.
     Precision comes from the ONNX graph, never from an option.
@@ -59,6 +63,16 @@ def command(
     from resnet_onnx import workflow
     from runtimes import engines, files, registry
 
+    registry.adapter(runtime)
+    if runtime in workflow.LOWERED_RUNTIMES:
+        engine_only = {
+            "--target": target, "--shapes": shapes, "--workspace": workspace, "--tf32": tf32, "--device": device,
+            "--optimization-level": optimization_level, "--cuda-graph": cuda_graph, "--no-timing-cache": no_timing_cache,
+        }  # fmt: skip
+        _build_lowered(terminal, request, runtime, output, exact, [n for n, v in engine_only.items() if v])
+        return
+    if exact:
+        raise UsageError("--exact is for ort-cpu and openvino: an engine clips where the int8 file does")
     library = _library(runtime)
     place = registry.adapter(library).resolve_device(device)
     profile = tensorrt_family.parse_shapes(shapes) if shapes is not None else None
@@ -105,11 +119,37 @@ def command(
     )
 
 
+def _build_lowered(
+    terminal: Terminal, request: Request, runtime: str, output: Path | None, exact: bool, misplaced: list[str]
+) -> None:
+    """Makes the form of an int8 file that a runtime runs fastest, for users who deploy with the plain library."""
+    from resnet_onnx import workflow
+    from runtimes import files
+
+    if misplaced:
+        raise UsageError(f"{', '.join(misplaced)}: for engines, not for the ONNX file that {runtime} loads")
+    if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
+        raise UsageError(f"--output {output}: {runtime} loads an ONNX file", fix=f"--output {output}.onnx")
+    with terminal.status("preparing the model"):
+        model = workflow.resolve(request)
+        made = workflow.build_lowered(model, runtime, output, exact=exact)
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
+    checked = files.check_onnx(Path(made["path"]))
+    when = "made earlier, from the cache" if made["cached"] else f"made now in {made['seconds']:.2f} s"
+    terminal.line(f"{made['path']}  {size_text(checked.size_bytes)}  {model.description}, for {runtime} ({when})")
+    changes = made["changes"]
+    terminal.line(
+        f"{changes['unsigned']} tensors unsigned from 0, {changes['shifted']} shifted by 128, "
+        f"{changes['absorbed_relu']} ReLUs absorbed, {changes['int32_bias']} biases as int32"
+    )
+    terminal.line(f"Next: resnet-onnx bench {made['path']} --runtime {runtime}")
+    terminal.emit(made)
+
+
 def _library(runtime: str) -> Any:
     from resnet_onnx.workflow import ENGINE_RUNTIMES
-    from runtimes import registry
 
-    registry.adapter(runtime)
     if runtime in ENGINE_RUNTIMES:
         return runtime
     what = {

@@ -37,7 +37,8 @@ class _Batch(click.ParamType[int]):
 @model_options(required=False)
 @click.option("--depth", type=int, help="An ImageNet ResNet: 18, 34, 50, 101 or 152.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write; NAME.onnx by default.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32",
+              show_default=True, help="Inputs and outputs stay fp32.")  # fmt: skip
 @click.option("--input", "element", type=click.Choice(["float32", "uint8"]), default="float32", show_default=True,
               help="uint8 puts the normalisation into the graph.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["NCHW", "NHWC"]), help="Of a uint8 input; NHWC by default.")
@@ -77,7 +78,10 @@ def command(
                 f"{request.model} is an ONNX file already", fix="give a catalog name, checkpoint or weights"
             )
         status.update(f"exporting and verifying {model.name}")
-        result = workflow.export(model, target)
+        if precision == "fp32":
+            result = workflow.export(model, target)
+        else:
+            result = workflow.export_half(model, target, precision, progress=status.update)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     verified = result["verified"]

@@ -27,6 +27,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "export",
+    "convert",
     "build",
     "parity",
     "bench",

@@ -9,8 +9,18 @@ from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
-from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, profile, runnable, source, tuned
+from resnet_onnx.workflow.opening import (
+    ENGINE_RUNTIMES,
+    LOWERED_RUNTIMES,
+    gold_source,
+    lowered_path,
+    profile,
+    runnable,
+    source,
+    tuned,
+)
 from resnet_onnx.workflow.parity import check_parity, localize_parity
+from resnet_onnx.workflow.precision import PRECISIONS, Wishes, build_lowered, convert, default_output, export_half
 from resnet_onnx.workflow.request import (
     ENGINE_SUFFIXES,
     INPUT_NAME,
@@ -30,24 +40,32 @@ __all__ = [
     "ENGINE_RUNTIMES",
     "ENGINE_SUFFIXES",
     "INPUT_NAME",
+    "LOWERED_RUNTIMES",
     "METADATA_PREFIX",
     "OUTPUT_NAME",
+    "PRECISIONS",
     "Harness",
     "Measurement",
     "Model",
     "OnnxForm",
     "Request",
+    "Wishes",
+    "build_lowered",
     "check_parity",
     "check_request",
+    "convert",
     "decoding",
+    "default_output",
     "evaluate_on",
     "export",
+    "export_half",
     "feeds_of",
     "gold_source",
     "graph_path",
     "initial_state",
     "insist_on_trained",
     "localize_parity",
+    "lowered_path",
     "measure_model",
     "onnx_path",
     "picture_input",

@@ -11,13 +11,19 @@ from resnet_onnx.workflow.feeds import specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
 from runtimes import files
-from runtimes.errors import RuntimeUnavailable, UsageError
+from runtimes.errors import RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
 
 if TYPE_CHECKING:
     from runtimes.engines import Profile
 
 ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
+LOWERED_RUNTIMES = ("ort-cpu", "openvino")
+"""Runtimes that open an int8 file in a form of their own; ``converters.lowering`` makes it."""
+
+
+TORCH_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+"""What torch computes in by the precision of the file; its inputs and outputs stay as the file has them."""
 
 
 def source(
@@ -46,14 +52,40 @@ def source(
         return ModelSource(path=model.engine, label=model.name)
     if runtime == "torch":
         network = need_network(model)
+        if model.precision == "int8":
+            raise UnsupportedModel(
+                f"runtime 'torch' can't run {model.name} in int8: its Q/DQ graph has no torch form here",
+                fix="run it on ort-cpu, openvino or an engine, or name the fp32 model for torch",
+            )
         return ModelSource(
             factory="resnet_onnx.workflow.torch_form:torch_program",
-            arguments={"network": network, "form": model.form, "names": tensor_names(model)},
+            arguments={
+                "network": network,
+                "form": model.form,
+                "names": tensor_names(model),
+                **({"dtype": TORCH_DTYPES[model.precision]} if model.precision in TORCH_DTYPES else {}),
+            },
             label=model.name,
         )
+    if model.precision == "int8" and runtime in LOWERED_RUNTIMES:
+        return ModelSource(path=lowered_path(onnx_path(model), runtime), label=model.name)
     if runtime in ENGINE_RUNTIMES:
         return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
     return ModelSource(path=onnx_path(model), label=model.name)
+
+
+def lowered_path(path: Path, runtime: str, *, exact: bool = False) -> Path:
+    """Returns what a runtime opens in place of an int8 file: its lowering from the cache, or the file itself.
+
+    Args:
+        path: The portable file.
+        runtime: Who will open it.
+        exact: Keep every step and clip where the portable file clips.
+    """
+    from converters.lowering import lowered_file
+
+    made = lowered_file(files.check_onnx(path), runtime, exact=exact)
+    return path if made is None else made.path
 
 
 def _check_engine_of(engine: Path, runtime: str) -> None:

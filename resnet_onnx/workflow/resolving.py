@@ -24,7 +24,7 @@ from resnet_onnx.workflow.weights import (
     random_weights,
     read_network,
 )
-from runtimes import files
+from runtimes import files, onnx_types
 from runtimes.errors import BadModel, BadWeights, UsageError, UserError
 from runtimes.spec import TensorSpec
 
@@ -151,7 +151,7 @@ def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
         inputs=checked.inputs,
         preprocessing=network.preprocessing,
         labels=network.labels,
-        precision=checked.metadata.get("precision", "fp32"),
+        precision=onnx_types.precision_of(checked.metadata, checked.path),
         trained=network.trained,
         notes=tuple(notes),
     )
@@ -231,7 +231,7 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
         inputs=checked.inputs,
         preprocessing=preprocessing,
         labels=labels,
-        precision=_float_precision(checked.inputs),
+        precision=onnx_types.graph_precision(checked.path),
         notes=tuple(notes),
     )
 
@@ -245,11 +245,6 @@ def classes_of(outputs: Sequence[TensorSpec]) -> int | None:
     if len(shape) < 2 or not isinstance(shape[1], int) or any(extent != 1 for extent in shape[2:]):
         return None
     return shape[1]
-
-
-def _float_precision(inputs: Sequence[TensorSpec]) -> str:
-    names = {"float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
-    return next((names[str(spec.dtype)] for spec in inputs if str(spec.dtype) in names), "fp32")
 
 
 def training_entry(

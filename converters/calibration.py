@@ -1,0 +1,232 @@
+"""How large the values of a network are on real data, and from which size on int8 should clip them.
+
+One pass over the data fills a histogram per tensor, from which every method takes its threshold; memory does not grow
+with the number of pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.graph import expose
+from runtimes.errors import CheckFailed, UsageError
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+
+Method = Literal["minmax", "entropy", "percentile", "mse"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+LEVELS = 127
+"""Steps on each side of zero of a symmetric signed byte."""
+
+PERCENTILE = 99.99
+"""Share of the values that are not clipped, in percent (arXiv 2004.09602, section 5.1: it serves ResNets best)."""
+
+BINS = 4096
+_SAMPLES = 2**15
+"""Values of a tensor that enter its histogram per sample; the largest value is always seen."""
+
+_CANDIDATES = 160
+_SMALLEST_SHARE = 0.1
+"""MSE tries thresholds from this share of the largest value on."""
+
+
+class Histogram:
+    """Magnitudes of a tensor, in bins that widen as larger values come.
+
+    Attributes:
+        counts: int64 [BINS], how many magnitudes lie in each bin, exact zeros left out: they cost nothing.
+        width: Of a bin.
+        largest: The largest magnitude.
+        zeros: How many values were exactly zero.
+        negative: Whether a value was below zero.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, np.int64)
+        self.width = 0.0
+        self.largest = 0.0
+        self.zeros = 0
+        self.negative = False
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Counts a tensor whose first axis is the batch."""
+        low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
+        self.negative |= low < 0
+        largest = max(high, -low)
+        self._make_room(largest)
+        self.largest = max(self.largest, largest)
+        if self.width == 0.0:
+            self.zeros += array.size
+            return
+        flat = array.reshape(-1)
+        # An odd stride walks through all columns of a picture; an even one would see some of them alone.
+        stride = max(1, flat.size // (_SAMPLES * max(1, len(array)))) | 1
+        magnitudes = np.abs(flat[::stride])
+        present = magnitudes[magnitudes > 0]
+        self.zeros += magnitudes.size - present.size
+        places = np.minimum((present * (1.0 / self.width)).astype(np.int64), BINS - 1)
+        self.counts += np.bincount(places, minlength=BINS)
+
+    def _make_room(self, largest: float) -> None:
+        if self.width == 0.0:
+            self.width = largest / BINS * 1.25
+            return
+        while largest >= self.width * BINS:
+            pairs = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts = np.concatenate([pairs, np.zeros(BINS // 2, np.int64)])
+            self.width *= 2
+
+    @property
+    def centres(self) -> NDArray[np.float64]:
+        """Returns the magnitude in the middle of each bin, float64 [BINS]."""
+        return np.asarray((np.arange(BINS) + 0.5) * self.width, np.float64)
+
+    def threshold(self, method: Method) -> float:
+        """Returns the magnitude from which on values are clipped; 1 for a tensor that is zero throughout."""
+        if self.largest == 0.0 or not self.counts.any():
+            return self.largest or 1.0
+        if method == "minmax":
+            return self.largest
+        if method == "percentile":
+            # Exact zeros are values too: leaving them out would clip less.
+            reached = np.cumsum(self.counts) + self.zeros
+            place = int(np.searchsorted(reached, PERCENTILE / 100 * reached[-1]))
+            return float(min(self.largest, (place + 1) * self.width))
+        return self._by_mse() if method == "mse" else self._by_entropy()
+
+    def noise(self, threshold: float) -> float:
+        """Returns the mean squared error of rounding to a signed byte, over values that are not exactly zero."""
+        centres = self.centres
+        step = threshold / LEVELS
+        rounded = np.minimum(np.rint(centres / step), LEVELS) * step
+        error = (centres - rounded) ** 2 + self.width**2 / 12
+        return float(np.sum(self.counts * error) / max(1, self.counts.sum()))
+
+    def _by_mse(self) -> float:
+        tried = self.largest * np.linspace(_SMALLEST_SHARE, 1.0, _CANDIDATES)
+        return float(tried[int(np.argmin([self.noise(float(threshold)) for threshold in tried]))])
+
+    def _by_entropy(self) -> float:
+        """The threshold whose rounded distribution tells least from the clipped one (Kullback and Leibler).
+
+        S. Migacz, "8-bit inference with TensorRT", GTC 2017, with 128 levels for the magnitudes.
+        """
+        levels = LEVELS + 1
+        used = min(BINS, int(np.ceil(self.largest / self.width)) + 1)
+        counts = self.counts[:used].astype(np.float64)
+        best, chosen = np.inf, used
+        for stop in range(levels, used + 1, max(1, used // _CANDIDATES)):
+            clipped = counts[:stop].copy()
+            inside = clipped.copy()
+            clipped[-1] += counts[stop:].sum()
+            group = np.arange(stop) * levels // stop
+            present = clipped > 0
+            sums = np.bincount(group, weights=inside, minlength=levels)
+            numbers = np.bincount(group, weights=present.astype(np.float64), minlength=levels)
+            spread = np.where(present, (sums / np.maximum(numbers, 1))[group], 0.0)
+            if not (spread > 0).any():
+                continue
+            p, q = clipped / clipped.sum(), np.maximum(spread / spread.sum(), 1e-12)
+            divergence = float(np.sum(p[present] * np.log(p[present] / q[present])))
+            if divergence < best:
+                best, chosen = divergence, stop
+        return float(min(self.largest, chosen * self.width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What calibration saw.
+
+    Attributes:
+        histograms: By value.
+        samples: How many samples were run.
+    """
+
+    histograms: Mapping[str, Histogram]
+    samples: int
+
+    def ranges(self, method: Method) -> dict[str, float]:
+        """Returns a clipping threshold per value."""
+        if method not in METHODS:
+            raise UsageError(f"unknown calibration method '{method}': choose {', '.join(METHODS)}")
+        return {name: histogram.threshold(method) for name, histogram in self.histograms.items()}
+
+
+def mean_values(
+    model: Any, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
+) -> dict[str, NDArray[np.float64]]:
+    """Runs a model on calibration data and returns the mean of some of its values over the batches.
+
+    Args:
+        model: The ``ModelProto``.
+        values: Names of values inside it whose shape does not depend on the batch.
+        batches: Feeds of the model, of equal size but for the last.
+        folder: Where a temporary copy with these values as outputs may be written.
+        what: What messages call the model.
+    """
+    path = folder / "means.onnx"
+    path.write_bytes(expose(model, values).SerializeToString())
+    sums: dict[str, NDArray[np.float64]] = {}
+    samples = 0
+    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)) as runtime:
+        for feeds in batches:
+            size = max((len(array) for array in feeds.values() if array.ndim), default=1)
+            for name, array in runtime.run(feeds).items():
+                sums[name] = sums.get(name, 0.0) + size * array.astype(np.float64)
+            samples += size
+    path.unlink()
+    return {name: total / max(1, samples) for name, total in sums.items()}
+
+
+def observe(
+    model: Any,
+    values: Sequence[str],
+    batches: Iterable[Feeds],
+    *,
+    folder: Path,
+    what: str,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Observed:
+    """Runs a float32 model on calibration data and counts the magnitudes of some of its values.
+
+    Args:
+        model: The ``ModelProto``.
+        values: Names of inputs of the model and of values inside it.
+        batches: Feeds of the model; best a few samples each, since all values of a batch are in memory at once.
+        folder: Where a temporary copy with these values as outputs may be written.
+        what: What messages call the model.
+        progress: Told how many samples are done.
+
+    Raises:
+        CheckFailed: The model computes NaN or Inf on the data.
+        UsageError: There are no data.
+    """
+    path = folder / "observed.onnx"
+    inputs = {value.name for value in model.graph.input}
+    computed = [name for name in values if name not in inputs]
+    path.write_bytes(expose(model, computed).SerializeToString())
+    histograms = {name: Histogram() for name in values}
+    done = 0
+    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)) as runtime:
+        for feeds in batches:
+            found = {**runtime.run(feeds), **{name: feeds[name] for name in values if name in inputs}}
+            for name in values:
+                if not np.isfinite(found[name]).all():
+                    raise CheckFailed(
+                        f"{what}: the float32 model itself computes NaN or Inf at '{name}' on the calibration data",
+                        fix="check the weights and the pictures",
+                    )
+                histograms[name].add(found[name])
+            done += max((len(array) for array in feeds.values() if array.ndim), default=1)
+            progress(done)
+    path.unlink()
+    if not done:
+        raise UsageError(f"{what}: there are no calibration pictures")
+    return Observed(histograms=histograms, samples=done)

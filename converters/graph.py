@@ -1,0 +1,285 @@
+"""ONNX graphs as changes of precision see them: who makes a value, who reads it, and files read and written safely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes import files, onnx_types
+from runtimes.errors import UnsupportedModel
+
+MAX_BYTES = 2**31 - 2**20
+"""One protobuf message holds less than 2 GiB; what is converted must fit into one file."""
+
+
+class Graph:
+    """The main graph of a ``ModelProto`` with its values by name.
+
+    Args:
+        model: Changed in place by the methods that say so.
+
+    Attributes:
+        model: The model.
+        proto: Its graph.
+        constants: Initialisers by name.
+        producer: The node that makes each value.
+        inputs: Names of the graph's inputs, without initialisers.
+        outputs: Names of the graph's outputs.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.proto = model.graph
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads the graph anew after it was changed."""
+        self.constants: dict[str, Any] = {tensor.name: tensor for tensor in self.proto.initializer}
+        self.producer: dict[str, Any] = {name: node for node in self.proto.node for name in node.output if name}
+        self._readers: dict[str, list[tuple[Any, int]]] = {}
+        for node in self.proto.node:
+            for place, name in enumerate(node.input):
+                self._readers.setdefault(name, []).append((node, place))
+        self.inputs = [value.name for value in self.proto.input if value.name not in self.constants]
+        self.outputs = [value.name for value in self.proto.output]
+        self._taken = {*self.constants, *self.producer, *(value.name for value in self.proto.input)}
+
+    def readers(self, value: str) -> list[tuple[Any, int]]:
+        """Returns the nodes that read a value and at which place of their inputs."""
+        return self._readers.get(value, [])
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """Returns an initialiser as an array, or None where the value is computed."""
+        from onnx import numpy_helper
+
+        tensor = self.constants.get(name)
+        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
+
+    def add_constant(self, name: str, array: NDArray[Any]) -> str:
+        """Adds an initialiser under `name`, or under a name like it where that is taken; returns the name."""
+        from onnx import numpy_helper
+
+        name = self.free_name(name)
+        tensor = numpy_helper.from_array(array, name)
+        self.proto.initializer.append(tensor)
+        self.constants[name] = tensor
+        return name
+
+    def free_name(self, wanted: str) -> str:
+        """Returns `wanted`, or a name like it that no value has yet, and takes it."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+    def replace_nodes(self, nodes: Iterable[Any]) -> None:
+        """Puts `nodes` in place of those that are there."""
+        kept = list(nodes)
+        del self.proto.node[:]
+        self.proto.node.extend(kept)
+
+    def drop_unused_constants(self) -> None:
+        """Removes initialisers that nothing reads, in subgraphs neither."""
+        used = set(self.outputs)
+        for node in self.proto.node:
+            used |= set(node.input) | captured(node)
+        kept = [tensor for tensor in self.proto.initializer if tensor.name in used]
+        if len(kept) != len(self.proto.initializer):
+            dropped = {tensor.name for tensor in self.proto.initializer} - {tensor.name for tensor in kept}
+            del self.proto.initializer[:]
+            self.proto.initializer.extend(kept)
+            # Before IR version 4 every initialiser is an input too.
+            inputs = [value for value in self.proto.input if value.name not in dropped]
+            del self.proto.input[:]
+            self.proto.input.extend(inputs)
+
+
+def attribute(node: Any, name: str, default: Any = None) -> Any:
+    """Returns the value of a node's attribute, or `default` where it has none of that name."""
+    from onnx import helper
+
+    for candidate in node.attribute:
+        if candidate.name == name:
+            return helper.get_attribute_value(candidate)
+    return default
+
+
+def captured(node: Any) -> set[str]:
+    """Returns the names that a node's subgraphs may read from outside."""
+    names: set[str] = set()
+    for item in node.attribute:
+        for graph in (item.g, *item.graphs):
+            for inner in graph.node:
+                names |= set(inner.input) | captured(inner)
+            names |= {value.name for value in graph.output}
+    return names
+
+
+def name_of(node: Any) -> str:
+    """Returns what people call a node: its name, or its first output where it has none."""
+    return str(node.name or node.output[0])
+
+
+def load(checked: files.CheckedModel) -> Any:
+    """Reads a model that passed the gate, its external data included.
+
+    Raises:
+        UnsupportedModel: It is too large to be written as one file.
+    """
+    import onnx
+
+    size = checked.size_bytes + sum((checked.path.parent / name).stat().st_size for name in checked.external_data)
+    if size > MAX_BYTES:
+        raise UnsupportedModel(f"{checked.path} has {size / 2**30:.1f} GiB, more than fits into one ONNX file (2 GiB)")
+    return onnx.load(str(checked.path))
+
+
+def at_opset(model: Any, opset: int, *, what: str) -> Any:
+    """Returns the model in at least that operator set.
+
+    Raises:
+        UnsupportedModel: ONNX can't convert it; says why.
+    """
+    from onnx import version_converter
+
+    present = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if present >= opset:
+        return model
+    try:
+        converted = version_converter.convert_version(model, opset)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{what} has opset {present} and can't be brought to {opset}, which this precision needs: "
+            f"{' '.join(str(error).split())[:200]}",
+            fix=f"export it again with opset {opset}",
+        ) from error
+    # The converter renames nothing and keeps no metadata.
+    if not converted.metadata_props:
+        converted.metadata_props.extend(model.metadata_props)
+    return converted
+
+
+def set_metadata(model: Any, values: Mapping[str, str]) -> None:
+    """Sets entries of ``metadata_props``; the others stay."""
+    found = {entry.key: entry.value for entry in model.metadata_props} | dict(values)
+    del model.metadata_props[:]
+    for key, value in found.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def constants_from_nodes(model: Any) -> None:
+    """Turns Constant nodes that hold a tensor into initialisers, in place."""
+    graph = model.graph
+    kept = []
+    for node in graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
+        if value is None:
+            kept.append(node)
+            continue
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+    if len(kept) != len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def element_types(model: Any) -> dict[str, int]:
+    """Returns the ONNX element type of every value whose type shape inference finds."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    found = {value.name: int(value.type.tensor_type.elem_type) for value in values if value.type.tensor_type.elem_type}
+    return found | {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
+
+
+def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
+    """Returns the shape of every value that shape inference finds; an open extent is a name or None."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    found: dict[str, tuple[int | str | None, ...]] = {}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape"):
+            found[value.name] = tuple(
+                d.dim_value if d.WhichOneof("value") == "dim_value" else d.dim_param or None for d in kind.shape.dim
+            )
+    for tensor in model.graph.initializer:
+        found[tensor.name] = tuple(tensor.dims)
+    return found
+
+
+_SMALL = 1024
+
+
+def without_weights(model: Any) -> Any:
+    """Returns a copy in which large initialisers are inputs, so that shape inference copies no weights."""
+    import onnx
+    from onnx import helper
+
+    copy = onnx.ModelProto()
+    copy.ir_version = model.ir_version
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    copy.graph.name = model.graph.name
+    copy.graph.node.extend(model.graph.node)
+    copy.graph.input.extend(model.graph.input)
+    copy.graph.output.extend(model.graph.output)
+    known = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims, dtype=object)) <= _SMALL:
+            copy.graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            copy.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
+
+
+def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> files.CheckedModel:
+    """Writes a model as one self-contained file with its manifest, and passes it through the gate.
+
+    Raises:
+        FileProblem: The file can't be written; what was there before is untouched.
+    """
+    data = model.SerializeToString()
+    with files.atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+        # A kill between the two renames must not leave the old manifest beside the new file.
+        files.manifest_path(path).unlink(missing_ok=True)
+    files.write_manifest(path, extra=manifest)
+    return files.check_onnx(path)
+
+
+def expose(model: Any, names: Iterable[str]) -> Any:
+    """Returns a copy of a model whose outputs are the values `names`.
+
+    Raises:
+        UnsupportedModel: Shape inference can't tell the type of one of them.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    known = {value.name: value for value in (*inferred.graph.value_info, *model.graph.output)}
+    del copy.graph.output[:]
+    for name in names:
+        if name not in known or not known[name].type.tensor_type.HasField("shape"):
+            raise UnsupportedModel(f"the shape of the value '{name}' can't be told", fix="export the model again")
+        copy.graph.output.append(known[name])
+    return copy
+
+
+FLOAT = "float"
+
+
+def is_float32(types: Mapping[str, int], name: str) -> bool:
+    """Returns whether a value is known to hold float32."""
+    return name in types and onnx_types.element_name(types[name]) == FLOAT

@@ -1,0 +1,413 @@
+"""fp32 → fp16 or bf16: every node that can computes in half, and the rest stays in float32 with casts around it.
+
+What decides is ONNX's own operator schemas, so that foreign models work too. Values that half precision does not hold
+(too large, or so small that their digits are lost) are found by running the model on calibration data; the nodes that
+make or read them are kept in float32 and named.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.graph import (
+    Graph,
+    at_opset,
+    captured,
+    constants_from_nodes,
+    element_types,
+    expose,
+    is_float32,
+    name_of,
+    set_metadata,
+    shapes,
+)
+from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+
+Half = Literal["fp16", "bf16"]
+
+BF16_OPSET = 22
+"""The first operator set in which convolution and pooling take bfloat16 (ONNX changelog, version 22)."""
+
+HEADROOM = 2.0
+"""A value may come this much closer to the largest number than calibration data showed: other pictures go further."""
+
+LOSS_MULTIPLE = 4.0
+"""A tensor whose relative RMSE by rounding exceeds this many unit round-offs is losing digits to underflow: rounding
+alone costs at most one."""
+
+_NUMPY: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_LARGEST = {"fp16": 65504.0, "bf16": float.fromhex("0x1.fep127")}
+_UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A node that stays in float32.
+
+    Attributes:
+        node: Its name.
+        operator: Its type.
+        reason: Why, with the figure that decided.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfModel:
+    """A model in half precision.
+
+    Attributes:
+        model: The ``ModelProto``.
+        precision: ``fp16`` or ``bf16``.
+        converted: Nodes that compute in half.
+        kept: Nodes that stay in float32, and why.
+        casts: Casts that were added.
+    """
+
+    model: Any
+    precision: Half
+    converted: int
+    kept: tuple[Kept, ...]
+    casts: int
+
+
+def convert(
+    model: Any,
+    precision: Half,
+    batches: Iterable[Feeds],
+    *,
+    folder: Path,
+    what: str,
+    keep: Sequence[str] = (),
+    half_io: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> HalfModel:
+    """Converts a float32 model.
+
+    Args:
+        model: The ``ModelProto``; it is left as it is.
+        precision: What to convert to.
+        batches: Calibration data: feeds of the model.
+        folder: Where a temporary copy with all values as outputs may be written.
+        what: What messages call the model.
+        keep: Patterns (``layer4.*``) of nodes to keep in float32.
+        half_io: Whether inputs and outputs of the model become half too.
+        progress: Told what is being done.
+
+    Raises:
+        UnsupportedModel: No node can compute in that precision, or the operator set can't be raised.
+        UsageError: A pattern of `keep` fits no node.
+        CheckFailed: The float32 model itself computes NaN or Inf on the data.
+    """
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    if precision == "bf16":
+        copy = at_opset(copy, BF16_OPSET, what=what)
+    constants_from_nodes(copy)
+    graph = Graph(copy)
+    types = element_types(copy)
+    able = {id(node): _able(node, graph, types, precision) for node in graph.proto.node}
+    kept = [
+        Kept(node=name_of(node), operator=node.op_type, reason=f"{node.op_type} has no {precision} in ONNX")
+        for node in graph.proto.node
+        if not able[id(node)] and any(is_float32(types, name) for name in node.input)
+    ]
+    kept += _asked_for(graph, keep, able)
+    progress("running calibration data")
+    kept += _out_of_range(graph, types, precision, batches, folder, what, able)
+    if not any(able.values()):
+        raise UnsupportedModel(
+            f"{what} has no node that can compute in {precision}", fix="convert the float32 model itself"
+        )
+    casts = _rewrite(graph, types, precision, able, half_io=half_io)
+    set_metadata(copy, {"precision": precision})
+    return HalfModel(
+        model=copy,
+        precision=precision,
+        converted=sum(able.values()),
+        kept=tuple({(row.node): row for row in kept}.values()),
+        casts=casts,
+    )
+
+
+def check_patterns(graph: Graph, patterns: Sequence[str], operators: Sequence[str] | None = None) -> list[set[str]]:
+    """Returns the names of the nodes that each pattern fits.
+
+    Raises:
+        UsageError: A pattern fits none.
+    """
+    names = [name_of(node) for node in graph.proto.node if operators is None or node.op_type in operators]
+    found = [set(fnmatch.filter(names, pattern)) for pattern in patterns]
+    for pattern, fitting in zip(patterns, found, strict=True):
+        if not fitting:
+            some = ", ".join(names[:4])
+            raise UsageError(f"--keep-fp32 '{pattern}' fits no node", fix=f"node names look like {some}")
+    return found
+
+
+def _asked_for(graph: Graph, keep: Sequence[str], able: dict[int, bool]) -> list[Kept]:
+    names = set().union(*check_patterns(graph, keep)) if keep else set()
+    rows = []
+    for node in graph.proto.node:
+        if name_of(node) in names and able[id(node)]:
+            able[id(node)] = False
+            rows.append(Kept(node=name_of(node), operator=node.op_type, reason="asked for"))
+    return rows
+
+
+# ---- which node can --------------------------------------------------------------------------------------------------
+
+
+def _half_element(precision: Half) -> int:
+    import onnx
+
+    return int(onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16)
+
+
+def _schema(node: Any, graph: Graph) -> Any:
+    import onnx
+
+    version = next((entry.version for entry in graph.model.opset_import if entry.domain == node.domain), None)
+    if version is None and node.domain in ("", "ai.onnx"):
+        version = next((e.version for e in graph.model.opset_import if e.domain in ("", "ai.onnx")), None)
+    if version is None:
+        return None
+    try:
+        return onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _formal(formals: Sequence[Any], place: int) -> Any:
+    """Returns the declared input or output at a place; a variadic one stands for all that follow."""
+    if place < len(formals):
+        return formals[place]
+    return formals[-1] if formals else None
+
+
+def _half_places(node: Any, graph: Graph, types: Mapping[str, int], precision: Half) -> set[int]:
+    """Returns the places of a node's float32 inputs that take half precision by its schema."""
+    schema = _schema(node, graph)
+    if schema is None:
+        return set()
+    wanted = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}[precision]
+    allowed = {c.type_param_str for c in schema.type_constraints if wanted in c.allowed_type_strs}
+    return {
+        place
+        for place, name in enumerate(node.input)
+        if is_float32(types, name) and getattr(_formal(schema.inputs, place), "type_str", "") in allowed
+    }
+
+
+def _able(node: Any, graph: Graph, types: Mapping[str, int], precision: Half) -> bool:
+    """Returns whether all float32 outputs of a node follow the type of inputs that can be half."""
+    schema = _schema(node, graph)
+    if schema is None or captured(node):
+        return False
+    places = _half_places(node, graph, types, precision)
+    follows = {_formal(schema.inputs, place).type_str for place in places}
+    outputs = [
+        _formal(schema.outputs, place).type_str for place, name in enumerate(node.output) if is_float32(types, name)
+    ]
+    return bool(places) and bool(outputs) and all(kind in follows for kind in outputs)
+
+
+# ---- what half precision does not hold -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    largest: float = 0.0
+    square: float = 0.0
+    lost: float = 0.0
+    widest: float = 0.0
+
+    def add(self, array: NDArray[Any], kind: np.dtype[Any]) -> None:
+        wide = array.astype(np.float64)
+        self.largest = max(self.largest, float(np.max(np.abs(wide), initial=0.0)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            difference = wide - array.astype(kind).astype(np.float64)
+        difference[~np.isfinite(difference)] = 0.0  # an overflow is told by `largest`
+        self.square += float(np.sum(wide * wide))
+        self.lost += float(np.sum(difference * difference))
+
+    @property
+    def relative_loss(self) -> float:
+        return float(np.sqrt(self.lost / self.square)) if self.square else 0.0
+
+
+_SUMMING = {"ReduceMean": True, "ReduceSum": False, "GlobalAveragePool": True, "AveragePool": False}
+"""Operators that may add up in the precision of their data; True where the sum is larger than the result."""
+
+
+def _out_of_range(
+    graph: Graph,
+    types: Mapping[str, int],
+    precision: Half,
+    batches: Iterable[Feeds],
+    folder: Path,
+    what: str,
+    able: dict[int, bool],
+) -> list[Kept]:
+    """Marks nodes as not able whose values or weights half precision does not hold, and says why."""
+    from onnx import numpy_helper
+
+    kind, limit = _NUMPY[precision], _LARGEST[precision] / HEADROOM
+    loss_limit = LOSS_MULTIPLE * _UNIT_ROUNDOFF[precision]
+    shaped = shapes(graph.model)
+    values = [name for name in graph.producer if is_float32(types, name) and name in shaped]
+    seen, sizes = _observe(graph, [*graph.inputs, *values], batches, folder, kind, what)
+    constants: dict[str, _Seen] = {}
+    for name, tensor in graph.constants.items():
+        if is_float32(types, name):
+            constants[name] = _Seen()
+            constants[name].add(numpy_helper.to_array(tensor), kind)
+    rows = []
+    for node in graph.proto.node:
+        if not able[id(node)]:
+            continue
+        reason = None
+        for name in (*node.input, *node.output):
+            found = constants.get(name) or seen.get(name)
+            if found is None:
+                continue
+            role = "weight" if name in constants else "input" if name in node.input else "output"
+            scale = 1.0
+            if node.op_type in _SUMMING and role == "output" and _SUMMING[node.op_type]:
+                scale = max(1.0, sizes.get(node.input[0], 1) / max(1, sizes.get(name, 1)))
+                role = "sum"
+            if found.largest * scale > limit:
+                reason = (
+                    f"its {role} reaches {found.largest * scale:.3g}, {precision} ends at {_LARGEST[precision]:.3g}"
+                )
+                break
+            if found.relative_loss > loss_limit:
+                reason = f"its {role} loses {100 * found.relative_loss:.2g} % in {precision} (values too small)"
+                break
+        if reason is not None:
+            able[id(node)] = False
+            rows.append(Kept(node=name_of(node), operator=node.op_type, reason=reason))
+    return rows
+
+
+def _observe(
+    graph: Graph, names: Sequence[str], batches: Iterable[Feeds], folder: Path, kind: np.dtype[Any], what: str
+) -> tuple[dict[str, _Seen], dict[str, int]]:
+    """Runs the float32 model and returns what its values were like, and their sizes per sample."""
+    path = folder / "observed.onnx"
+    inputs = [name for name in names if name in graph.inputs]
+    computed = [name for name in names if name not in graph.inputs]
+    path.write_bytes(expose(graph.model, computed).SerializeToString())
+    seen: dict[str, _Seen] = {}
+    sizes: dict[str, int] = {}
+    # Unoptimised: a fused layer would not show what lies inside it.
+    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(optimize=False)) as runtime:
+        for feeds in batches:
+            found = {**runtime.run(feeds), **{name: feeds[name] for name in inputs}}
+            samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
+            for name, array in found.items():
+                if array.dtype != np.float32:
+                    continue
+                if not np.isfinite(array).all():
+                    raise CheckFailed(
+                        f"{what}: the float32 model itself computes NaN or Inf at '{name}' on the calibration data",
+                        fix="check the weights and the pictures",
+                    )
+                seen.setdefault(name, _Seen()).add(array, kind)
+                sizes[name] = array.size // samples
+    path.unlink()
+    return seen, sizes
+
+
+# ---- the new graph ---------------------------------------------------------------------------------------------------
+
+
+def _rewrite(
+    graph: Graph, types: Mapping[str, int], precision: Half, able: Mapping[int, bool], *, half_io: bool
+) -> int:
+    """Puts casts wherever a value is read in another type than it is made in; returns their number."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    half, full = _half_element(precision), int(TensorProto.FLOAT)
+    kind = _NUMPY[precision]
+    casts: Counter[str] = Counter()
+    made: dict[tuple[str, int], str] = {}
+    holds: dict[str, int] = {}
+    nodes: list[Any] = []
+    for value in graph.proto.input:
+        if value.name in graph.inputs and is_float32(types, value.name):
+            holds[value.name] = half if half_io else full
+            if half_io:
+                value.type.tensor_type.elem_type = half
+
+    def in_type(name: str, element: int) -> str:
+        """Returns the name under which a value is found in a type, making it where needed."""
+        if name in graph.constants:
+            if element == full:
+                return name
+            if (name, half) not in made:
+                narrow = numpy_helper.to_array(graph.constants[name]).astype(kind)
+                made[name, half] = graph.add_constant(f"{name}.{precision}", narrow)
+            return made[name, half]
+        if holds.get(name, full) == element:
+            return name
+        if (name, element) not in made:
+            target = graph.free_name(f"{name}.{precision if element == half else 'fp32'}")
+            nodes.append(helper.make_node("Cast", [name], [target], name=target, to=element))
+            made[name, element] = target
+            casts["cast"] += 1
+        return made[name, element]
+
+    outputs = set(graph.outputs)
+    for node in list(graph.proto.node):
+        places = _half_places(node, graph, types, precision) if able[id(node)] else set()
+        for name in captured(node) & set(holds):
+            if holds[name] == half:
+                raise UnsupportedModel(
+                    f"'{name}' is read inside a subgraph of {name_of(node)}, which stays in float32",
+                    fix=f"--keep-fp32 '{name_of(graph.producer[name])}'" if name in graph.producer else None,
+                )
+        new = helper.make_node(node.op_type, [], [], name=node.name, domain=node.domain)
+        new.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            if is_float32(types, name):
+                new.input[place] = in_type(name, half if place in places else full)
+        nodes.append(new)
+        for place, name in enumerate(node.output):
+            if not is_float32(types, name):
+                continue
+            holds[name] = half if able[id(node)] else full
+            if name in outputs and holds[name] != (half if half_io else full):
+                # The output keeps its name; what is made inside gets another.
+                inner = graph.free_name(f"{name}.{precision if able[id(node)] else 'fp32'}")
+                new.output[place] = inner
+                nodes.append(
+                    helper.make_node("Cast", [inner], [name], name=f"{name}.cast", to=half if half_io else full)
+                )
+                casts["cast"] += 1
+                made[name, holds[name]] = inner
+                holds[name] = half if half_io else full
+    for value in graph.proto.output:
+        if half_io and is_float32(types, value.name):
+            value.type.tensor_type.elem_type = half
+    del graph.proto.value_info[:]
+    graph.replace_nodes(nodes)
+    graph.refresh()
+    graph.drop_unused_constants()
+    return casts["cast"]

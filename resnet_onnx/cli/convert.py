@@ -1,0 +1,149 @@
+"""``resnet-onnx convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resnet_onnx.cli.options import make_command, model_options, save_option
+from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import UsageError
+
+if TYPE_CHECKING:
+    from resnet_onnx.workflow import Model, Request
+
+_METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
+_SHOWN = 4
+
+
+@make_command("convert", example="resnet-onnx convert resnet50.onnx --to int8 --calibration imagenet/", polite=True)
+@model_options()
+@click.option("--to", required=True, type=click.Choice(["fp16", "bf16", "int8"]), help="The new precision.")
+@click.option("--calibration", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; train split.")
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write; NAME-PRECISION.onnx by default.")
+@click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True,
+              help="How int8 finds its ranges; auto measures all.")  # fmt: skip
+@click.option("--count", type=click.IntRange(1, 100_000), default=512, show_default=True, help="Calibration pictures.")
+@click.option("--held-out", type=click.IntRange(1, 1_000_000), default=5_000, show_default=True,
+              help="Most pictures that judge the result.")  # fmt: skip
+@click.option("--max-drop", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+              help="Largest loss of top-1, points.")  # fmt: skip
+@click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="Least speed over fp32.")
+@click.option("--runtime", "--runtimes", "runtimes", default="ort-cpu,openvino", show_default=True,
+              help="Where --min-speedup is measured.")  # fmt: skip
+@click.option("--keep-fp32", multiple=True, metavar="PATTERN", help="Layers to keep in fp32 ('layer4.*'); repeatable.")
+@click.option("--half-io", is_flag=True, help="Inputs and outputs in half too (fp16, bf16).")
+@click.option("--per-tensor", is_flag=True, help="One weight scale per layer, not per channel (int8; worse).")
+@save_option
+def command(
+    terminal: Terminal,
+    *,
+    request: Request,
+    to: Any,
+    calibration: str | None,
+    output: Path | None,
+    method: str,
+    count: int,
+    held_out: int,
+    max_drop: float,
+    min_speedup: float | None,
+    runtimes: str,
+    keep_fp32: tuple[str, ...],
+    half_io: bool,
+    per_tensor: bool,
+    save: Path | None,
+) -> None:
+    """Change the precision of a model, and keep the result only if it loses next to nothing.
+
+    The new file is judged against fp32 on pictures held out: by top-1 where at least 2,000 have labels, by the
+    outputs' signal-to-noise ratio otherwise. What fails is not written, and the exit code is 1.
+    """
+    from resnet_onnx import workflow
+    from runtimes import files, registry
+
+    names = tuple(registry.parse_names(runtimes)) if min_speedup is not None else ()
+    wishes = workflow.Wishes(
+        to=to,
+        calibration=calibration,
+        method=method,
+        count=count,
+        seed=request.seed,
+        held_out=held_out,
+        max_drop=max_drop,
+        min_speedup=min_speedup,
+        runtimes=names,
+        keep_fp32=keep_fp32,
+        half_io=half_io,
+        per_channel=not per_tensor,
+    )
+    if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
+        raise UsageError(f"--output {output}: an ONNX file ends in .onnx", fix=f"--output {output}.onnx")
+    with terminal.status("preparing the model") as status:
+        model = workflow.resolve(request)
+        target = output or workflow.default_output(model, to)
+        if target.is_dir():
+            target = target / workflow.default_output(model, to)
+        result = workflow.convert(model, target, wishes, progress=status.update)
+    _print(terminal, model, result)
+    if save is not None:
+        files.write_json(save, workflow.saved_result("convert", model, result))
+    terminal.emit(result)
+
+
+def _print(terminal: Terminal, model: Model, result: Mapping[str, Any]) -> None:
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
+    gate = result["gate"]
+    terminal.line(
+        f"{result['path']}  {result['size_bytes'] / 1e6:.1f} MB, {100 * result['size_ratio']:.0f} % of fp32  "
+        f"{model.name} · {result['precision']}"
+    )
+    terminal.line(
+        f"Decides like fp32 on {100 * result['agreement']:.2f} % of {result['agreement_images']} pictures held out "
+        f"({result['agreement_runtime']}); outputs {_decibels(result['sqnr_db'])} signal to noise"
+    )
+    if gate["kind"] == "top1":
+        low, high = gate["drop_ci95"]
+        terminal.line(
+            f"Top-1 {100 * gate['top1']:.2f} %, fp32 {100 * gate['fp32_top1']:.2f} %: drop {gate['drop_points']:+.2f} "
+            f"points (95 % interval {low:+.2f} to {high:+.2f}), allowed {gate['max_drop_points']:g}"
+        )
+    if result.get("tried"):
+        terminal.line()
+        terminal.table(
+            ["method", "= fp32 %", "SQNR dB", ""],
+            [
+                [
+                    str(row["method"]),
+                    f"{100 * row['agreement']:.2f}",
+                    f"{row['sqnr_db']:.1f}",
+                    "chosen" if row["method"] == result["method"] else "",
+                ]
+                for row in result["tried"]
+            ],
+        )
+    if result.get("speed"):
+        for name, row in result["speed"]["runtimes"].items():
+            terminal.line(
+                f"{name}: {row['images_per_second']:.0f} img/s, {row['speedup']:.2f}× fp32 (batch "
+                f"{result['speed']['batch']})"
+            )
+    _print_kept(terminal, result["kept_fp32"])
+    terminal.line(f"Next: resnet-onnx bench {result['path']} --runtime ort-cpu,openvino")
+
+
+def _print_kept(terminal: Terminal, kept: Sequence[Mapping[str, Any]]) -> None:
+    if not kept:
+        return
+    terminal.line(f"Kept in fp32: {len(kept)} {'layer' if len(kept) == 1 else 'layers'}")
+    for row in kept[:_SHOWN]:
+        terminal.line(f"  {row['node']}: {row['reason']}")
+    if len(kept) > _SHOWN:
+        terminal.line(f"  and {len(kept) - _SHOWN} more (--json names all)")
+
+
+def _decibels(value: float) -> str:
+    return f"{value:.1f} dB" if value != float("inf") else "without any difference,"
