@@ -159,7 +159,7 @@ def command(
             progress=status.update,
         )
     if measured.left_out:
-        terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
+        terminal.note(f"left out: {', '.join(measured.left_out)}")
     _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
     for row in measured.skipped:
         terminal.note(f"cut off: {row} ({row.cut_off})")

@@ -68,7 +68,7 @@ def command(
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if left_out:
-        terminal.note(f"left out: {', '.join(left_out)} (the torch weights of this file are not at hand)")
+        terminal.note(f"left out: {', '.join(left_out)}")
     results = []
     with terminal.progress() as progress:
         for name in names:

@@ -103,9 +103,7 @@ def command(
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if left_out:
-        terminal.note(
-            f"left out: {', '.join(left_out)} (the torch weights of this file are not at hand; --weights names them)"
-        )
+        terminal.note(f"left out: {', '.join(left_out)}")
     result = {"model": model.name, "precision": model.precision, **document(report)}
     _print(terminal, report)
     if located is not None:

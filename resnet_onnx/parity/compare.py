@@ -323,10 +323,10 @@ def _gold(gold: Contestant, batches: Batches, key: str | None) -> Records:
         for name, array in sorted(feeds.items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-    path = files.cache_dir("gold") / f"{digest.hexdigest()}.npz"
+    path = files.cache_dir("gold") / f"{digest.hexdigest()}.gold"
     try:
         return _recalled(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         pass  # not there, or damaged: computed again
     truth = run(gold, batches).outputs
     with files.atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as target:
@@ -334,9 +334,9 @@ def _gold(gold: Contestant, batches: Batches, key: str | None) -> Records:
             for place, (name, array) in enumerate(record.items()):
                 with target.open(f"{number}.{place}.npy", "w") as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
-                target.comment = f"{len(truth)} batches".encode()
                 with target.open(f"{number}.{place}.name", "w") as member:
                     member.write(name.encode())
+        target.comment = f"{len(truth)} batches".encode()
     return truth
 
 

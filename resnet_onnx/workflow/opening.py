@@ -12,6 +12,7 @@ from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
 from runtimes import files
 from runtimes.errors import RuntimeUnavailable, UnsupportedModel, UsageError
+from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
 
 if TYPE_CHECKING:
@@ -153,16 +154,27 @@ def tensor_names(model: Model) -> tuple[str, str]:
 
 
 def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tuple[list[str], list[str]]:
-    """Splits runtime names into those that can open the model and, for ``all`` only, those left out.
+    """Splits runtime names into those that can open the model and, for ``all`` only, those left out, with the reason.
 
     Raises:
         UsageError: A runtime was asked for by name and needs weights that are not at hand.
+        RuntimeUnavailable: No runtime is left.
     """
-    if "torch" not in names or model.network is not None:
-        return list(names), []
     if not chosen_by_all:
-        need_network(model)
-    rest = [name for name in names if name != "torch"]
+        if "torch" in names:
+            need_network(model)
+        return list(names), []
+    left_out: dict[str, str] = {}
+    if "torch" in names and model.network is None:
+        left_out["torch"] = "the torch weights of this file are not at hand; --weights names them"
+    if model.precision != "fp32":  # not every runtime has every operator in every precision
+        for name in names:
+            if name not in left_out and name not in ENGINE_RUNTIMES:
+                try:
+                    open_runtime(name, source(model, name)).close()
+                except UnsupportedModel as error:
+                    left_out[name] = error.message
+    rest = [name for name in names if name not in left_out]
     if not rest:
         raise RuntimeUnavailable("no runtime is left that can open this model", fix="resnet-onnx doctor")
-    return rest, ["torch"]
+    return rest, [f"{name} ({reason})" for name, reason in left_out.items()]

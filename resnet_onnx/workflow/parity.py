@@ -138,7 +138,8 @@ def _yardsticks(truth: Model, threads: int | None, folder: Path) -> list[Contest
 
     if truth.network is not None:
         options = RuntimeOptions(threads=threads)
-        return [Contestant(runtime="torch", source=source(truth, "torch"), options=options, description="torch fp32")]
+        original = source(replace(truth, precision="fp32"), "torch")
+        return [Contestant(runtime="torch", source=original, options=options, description="torch fp32")]
     path = onnx_path(truth)
     if truth.precision in ("fp16", "bf16"):
         path = float32_twin(path, folder / "float32.onnx")
