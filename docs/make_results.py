@@ -116,8 +116,9 @@ def picture(page: Path, out: Path) -> bool:
              f"--user-data-dir={profile}/profile", f"--screenshot={drawn}", page.resolve().as_uri()],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
-        # Flat colours: a palette keeps the file small.
-        Image.open(drawn).convert("RGB").quantize(64).save(temporary, format="PNG", optimize=True)
+        # Flat colours: a palette keeps the file small, and one that covers the extremes keeps every runtime's own.
+        flat = Image.open(drawn).convert("RGB").quantize(200, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        flat.save(temporary, format="PNG", optimize=True)
     return True
 
 
