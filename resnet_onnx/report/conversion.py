@@ -46,7 +46,7 @@ def section(document: Document, palette: dict[str, str]) -> Section:
         heading=f"What does {body['precision']} cost? {body['model']}",
         text=joined(
             f"Judged on {body['agreement_images']:,} pictures that calibration did not see.",
-            f"Allowed: a drop of {gate['max_drop_points']:g} points of top-1."
+            f"Allowed: {gate['max_drop_points']:g} points of top-1."
             if gate["kind"] == "top1"
             else f"Needed: {gate['least_sqnr_db']:g} dB at the outputs; too few labels to judge accuracy.",
         ),
