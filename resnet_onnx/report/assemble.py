@@ -229,6 +229,8 @@ def _files(documents: Sequence[Document]) -> Section:
     cells = []
     for found in documents:
         known = found["model"] if found["kind"] == "bench" else found["artifacts"]
+        if found["kind"] == "convert":
+            known = {**known, "sha256": found["result"].get("sha256")}  # the file that was made, not its source
         digest = known.get("sha256") or known.get("onnx_sha256") or known.get("weights_sha256")
         cells.append([found["kind"], _about(found), str(digest)[:16] if digest else "–", found["made"], found["tool"]])
     return Section(

@@ -1,4 +1,4 @@
-"""What saved results of ``convert`` say: what a change of precision costs, and in which layers."""
+"""What saved results of ``convert`` say: what a change of precision costs, what it saves, and in which layers."""
 
 from __future__ import annotations
 
@@ -9,85 +9,102 @@ from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Chart, Finding, Section
-from resnet_onnx.report.words import joined
+from resnet_onnx.report.words import joined, listed
 
 Document = Mapping[str, Any]
 
-_WORST = 15
-"""Layers in the picture: those that lose most."""
+_WORST = 12
+"""Layers in a picture: those that lose most."""
 
 
 def findings(document: Document) -> list[Finding]:
     """Returns one sentence: what the new precision costs and what it saves."""
     body = document["result"]
-    parts = []
-    if body["drop"] is not None:
-        parts.append(f"top-1 {_change(body['drop'])}{_between(body['drop_ci95'])}")
-    if body["agreement"] is not None:
-        parts.append(f"{100 * body['agreement']:.1f} % of the decisions as before")
-    if body.get("sqnr_db") is not None:
-        parts.append(f"signal over quantisation noise {body['sqnr_db']:.1f} dB")
-    if body["size_ratio"]:
-        parts.append(f"a file of {100 * body['size_ratio']:.0f} % of the size")
-    told = ", ".join(parts) or "nothing was measured"
-    return [Finding(state="good" if parts else "doubt", text=f"{body['model']} to {body['precision']}: {told}.")]
+    parts = [f"{100 * body['agreement']:.1f} % of {body['agreement_images']:,} decisions as in fp32"]
+    gate = body["gate"]
+    if gate["kind"] == "top1":
+        parts.append(f"top-1 {_change(gate['drop_points'])} (95 % interval of the drop {_range(gate['drop_ci95'])})")
+    elif body["sqnr_db"] is not None:
+        parts.append(f"signal over noise of the outputs {body['sqnr_db']:.1f} dB")
+    parts.append(f"the file has {100 * body['size_ratio']:.0f} % of the size")
+    faster = [f"{row['speedup']:.1f}× as fast on {name}" for name, row in _speeds(body).items()]
+    return [
+        Finding(state="good", text=f"{body['model']} in {body['precision']}: {', '.join([*parts, *faster])}."),
+    ]
 
 
 def section(document: Document, palette: dict[str, str]) -> Section:
-    """Returns the table, and the picture of the layers that lose most."""
+    """Returns the table, and pictures of the layers and tensors that lose most."""
     body = document["result"]
-    layers = [layer for layer in body.get("layers") or () if layer["sqnr_db"] is not None]
-    worst = sorted(layers, key=lambda layer: layer["sqnr_db"])[:_WORST]
-    pictures = []
-    if worst:
-        bars = [
-            Bar(
-                label=layer["name"],
-                value=max(layer["sqnr_db"], 0.0),
-                text=f"{layer['sqnr_db']:.1f}" + (" kept" if layer.get("kept") else ""),
-                doubtful=bool(layer.get("kept")),
-            )
-            for layer in worst
-        ]
-        pictures.append(
-            Chart(
-                svg=charts.bars(bars, unit="signal over quantisation noise, dB", palette=palette),
-                caption=f"The {len(worst)} layers that lose most, of {len(layers)}: the lower, the more is lost. "
-                "Hatched: kept in floating point.",
-            )
-        )
-    kept = sum(bool(layer.get("kept")) for layer in body.get("layers") or ())
+    gate = body["gate"]
+    drop, interval, top1 = "–", "–", "–"
+    if gate["kind"] == "top1":
+        drop, interval = _signed(gate["drop_points"]), _range(gate["drop_ci95"])
+        top1 = f"{100 * gate['top1']:.2f}"
+    kept = body.get("kept_fp32") or ()
     return Section(
         heading=f"What does {body['precision']} cost? {body['model']}",
         text=joined(
-            f"Ranges: {body['method']}." if body["method"] else "",
-            f"{body['images']:,} held-out pictures." if body["images"] else "",
-            f"{kept} layer{'' if kept == 1 else 's'} kept in floating point." if kept else "",
+            f"Judged on {body['agreement_images']:,} pictures that calibration did not see.",
+            f"Allowed: {gate['max_drop_points']:g} points of top-1."
+            if gate["kind"] == "top1"
+            else f"Needed: {gate['least_sqnr_db']:g} dB at the outputs; too few labels to judge accuracy.",
         ),
-        charts=pictures,
-        columns=["precision", "method", "drop, points", "95 %", "same decision", "SQNR dB", "size"],
+        charts=[
+            *_losses(body.get("weights") or (), "layer", "weights of a layer", palette),
+            *_losses(body.get("activations") or (), "tensor", "values of a tensor", palette),
+        ],
+        columns=["precision", "ranges", "same decision", "top-1 %", "drop, points", "95 %", "SQNR dB", "size"],
         rows=[
             [
                 body["precision"],
-                body["method"] or "–",
-                "–" if body["drop"] is None else f"{100 * body['drop']:.2f}".replace("-", "−"),
-                _range(body["drop_ci95"]),
-                "–" if body["agreement"] is None else f"{100 * body['agreement']:.2f} %",
-                "–" if body.get("sqnr_db") is None else rounded(body["sqnr_db"], 3),
-                "–" if not body["size_ratio"] else f"{100 * body['size_ratio']:.0f} %",
+                body.get("method") or "–",
+                f"{100 * body['agreement']:.2f} %",
+                top1,
+                drop,
+                interval,
+                "–" if body["sqnr_db"] is None else rounded(body["sqnr_db"], 3),
+                f"{100 * body['size_ratio']:.0f} %",
             ]
+        ],
+        notes=[
+            *([f"Kept in fp32: {listed([row['node'] for row in kept])}."] if kept else []),
+            *[
+                f"{name}: {rounded(row['images_per_second'], 3)} images per second, {row['speedup']:.2f}× fp32."
+                for name, row in _speeds(body).items()
+            ],
         ],
     )
 
 
+def _losses(losses: Sequence[Mapping[str, Any]], name: str, what: str, palette: dict[str, str]) -> list[Chart]:
+    known = [row for row in losses if row["sqnr_db"] is not None]
+    worst = sorted(known, key=lambda row: row["sqnr_db"])[:_WORST]
+    if not worst:
+        return []
+    bars = [Bar(label=row[name], value=max(row["sqnr_db"], 0.0), text=f"{row['sqnr_db']:.1f}") for row in worst]
+    return [
+        Chart(
+            svg=charts.bars(bars, unit="signal over quantisation noise, dB", palette=palette),
+            caption=f"The {what} by themselves, the {len(worst)} that lose most of {len(known)}: "
+            "the lower, the more is lost.",
+        )
+    ]
+
+
+def _speeds(body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = (body.get("speed") or {}).get("runtimes") or {}
+    return found
+
+
 def _change(drop: float) -> str:
-    points = f"{abs(100 * drop):.2f}"
+    points = f"{abs(drop):.2f}"
     return "unchanged" if points == "0.00" else f"{'down' if drop > 0 else 'up'} {points} points"
 
 
-def _between(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f" (95 %: a drop of {_range(interval)})"
+def _range(interval: Sequence[float]) -> str:
+    return f"{_signed(interval[0])} to {_signed(interval[1])}"
 
 
-def _range(interval: Sequence[float] | None) -> str:
-    return "–" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}".replace("-", "−")
+def _signed(points: float) -> str:
+    return f"{points:.2f}".replace("-", "−")

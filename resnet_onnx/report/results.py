@@ -42,8 +42,8 @@ _BODY = {
     "parity": {"model": "text", "precision": "text", "gold": "text", "pictures": "number", "passed": "flag"},
     "evaluate": {"model": "text", "precision": "text", "data": "text"},
     "convert": {
-        "model": "text", "precision": "text", "method": "text?", "drop": "signed?", "drop_ci95": "ends?",
-        "agreement": "number?", "size_ratio": "number?", "images": "number?",
+        "model": "text", "precision": "text", "agreement": "number", "agreement_images": "number",
+        "size_ratio": "number", "sqnr_db": "signed?", "gate": "map",
     },
 }  # fmt: skip
 
@@ -144,7 +144,7 @@ def _check(path: Path, kind: str, document: Mapping[str, Any]) -> None:
             _field(path, holder, name, form, "result.")
     _environment(path, document["environment"])
     if kind == "convert":
-        _layers(path, holder)
+        _conversion(path, holder)
         return
     found = holder.get("results")
     if not isinstance(found, list) or not found:
@@ -166,16 +166,44 @@ def _environment(path: Path, environment: Mapping[str, Any]) -> None:
     _field(path, environment, "libraries", "map", "environment.")
 
 
-def _layers(path: Path, result: Mapping[str, Any]) -> None:
-    """Checks what a conversion need not have: the noise of the outputs and of each layer."""
-    _optional(path, result, "sqnr_db", "signed?", "result.")
-    _optional(path, result, "layers", "list?", "result.")
-    for index, layer in enumerate(result.get("layers") or ()):
-        where = f"result.layers[{index}]"
-        if not isinstance(layer, dict):
-            raise BadData(f"{path}: {where} is {_short(layer)}, expected an object")
-        _field(path, layer, "name", "text", f"{where}.")
-        _field(path, layer, "sqnr_db", "signed?", f"{where}.")
+_GATES = {
+    "top1": {"top1": "number", "drop_points": "signed", "drop_ci95": "ends", "max_drop_points": "number"},
+    "sqnr": {"least_sqnr_db": "signed"},
+}
+
+_LISTS = {
+    "weights": {"layer": "text", "sqnr_db": "signed?"},
+    "activations": {"tensor": "text", "sqnr_db": "signed?"},
+    "kept_fp32": {"node": "text"},
+}
+"""What a conversion need not have."""
+
+
+def _conversion(path: Path, result: Mapping[str, Any]) -> None:
+    gate = result["gate"]
+    _field(path, gate, "kind", "text", "result.gate.")
+    if gate["kind"] not in _GATES:
+        raise BadData(f"{path}: 'result.gate.kind' is {_short(gate['kind'])}, expected {' or '.join(_GATES)}")
+    for name, form in _GATES[gate["kind"]].items():
+        _field(path, gate, name, form, "result.gate.")
+    _optional(path, result, "method", "text?", "result.")
+    for name, fields in _LISTS.items():
+        _optional(path, result, name, "list?", "result.")
+        for index, row in enumerate(result.get(name) or ()):
+            where = f"result.{name}[{index}]"
+            if not isinstance(row, dict):
+                raise BadData(f"{path}: {where} is {_short(row)}, expected an object")
+            for field, form in fields.items():
+                _field(path, row, field, form, f"{where}.")
+    _optional(path, result, "speed", "map?", "result.")
+    if result.get("speed"):
+        _field(path, result["speed"], "runtimes", "map", "result.speed.")
+        for runtime, row in result["speed"]["runtimes"].items():
+            where = f"result.speed.runtimes.{runtime}"
+            if not isinstance(row, dict):
+                raise BadData(f"{path}: {where} is {_short(row)}, expected an object")
+            for field in ("speedup", "images_per_second"):
+                _field(path, row, field, "number", f"{where}.")
 
 
 def _optional(path: Path, holder: Mapping[str, Any], name: str, form: str, where: str = "") -> None:
@@ -186,6 +214,7 @@ def _optional(path: Path, holder: Mapping[str, Any], name: str, form: str, where
 def _bench_row(path: Path, row: Mapping[str, Any], where: str) -> None:
     for name in ("p50", "p90", "p99"):
         _field(path, row["latency_ms"], name, "number?", f"{where}.latency_ms.")
+    _optional(path, row["latency_ms"], "min", "number?", f"{where}.latency_ms.")
     for name in ("other_programs_cores", "stolen_cores"):
         _field(path, row["disturbance"], name, "number", f"{where}.disturbance.")
     for name in ("fraction", "limit_fraction", "achieved_gflops"):
