@@ -27,7 +27,7 @@ from runtimes import nvidia
 from runtimes.base import Prepared, Runtime
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+from runtimes.spec import Feeds, LayerTime, ModelSource, RuntimeOptions, Scope, TensorSpec
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario
@@ -124,6 +124,11 @@ class Worker:
         self._sets.pop(row, None)
         for prepared in self._rows.pop(row, ()):
             prepared.close()
+
+    def profile(self, feeds: Feeds, batch: int, runs: int) -> tuple[LayerTime, ...]:
+        """Returns the time of each layer by the runtime's own profiler."""
+        runtime = self._opened()
+        return tuple(runtime.profile(enlarge(feeds, runtime.inputs, batch), runs=runs))
 
     def loadgen(
         self, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float

@@ -24,7 +24,7 @@ from runtimes.base import usable_cores
 from runtimes.errors import ToolkitError, UsageError
 from runtimes.nvidia import Sensors
 from runtimes.registry import adapter
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
+from runtimes.spec import Feeds, LayerTime, ModelSource, RuntimeOptions, Scope
 
 Scenario = Literal["latency", "throughput", "offline"]
 """One run at a time; several beside each other; or all samples handed over at once, timed until the last is done."""
@@ -38,6 +38,7 @@ FEWEST_ROUNDS = 3
 ENOUGH_SAMPLES = samples_needed(90)
 """A row goes on until p90 can be reported, where `duration` allows it."""
 
+_PROFILE_S, _FEWEST_PROFILED, _MOST_PROFILED = 1.0, 3, 50
 _SLICES_PER_ROW, _SLICE_S, _RUNS_PER_SLICE = 8, (0.05, 1.0), 3
 LONGEST_WARM_UP_S = 5.0
 
@@ -77,6 +78,7 @@ class Plan:
         scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
             None measures all.
+        profile: Whether each row of one run at a time is profiled by layer after it was measured.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
         seed: Of the order in which rows take turns.
     """
@@ -88,6 +90,7 @@ class Plan:
     scope: Scope = "device"
     scenario: Scenario | None = None
     cut_off: float | None = None
+    profile: bool = False
     precision_target: float = PRECISION_TARGET
     seed: int = 0
 
@@ -115,6 +118,8 @@ class Row:
         error: Why the row could not be measured to its end, or None.
         cut_off: Why it was not measured although nothing went wrong, or "".
         harness: What another's harness said of it, or None where it was measured by our own rules.
+        layers: Times by the runtime's own profiler, or None where it was not profiled.
+        unprofiled: Why it could not be profiled, or "".
     """
 
     contender: Contender
@@ -128,6 +133,8 @@ class Row:
     error: ToolkitError | None = None
     cut_off: str = ""
     harness: Mapping[str, Any] | None = None
+    layers: Sequence[LayerTime] | None = None
+    unprofiled: str = ""
 
     def __str__(self) -> str:
         return f"{self.contender.runtime} batch {self.batch}{self._arrangement()}"
@@ -225,6 +232,11 @@ def measure(
         crew.open()
         _warm_up(crew, rows, plan, progress)
         _rounds(crew, rows, plan, progress)
+        if plan.profile:
+            for index, row in enumerate(rows):
+                if row.slices and row.error is None and row.scenario == "latency":
+                    progress(f"profiling {row}")
+                    crew.profile(index)
     return rows
 
 
@@ -355,6 +367,16 @@ class _Crew:
             row.slices.append(self._child(row).call("sample", row=index, seconds=seconds, discard=discard))
             if _done(row, self._plan):
                 self._child(row).call("release", row=index)
+
+    def profile(self, index: int) -> None:
+        """Asks the runtime's own profiler for the layers of a row that was measured."""
+        row = self._rows[index]
+        run_s = row.warm_up.run_s if row.warm_up else 1.0
+        runs = min(_MOST_PROFILED, max(_FEWEST_PROFILED, int(_PROFILE_S / run_s)))
+        try:
+            row.layers = self._child(row).call("profile", feeds=self._feeds, batch=row.batch, runs=runs)
+        except ToolkitError as error:  # what was measured stays as it is
+            row.unprofiled = error.message
 
     def _child(self, row: Row) -> Child:
         return self._children[id(row.contender)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from resnet_onnx.bench.layers import Layer
 from resnet_onnx.bench.measure import Plan, Row, describe
 from resnet_onnx.bench.roofline import Share
 from resnet_onnx.bench.statistics import (
@@ -109,7 +110,14 @@ def latency_ms(row: Row) -> dict[str, float | None]:
 
 
 def result(
-    row: Row, *, model: str, precision: str, share: Share, multiply_adds: int | None, raw: bool
+    row: Row,
+    *,
+    model: str,
+    precision: str,
+    share: Share,
+    multiply_adds: int | None,
+    raw: bool,
+    layers: Sequence[Layer] | None = None,
 ) -> dict[str, Any]:
     """Returns one row as plain values.
 
@@ -119,6 +127,7 @@ def result(
         precision: Of the arithmetic in the file.
         share: The row beside the machine's limit.
         multiply_adds: Per image, or None.
+        layers: Its layers beside their ideals, or None where it was not profiled.
         raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
     """
     speed = images_per_second(row)
@@ -159,6 +168,8 @@ def result(
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,
         "roofline": {**asdict(share), "multiply_adds": multiply_adds},
+        "layers": None if layers is None else [{**asdict(layer), "lost_ms": layer.lost_ms} for layer in layers],
+        "unprofiled": row.unprofiled or None,
         "gpu": gpu_readings(row),
         "recorded": own["recorded"],
         "placement": own["placement"],

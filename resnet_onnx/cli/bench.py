@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from resnet_onnx.cli.bench_profile import print_profile
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     WholeNumbers,
@@ -60,6 +61,7 @@ _DEFAULT_MODEL = "resnet50"
     show_default=True,
     help="Device memory to device memory, or host array to host array with copies.",
 )
+@click.option("--profile", is_flag=True, help="Time of each layer beside its own ideal: where the missing share goes.")
 @click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
 @click.option(
     "--harness-logs", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the harness's own logs."
@@ -78,6 +80,7 @@ def command(
     scenario: Scenario | None,
     cut_off: float | None,
     scope: Scope,
+    profile: bool,
     harness: str | None,
     harness_logs: Path | None,
     device: str | None,
@@ -97,7 +100,15 @@ def command(
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
-    _check_harness(harness, harness_logs, streams=streams, threads=threads, scenario=scenario, cut_off=cut_off)
+    _check_harness(
+        harness,
+        harness_logs,
+        streams=streams,
+        threads=threads,
+        scenario=scenario,
+        cut_off=cut_off,
+        profile=profile or None,
+    )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
     problem = early_problem(request)
@@ -122,6 +133,7 @@ def command(
             duration_s=duration,
             scenario=scenario,
             cut_off=None if cut_off is None else cut_off / 100,
+            profile=profile,
             scope=scope,
             device=device,
             threads=threads or (None,),
@@ -133,6 +145,8 @@ def command(
     if measured.left_out:
         terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
     _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
+    if profile:
+        print_profile(terminal, measured.results(raw=False))
     for row in measured.skipped:
         terminal.note(f"cut off: {row} ({row.cut_off})")
     if measured.peaks_disturbed:
