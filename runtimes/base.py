@@ -62,6 +62,11 @@ class Prepared(ABC):
         self.scope = scope
         self._closed = False
 
+    @property
+    def returns_early(self) -> bool:
+        """Whether ``enqueue`` returns before the run is done, so that its own time tells what the host needs."""
+        return False
+
     def enqueue(self) -> None:
         """Starts one run; may return before it is done."""
         if self._closed:
@@ -73,6 +78,16 @@ class Prepared(ABC):
         if self._closed:
             raise RuntimeClosed("this prepared run was closed; prepare() makes a new one")
         self._synchronize()
+
+    def phases(self) -> Mapping[str, float] | None:
+        """Makes one run and returns the seconds of its parts by the device's own clock.
+
+        Returns:
+            ``copy_in``, ``compute`` and ``copy_out`` (with scope ``device`` ``compute`` alone); None where the device
+            does not tell them apart.
+        """
+        self.synchronize()
+        return self._phases()
 
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Copies the outputs of the last finished run to host arrays."""
@@ -99,6 +114,9 @@ class Prepared(ABC):
 
     @abstractmethod
     def _outputs(self) -> dict[str, NDArray[Any]]: ...
+
+    def _phases(self) -> Mapping[str, float] | None:
+        return None
 
     def _close(self) -> None:  # noqa: B027  (most adapters have nothing to free)
         """Frees what garbage collection would not."""

@@ -223,6 +223,11 @@ class _PreparedStream(_PreparedTensors):
         self._stream = cuda.Stream(device=runtime.device)
         cuda.synchronize(runtime.device)  # the inputs were put in place on another stream
 
+    @property
+    def returns_early(self) -> bool:
+        """Unless the outputs are copied to host arrays, which waits for them."""
+        return self.scope == "device"
+
     def _enqueue(self) -> None:
         with self._runtime._torch.cuda.stream(self._stream):
             super()._enqueue()

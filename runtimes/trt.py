@@ -8,8 +8,9 @@ installed module by name, and its logic (profiles, keys, gate, errors, placement
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -213,6 +214,19 @@ class _Lane:
         with self._guard("running"):
             self.stream.synchronize()
 
+    def timed(self, steps: Mapping[str, Callable[[], None]]) -> dict[str, float]:
+        """Returns the seconds that the GPU spends in each step, by CUDA events on this lane's stream."""
+        torch = self._torch
+        with self._guard("timing"):
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(steps) + 1)]
+            marks[0].record(self.stream)
+            for mark, step in zip(marks[1:], steps.values(), strict=True):
+                step()
+                mark.record(self.stream)
+            self.stream.synchronize()
+            between = itertools.pairwise(marks)
+            return {name: begin.elapsed_time(end) / 1e3 for name, (begin, end) in zip(steps, between, strict=True)}
+
     def results(self) -> dict[str, NDArray[Any]]:
         """Returns the outputs in pinned memory as arrays of the caller's own."""
         arrays = {}
@@ -271,6 +285,11 @@ class _PreparedEngine(Prepared):
                     f"{runtime.name} can't capture this engine into a CUDA graph", fix="run without CUDA graphs"
                 )
 
+    @property
+    def returns_early(self) -> bool:
+        """True: every step is only started."""
+        return True
+
     def _body(self) -> None:
         if self._end_to_end:
             self._lane.upload()
@@ -289,6 +308,16 @@ class _PreparedEngine(Prepared):
 
     def _synchronize(self) -> None:
         self._lane.synchronize()
+
+    def _phases(self) -> Mapping[str, float] | None:
+        if self._graph is not None:
+            return None  # a captured run is one piece
+        if not self._end_to_end:
+            return self._lane.timed({"compute": self._lane.execute})
+        self._lane.fill(self._feeds)
+        return self._lane.timed(
+            {"copy_in": self._lane.upload, "compute": self._lane.execute, "copy_out": self._lane.copy_out}
+        )
 
     def _outputs(self) -> dict[str, NDArray[Any]]:
         if not self._end_to_end:

@@ -162,6 +162,21 @@ class Graph:
         FakeTorch.current.queue.extend(self.work)
 
 
+class Event:
+    """Reads, when its stream comes to it, a clock that each step of work moves on by a millisecond."""
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: Stream) -> None:
+        before = len(stream.queue)
+        stream.queue.append(lambda: setattr(self, "at_ms", float(before)))
+
+    def elapsed_time(self, other: Event) -> float:
+        # Between two marks lie the steps in between and the first mark itself.
+        return other.at_ms - self.at_ms - 1
+
+
 class FakeTorch:
     """What the adapter uses of torch."""
 
@@ -180,6 +195,7 @@ class FakeTorch:
     class cuda:  # noqa: N801  (torch's own name)
         Stream = Stream
         CUDAGraph = Graph
+        Event = Event
 
         @staticmethod
         def device(name: str) -> Any:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, WarmUp, sample, sample_sets, warm_up
+from resnet_onnx.bench.clock import Slice, Split, WarmUp, sample, sample_sets, split, warm_up
 from runtimes import nvidia
 from runtimes.base import Prepared, Runtime
 from runtimes.errors import OutOfMemory, ToolkitError
@@ -118,6 +118,10 @@ class Worker:
         else:
             taken = sample(self._rows[row], seconds=seconds, discard=discard)
         return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
+
+    def split(self, row: int) -> Split:
+        """Takes single runs of a row's first stream apart."""
+        return split(self._rows[row][0])
 
     def release(self, row: int) -> None:
         """Frees what a row holds."""

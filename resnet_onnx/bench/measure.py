@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.child import Opened
-from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
+from resnet_onnx.bench.clock import Disturbance, Slice, Split, WarmUp
 from resnet_onnx.bench.processes import Child, ChildDied
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
 from runtimes.base import usable_cores
@@ -118,6 +118,7 @@ class Row:
         error: Why the row could not be measured to its end, or None.
         cut_off: Why it was not measured although nothing went wrong, or "".
         harness: What another's harness said of it, or None where it was measured by our own rules.
+        split: Where the time of a run on a GPU goes, or None on the CPU, where a run is done when it was handed over.
         layers: Times by the runtime's own profiler, or None where it was not profiled.
         unprofiled: Why it could not be profiled, or "".
     """
@@ -133,6 +134,7 @@ class Row:
     error: ToolkitError | None = None
     cut_off: str = ""
     harness: Mapping[str, Any] | None = None
+    split: Split | None = None
     layers: Sequence[LayerTime] | None = None
     unprofiled: str = ""
 
@@ -366,6 +368,8 @@ class _Crew:
             discard = _discarded_runs(row)
             row.slices.append(self._child(row).call("sample", row=index, seconds=seconds, discard=discard))
             if _done(row, self._plan):
+                if row.opened is not None and row.opened.device != "cpu":
+                    row.split = self._child(row).call("split", row=index)
                 self._child(row).call("release", row=index)
 
     def profile(self, index: int) -> None:

@@ -293,6 +293,13 @@ def _print_conditions(terminal: Terminal, rows: Sequence[Mapping[str, Any]], pla
         elif not row["stable"]:
             terminal.line(f"  ~ {where}: {row['unstable_reason']}")
     for row in rows:
+        if row["split"] and row["split"]["enqueue_bound"]:
+            share = row["split"]["enqueue_ms"] / row["split"]["run_ms"]
+            terminal.line(
+                f"  {row['runtime']} batch {row['batch']} is enqueue-bound: handing a run over takes the host "
+                f"{100 * share:.0f} % of it → {row['split']['remedy']}"
+            )
+    for row in rows:
         if row["harness"] is not None:
             terminal.line(_loadgen_line(row))
     if any(row["pareto"] for row in rows) and len(rows) > 2:
