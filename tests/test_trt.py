@@ -971,3 +971,12 @@ def test_events_tell_copies_and_computing_apart() -> None:
             assert prepared.phases() == {"compute": 1e-3}
     with open_fake(cached_engine(), cuda_graph=True) as runtime, runtime.prepare(feeds) as prepared:
         assert prepared.phases() is None, "a captured run is one piece"
+
+
+@pytest.mark.usefixtures("fakes")
+def test_layers_are_timed_by_the_librarys_own_profiler() -> None:
+    with open_fake(cached_engine()) as runtime:
+        found = runtime.profile({"x": batch(2)}, runs=4)
+        assert [(layer.name, layer.seconds) for layer in found] == [("conv1 + relu", 2e-3), ("fc", 0.5e-3)]
+        assert runtime._engine.runs == 5
+        np.testing.assert_array_equal(runtime.run({"x": batch(2)})["y"], batch(2) * 2)
