@@ -14,7 +14,7 @@ from runtimes import files, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
-from runtimes.spec import NodePlacement, Scope, TensorSpec
+from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
 
 @functools.cache
@@ -82,21 +82,24 @@ class OpenVINORuntime(Runtime):
 
     def _hint(self, precision: str) -> str:
         """Returns the precision to set for floating point; what a CPU has not is never asked of it."""
-        can = self._ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        can = _core(self._ov).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16":
             return "bf16"
         return "f16" if precision == "fp16" and "FP16" in can else "f32"
 
     def _compile(self) -> None:
+        self._compiled = self._compiled_with({})
+        self._request = self._compiled.create_infer_request()
+
+    def _compiled_with(self, more: Mapping[str, Any]) -> Any:
         core = _core(self._ov)
         try:
-            self._compiled = core.compile_model(core.read_model(str(self._path)), "CPU", self._settings)
+            return core.compile_model(core.read_model(str(self._path)), "CPU", {**self._settings, **more})
         except RuntimeError as error:
             raise UnsupportedModel(
                 f"{self.name} can't open {self.source.name}: {_reason(error)}",
                 fix="choose another runtime or precision",
             ) from error
-        self._request = self._compiled.create_infer_request()
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         rows = []
@@ -114,6 +117,23 @@ class OpenVINORuntime(Runtime):
             self._request.start_async()
             self._request.wait()
         return self._results(self._request)
+
+    def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
+        compiled = self._compiled_with({"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        seconds: dict[tuple[str, str], float] = {}
+        with self._explained():
+            self._bind(request, feeds, shared=True)
+            for run in range(runs + 1):
+                request.start_async()
+                request.wait()
+                if run == 0:
+                    continue
+                for layer in request.get_profiling_info():
+                    if layer.status == layer.EXECUTED:
+                        key = layer.node_name, layer.node_type
+                        seconds[key] = seconds.get(key, 0.0) + layer.real_time.total_seconds() / runs
+        return [LayerTime(name, operator, time) for (name, operator), time in seconds.items()]
 
     def _bind(self, request: Any, feeds: dict[str, NDArray[Any]], *, shared: bool) -> None:
         for index, spec in enumerate(self.inputs):

@@ -42,7 +42,8 @@ _PRODUCTS = frozenset(
     }
 )  # fmt: skip
 _UNCOUNTED = frozenset({"Attention", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "RNN", "Scan", "SequenceMap"})
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Bytes of an element by precision."""
 
 
 # ---- the work of a graph -----------------------------------------------------------------------------------------
@@ -73,12 +74,7 @@ def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None
         The work, or None where it can't be told: a shape is unknown even so, the graph has no convolution or matrix
         product, or an operator that is not counted here.
     """
-    import onnx
-    from onnx.inliner import inline_local_functions
-
-    model = onnx.load(str(path), load_external_data=False)
-    if model.functions:
-        model = inline_local_functions(model)
+    model = _load(path)
     if any(node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx") for node in model.graph.node):
         return None
     known = _shapes(model, shapes)
@@ -92,6 +88,60 @@ def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None
         total += found
         elements += sum(int(np.prod(known[name])) for name in _operands(node))
     return Work(multiply_adds=total, elements=elements) if total else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeWork:
+    """What one node of a graph has to do in a run.
+
+    Attributes:
+        inputs: Names of its input tensors.
+        outputs: Names of its output tensors.
+        is_product: Whether it is a convolution or matrix product.
+        work: Its multiply-adds (0 for what is no product), and the elements that it reads and writes; None where a
+            shape is unknown.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    is_product: bool
+    work: Work | None
+
+
+def node_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NodeWork]:
+    """Returns what each node of an ONNX model has to do in a run, by the node's name; nodes without one are left out.
+
+    Args:
+        path: A file that passed the loading gate.
+        shapes: The shape of every input.
+    """
+    model = _load(path)
+    known = _shapes(model, shapes)
+    found = {}
+    for node in model.graph.node:
+        if not node.name:
+            continue
+        product = node.op_type in _PRODUCTS
+        multiply_adds = _multiply_adds(node, known) if product else 0
+        names = _operands(node) if product else (*filter(None, node.input), *node.output)
+        complete = multiply_adds is not None and all(name in known for name in names)
+        found[node.name] = NodeWork(
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            is_product=product,
+            work=Work(multiply_adds=multiply_adds or 0, elements=sum(int(np.prod(known[name])) for name in names))
+            if complete
+            else None,
+        )
+    return found
+
+
+def _load(path: Path) -> Any:
+    import onnx
+    from onnx.inliner import inline_local_functions
+
+    model = onnx.load(str(path), load_external_data=False)
+    return inline_local_functions(model) if model.functions else model
 
 
 def _operands(node: Any) -> tuple[str, str, str]:
@@ -394,12 +444,12 @@ def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, p
     if peak is None or measured is None:
         return Share(achieved_gflops=achieved)
     compute_s = 2 * work.multiply_adds / (peak * 1e9)
-    memory_s = work.elements * _ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
+    memory_s = work.elements * ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
     return Share(
         fraction=achieved / peak,
         bound="compute" if compute_s >= memory_s else "memory",
         limit_fraction=runs_per_s * max(compute_s, memory_s),
         achieved_gflops=achieved,
         peak_gflops=peak,
-        operations_per_byte=2 * work.multiply_adds / (work.elements * _ELEMENT_BYTES[precision]),
+        operations_per_byte=2 * work.multiply_adds / (work.elements * ELEMENT_BYTES[precision]),
     )
