@@ -157,11 +157,12 @@ def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tupl
 
     Raises:
         UsageError: A runtime was asked for by name and needs weights that are not at hand.
+        UnsupportedModel: ``torch`` was asked for by name, and the model is int8.
     """
-    if "torch" not in names or model.network is not None:
+    if "torch" not in names or (model.network is not None and model.precision != "int8"):
         return list(names), []
     if not chosen_by_all:
-        need_network(model)
+        source(model, "torch")  # says why it can't be opened
     rest = [name for name in names if name != "torch"]
     if not rest:
         raise RuntimeUnavailable("no runtime is left that can open this model", fix="resnet-onnx doctor")
