@@ -178,6 +178,8 @@ def _half_on_cpu(ort: Any) -> bool:
 
     Where it has no kernel, ONNX Runtime casts to float32 around the node, so that one convolution alone has company.
     """
+    import tempfile
+
     import onnx
     from onnx import TensorProto, helper
 
@@ -188,10 +190,10 @@ def _half_on_cpu(ort: Any) -> bool:
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = ort.InferenceSession(model.SerializeToString(), settings, providers=[ort_gpu.CPU])
-    parts = session.get_provider_graph_assignment_info()
-    return all(node.op_type != "Cast" for part in parts for node in part.get_nodes())
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
+        settings.optimized_model_filepath = f"{folder}/probe.onnx"
+        ort.InferenceSession(model.SerializeToString(), settings, providers=[ort_gpu.CPU])
+        return all(node.op_type != "Cast" for node in onnx.load(settings.optimized_model_filepath).graph.node)
 
 
 _PROBE = {"x": 4, "w": 3, "y": 2}
