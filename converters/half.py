@@ -362,7 +362,8 @@ def _rewrite(
             if element == full:
                 return name
             if (name, half) not in made:
-                narrow = numpy_helper.to_array(graph.constants[name]).astype(kind)
+                with np.errstate(over="ignore"):  # what overflows was kept in float32, unless a user's own model has it
+                    narrow = numpy_helper.to_array(graph.constants[name]).astype(kind)
                 made[name, half] = graph.add_constant(f"{name}.{precision}", narrow)
             return made[name, half]
         if holds.get(name, full) == element:

@@ -7,6 +7,7 @@ have **not been executed** where no GPU was at hand.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -87,9 +88,7 @@ class OrtRuntime(Runtime):
     def _precision(self, checked: files.CheckedModel) -> dict[str, Any]:
         """Returns the precision of a file below float32, and in what it is computed really."""
         precision = onnx_types.precision_of(checked.metadata, checked.path)
-        # Where a provider has no half-precision kernel, ONNX Runtime casts to float32 around the node, which is then
-        # missing from what was assigned to the provider.
-        upcast = precision == "fp16" and not any(row.operator in _HALF_PRODUCTS for row in self._placement())
+        upcast = precision == "fp16" and self.provider == ort_gpu.CPU and not _half_on_cpu(self._ort)
         return onnx_types.recorded_precision(precision, "fp32" if upcast else precision, checked.metadata)
 
     def _settings(self) -> Any:
@@ -212,7 +211,29 @@ def node_times(events: Sequence[Mapping[str, Any]], runs: int) -> list[LayerTime
     ]
 
 
-_HALF_PRODUCTS = ("Conv", "FusedConv", "NhwcFusedConv", "Gemm", "MatMul")
+@functools.cache
+def _half_on_cpu(ort: Any) -> bool:
+    """Returns whether the CPU provider convolves in float16 here, as it does on some processors.
+
+    Where it has no kernel, ONNX Runtime casts to float32 around the node, so that one convolution alone has company.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT16, [1, 1, size, size]) for name, size in _PROBE.items()
+    ]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "probe", values[:2], values[2:])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
+        settings.optimized_model_filepath = f"{folder}/probe.onnx"
+        ort.InferenceSession(model.SerializeToString(), settings, providers=[ort_gpu.CPU])
+        return all(node.op_type != "Cast" for node in onnx.load(settings.optimized_model_filepath).graph.node)
+
+
+_PROBE = {"x": 4, "w": 3, "y": 2}
 
 
 def _out_of_memory(text: str) -> bool:

@@ -67,7 +67,8 @@ def command(
     if runtime in workflow.LOWERED_RUNTIMES:
         engine_only = {
             "--target": target, "--shapes": shapes, "--workspace": workspace, "--tf32": tf32, "--device": device,
-            "--optimization-level": optimization_level, "--cuda-graph": cuda_graph, "--no-timing-cache": no_timing_cache,
+            "--optimization-level": optimization_level, "--cuda-graph": cuda_graph,
+            "--no-timing-cache": no_timing_cache,
         }  # fmt: skip
         _build_lowered(terminal, request, runtime, output, exact, [n for n, v in engine_only.items() if v])
         return

@@ -85,11 +85,18 @@ def command(
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     verified = result["verified"]
-    terminal.line(f"{result['path']}  {result['size_bytes'] / 1e6:.1f} MB  {model.description}")
+    shown = replace(model, precision=result["precision"])
+    terminal.line(f"{result['path']}  {result['size_bytes'] / 1e6:.1f} MB  {shown.description}")
     terminal.line(
         f"Verified against torch at batch {', '.join(map(str, verified['batches']))} on {verified['runtime']}: "
         f"relative RMSE {verified['relative_rmse']:.1e}. SHA-256 {result['sha256'][:16]}…"
     )
+    if "conversion" in result:
+        half = result["conversion"]
+        terminal.line(
+            f"In {precision} {half['sqnr_db']:.1f} dB signal to noise against fp32 ({half['agreement_runtime']}); "
+            f"{len(half['kept_fp32'])} layers kept in fp32"
+        )
     terminal.line(f"Next: resnet-onnx parity {result['path']} --runtimes all")
     terminal.emit(result)
 

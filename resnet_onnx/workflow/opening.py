@@ -158,11 +158,12 @@ def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tupl
 
     Raises:
         UsageError: A runtime was asked for by name and needs weights that are not at hand.
+        UnsupportedModel: ``torch`` was asked for by name, and the model is int8.
         RuntimeUnavailable: No runtime is left.
     """
     if not chosen_by_all:
         if "torch" in names:
-            need_network(model)
+            source(model, "torch")  # says why it can't be opened
         return list(names), []
     left_out: dict[str, str] = {}
     if "torch" in names and model.network is None:

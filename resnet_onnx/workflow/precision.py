@@ -784,8 +784,8 @@ def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: boo
     made = lowered_file(checked, runtime, exact=exact)
     if made is None:
         raise UsageError(
-            f"{checked.path} is not in the portable int8 form (signed bytes with zero point 0), so that {runtime} loads "
-            "it as it is",
+            f"{checked.path} is not in the portable int8 form (signed bytes with zero point 0), so that {runtime} "
+            "loads it as it is",
             fix="convert the float32 model: resnet-onnx convert MODEL --to int8",
         )
     path = made.path

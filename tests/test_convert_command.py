@@ -1,0 +1,216 @@
+"""``resnet-onnx convert``: real pictures and trained weights, the gate, and what the user reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_onnx import workflow
+from resnet_onnx.cli.main import main
+from resnet_onnx.workflow.precision import Comparison
+from runtimes import files
+from runtimes.errors import CheckFailed
+
+
+@pytest.fixture(scope="session")
+def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained ResNet-20 as an ONNX file."""
+    path = tmp_path_factory.mktemp("trained") / "net.onnx"
+    request = workflow.Request(
+        model="cifar-resnet20",
+        weights=str(shared_data / "cifar-resnet20.th"),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        labels="cifar10",
+    )
+    workflow.export(workflow.resolve(request), path)
+    return path
+
+
+def run_json(capfd: Any, *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = main([*arguments, "--json"])
+    document: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return code, document
+
+
+@pytest.mark.slow
+def test_int8_on_trained_weights_keeps_its_decisions_and_says_how(
+    trained: Path, shared_data: Path, tmp_path: Path, capfd: Any
+) -> None:
+    target = tmp_path / "out.onnx"
+    code, result = run_json(
+        capfd, "convert", str(trained), "--to", "int8", "--calibration", str(shared_data / "cifar10-jpeg.zip"),
+        "--count", "256", "--held-out", "2000", "-o", str(target),
+    )  # fmt: skip
+    assert code == 0
+    assert result["path"] == str(target)
+    assert result["precision"] == "int8"
+    assert result["agreement"] > 0.975
+    assert 0.2 < result["size_ratio"] < 0.35
+    assert {row["method"] for row in result["tried"]} == {"minmax", "entropy", "percentile", "mse"}
+    gate = result["gate"]
+    assert (gate["kind"], gate["images"]) == ("top1", 2000)
+    low, high = gate["drop_ci95"]
+    assert low < gate["drop_points"] < high <= 1.0
+    metadata = files.check_onnx(target).metadata
+    record = json.loads(metadata["resnet_onnx.conversion"])
+    assert record["from_sha256"] == files.sha256_file(trained)
+    assert record["calibration"]["images"] == 256
+    assert len(record["calibration"]["sha256"]) == 64
+    assert metadata["resnet_onnx.network"] == files.check_onnx(trained).metadata["resnet_onnx.network"]
+
+
+def test_a_ruined_model_is_refused_and_nothing_is_written(
+    trained: Path, shared_data: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """One huge channel under a scale per tensor rounds all others to zero; what reads it undoes the size."""
+    import onnx
+
+    model = onnx.load(trained)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, change in (("layer1.0.conv1.weight", 1e4), ("layer1.0.conv1.weight_bias", 1e4)):
+        array = onnx.numpy_helper.to_array(tensors[name]).copy()
+        array[0] *= np.float32(change)
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
+    array = onnx.numpy_helper.to_array(tensors["layer1.0.conv2.weight"]).copy()
+    array[:, 0] /= np.float32(1e4)
+    tensors["layer1.0.conv2.weight"].CopyFrom(onnx.numpy_helper.from_array(array, "layer1.0.conv2.weight"))
+    huge = tmp_path / "huge.onnx"
+    onnx.save(model, huge)
+    target = tmp_path / "out.onnx"
+    target.write_bytes(b"what was there before")
+    code, result = run_json(
+        capfd, "convert", str(huge), "--to", "int8", "--calibration", str(shared_data / "cifar10-jpeg.zip"),
+        "--count", "32", "--held-out", "200", "--method", "minmax", "--per-tensor", "-o", str(target),
+    )  # fmt: skip
+    assert code == 1
+    assert result["error"]["kind"] == "check-failed"
+    assert "nothing was written" in result["error"]["message"]
+    assert "layer1.0.conv" in result["error"]["message"]
+    assert "--per-tensor" in result["error"]["fix"]
+    assert target.read_bytes() == b"what was there before"
+    assert not files.manifest_path(target).exists()
+
+
+def test_a_speed_that_no_machine_reaches_is_refused(tmp_path: Path, capfd: Any) -> None:
+    target = tmp_path / "out.onnx"
+    code, result = run_json(
+        capfd, "convert", "cifar-resnet8", "--to", "fp16", "--min-speedup", "1000", "--runtime", "ort-cpu",
+        "-o", str(target),
+    )  # fmt: skip
+    assert code == 1
+    assert "is not 1000× as fast as fp32 at batch 8: ort-cpu" in result["error"]["message"]
+    assert not target.exists()
+
+
+def test_half_precision_of_a_catalog_name_needs_no_pictures(tmp_path: Path, capfd: Any) -> None:
+    target = tmp_path / "out.onnx"
+    code, result = run_json(capfd, "convert", "cifar-resnet8", "--to", "bf16", "-o", str(target))
+    assert code == 0
+    assert (result["precision"], result["agreement_runtime"], result["kept_fp32"]) == ("bf16", "openvino", [])
+    assert result["gate"]["kind"] == "sqnr"
+    assert result["sqnr_db"] > 30
+    assert 0.45 < result["size_ratio"] < 0.6
+
+
+def test_the_answer_for_people(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "cifar-resnet8", "--to", "fp16", "--keep-fp32", "layer3.*"]) == 0
+    out = capfd.readouterr().out
+    assert "cifar-resnet8-fp16.onnx" in out
+    assert "Decides like fp32 on" in out
+    assert "Kept in fp32" in out
+    assert "asked for" in out
+    assert (tmp_path / "cifar-resnet8-fp16.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--to", "int4"], "int4"),
+        (["--to", "fp16", "-o", "x.engine"], "an ONNX file ends in .onnx"),
+        (["--to", "int8", "--half-io"], "--half-io is for fp16 and bf16"),
+        (["--to", "fp16", "--keep-fp32", "nothing"], "fits no node"),
+        (["--to", "int8", "--calibration", "nowhere"], "nowhere"),
+        (["--to", "fp16", "--max-drop", "0"], "--max-drop"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, capfd: Any, arguments: list[str], words: str) -> None:
+    assert main(["convert", "cifar-resnet8", "-o", str(tmp_path / "x.onnx"), *arguments]) == 2
+    assert words in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trained_weights_want_real_pictures_for_int8(trained: Path, tmp_path: Path, capfd: Any) -> None:
+    assert main(["convert", str(trained), "--to", "int8", "-o", str(tmp_path / "x.onnx")]) == 2
+    assert "none were named" in capfd.readouterr().err
+
+
+def test_a_converted_file_is_not_converted_again_nor_written_over(tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "net.onnx"
+    assert main(["export", "--model", "cifar-resnet8", "-o", str(path), "--quiet"]) == 0
+    before = path.read_bytes()
+    assert main(["convert", str(path), "--to", "fp16", "-o", str(path)]) == 2
+    assert "is the model itself" in capfd.readouterr().err
+    assert path.read_bytes() == before
+    half = tmp_path / "half.onnx"
+    assert main(["convert", str(path), "--to", "fp16", "-o", str(half), "--quiet"]) == 0
+    assert main(["convert", str(half), "--to", "bf16", "-o", str(path)]) == 2
+    assert "is fp16 already" in capfd.readouterr().err
+
+
+def test_torch_refuses_int8_and_all_leaves_it_out(tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "net.onnx"
+    assert main(["convert", "cifar-resnet8", "--to", "int8", "--count", "32", "--method", "mse", "-o", str(path)]) == 0
+    model = workflow.resolve(workflow.Request(model=str(path)))
+    assert model.precision == "int8"
+    assert workflow.runnable(model, ["torch", "ort-cpu"], chosen_by_all=True) == (["ort-cpu"], ["torch"])
+    assert main(["evaluate", str(path), "--data", "digits", "--runtime", "torch"]) in (2, 3)
+    capfd.readouterr()
+
+
+class TestComparison:
+    def test_counts(self) -> None:
+        found = Comparison()
+        want = np.eye(4, dtype=np.float32)
+        got = want.copy()
+        got[0] = [0, 1, 0, 0]
+        found.add(want, got, np.asarray([0, 1, 3, 3]))
+        assert (found.images, found.equal, found.labelled) == (4, 3, 4)
+        assert (found.both, found.only_fp32, found.only_candidate) == (2, 1, 0)
+        assert found.drop == 25
+        assert found.sqnr_db == pytest.approx(10 * np.log10(4 / 2))
+
+    def test_an_output_that_is_no_number_is_a_disagreement_and_no_signal(self) -> None:
+        found = Comparison()
+        found.add(np.eye(2), np.asarray([[np.nan, 1.0], [0.0, 1.0]]), np.asarray([0, 1]))
+        assert found.equal == 1
+        assert found.sqnr_db == -np.inf
+
+    def test_the_interval_against_the_published_one(self) -> None:
+        """Agresti and Min's formula by hand: 53 and 16 discordant of 1,600."""
+        found = Comparison(labelled=1600, only_fp32=53, only_candidate=16)
+        low, high = found.drop_interval()
+        middle = 100 * (53.5 - 16.5) / 1602
+        width = 100 * 1.959964 * np.sqrt(70 - 37**2 / 1602) / 1602
+        assert (low, high) == pytest.approx((middle - width, middle + width))
+
+    @given(st.integers(0, 2**32 - 1))
+    def test_the_interval_covers_the_true_drop(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        inside = 0
+        for _ in range(200):
+            draws = random.multinomial(2000, [0.015, 0.008, 0.977])
+            found = Comparison(labelled=2000, only_fp32=int(draws[0]), only_candidate=int(draws[1]))
+            low, high = found.drop_interval()
+            inside += low <= 0.7 <= high
+        assert inside >= 178  # 95 % of 200 is 190; four standard deviations less
+
+    def test_a_failed_gate_is_the_exit_code_of_a_check(self) -> None:
+        assert CheckFailed.exit_code == 1

@@ -1,0 +1,180 @@
+"""fp16 and bf16: what computes in half, what stays in float32 and is named, and that runtimes say what they do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import precision_models
+import pytest
+
+from converters import graph, half
+from resnet_onnx import workflow
+from resnet_onnx.cli.main import main
+from runtimes import ModelSource, files, onnx_types, open_runtime
+from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
+
+
+def converted(path: Path, folder: Path, precision: Any, **options: Any) -> tuple[half.HalfModel, Path]:
+    model = graph.load(files.check_onnx(path))
+    made = half.convert(model, precision, precision_models.feeds(), folder=folder, what="net", **options)
+    target = folder / f"{path.stem}-{precision}.onnx"
+    graph.write(target, made.model, {})
+    return made, target
+
+
+def outputs(path: Path, runtime: str = "ort-cpu") -> np.ndarray:
+    with open_runtime(runtime, ModelSource(path=path)) as opened:
+        found = [opened.run({s.name: f["x"].astype(s.dtype) for s in opened.inputs}) for f in precision_models.feeds()]
+    return np.concatenate([next(iter(f.values())) for f in found]).astype(np.float64)
+
+
+def relative_rmse(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2)))
+
+
+@pytest.mark.parametrize(("precision", "runtime", "unit"), [("fp16", "ort-cpu", 2**-11), ("bf16", "openvino", 2**-8)])
+def test_every_layer_computes_in_half_with_inputs_and_outputs_in_float32(
+    tmp_path: Path, precision: str, runtime: str, unit: float
+) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx")
+    made, path = converted(plain, tmp_path, precision)
+    assert made.kept == ()
+    assert made.converted == 11
+    assert made.casts == 2
+    checked = files.check_onnx(path)
+    assert [str(s.dtype) for s in (*checked.inputs, *checked.outputs)] == ["float32", "float32"]
+    assert {str(a.data_type) for a in onnx.load(path).graph.initializer if len(a.dims) > 1} == {
+        str(half._half_element(precision))  # type: ignore[arg-type]
+    }
+    error = relative_rmse(outputs(plain), outputs(path, runtime))
+    assert unit / 20 < error < 4 * unit
+
+
+def test_half_io_changes_the_types_of_inputs_and_outputs(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx")
+    made, path = converted(plain, tmp_path, "fp16", half_io=True)
+    checked = files.check_onnx(path)
+    assert [str(s.dtype) for s in (*checked.inputs, *checked.outputs)] == ["float16", "float16"]
+    assert made.casts == 0
+    assert relative_rmse(outputs(plain), outputs(path)) < 2e-3
+
+
+def test_a_layer_that_overflows_is_named_and_stays_in_float32(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx", first_scale=2e4)
+    made, path = converted(plain, tmp_path, "fp16")
+    kept = {row.node: row.reason for row in made.kept}
+    assert "conv1" in kept
+    assert "its output reaches" in kept["conv1"]
+    assert "fp16 ends at 6.55e+04" in kept["conv1"]
+    assert "block.conv2" not in kept
+    assert relative_rmse(outputs(plain), outputs(path)) < 2e-3
+    made, path = converted(plain, tmp_path, "bf16")
+    assert made.kept == ()  # bfloat16 has float32's range
+
+
+def test_without_the_search_that_model_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx", first_scale=1e5)
+    monkeypatch.setattr(half, "_out_of_range", lambda *_: [])
+    _, path = converted(plain, tmp_path, "fp16")
+    weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name.startswith("w1")]
+    assert not np.isfinite(weights[0]).all()
+
+
+def test_weights_too_small_for_fp16_are_named(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx", first_scale=1e-7)
+    made, _ = converted(plain, tmp_path, "fp16")
+    assert "values too small" in {row.node: row.reason for row in made.kept}["conv1"]
+
+
+def test_layers_can_be_kept_by_pattern(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx")
+    made, path = converted(plain, tmp_path, "fp16", keep=("block.*",))
+    assert [row.node for row in made.kept] == ["block.conv1", "block.relu1", "block.conv2", "block.add", "block.relu2"]
+    assert relative_rmse(outputs(plain), outputs(path)) < 2e-3
+    with pytest.raises(UsageError, match="'nothing' fits no node"):
+        converted(plain, tmp_path, "fp16", keep=("nothing",))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_foreign_models_of_older_operator_sets_convert_too(tmp_path: Path, opset: int) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx", opset=opset, batch_norm=True)
+    want = outputs(plain)
+    assert relative_rmse(want, outputs(converted(plain, tmp_path, "fp16")[1])) < 2e-3
+    _, path = converted(plain, tmp_path, "bf16")
+    assert files.check_onnx(path).opset == half.BF16_OPSET
+    assert relative_rmse(want, outputs(path, "openvino")) < 2e-2
+
+
+def test_nan_in_the_float32_model_is_said(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx", first_scale=float("nan"))
+    with pytest.raises(CheckFailed, match="float32 model itself computes NaN"):
+        converted(plain, tmp_path, "fp16")
+
+
+def test_ort_cpu_says_that_it_upcasts_fp16_and_refuses_bf16_by_operator(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx")
+    with open_runtime("ort-cpu", ModelSource(path=converted(plain, tmp_path, "fp16")[1])) as opened:
+        assert opened.recorded["precision"] == "fp16"
+        assert opened.recorded["computes_in"] == "fp32"
+    with pytest.raises(UnsupportedModel, match="no kernel for operator Conv"):
+        open_runtime("ort-cpu", ModelSource(path=converted(plain, tmp_path, "bf16")[1]))
+
+
+def test_openvino_says_in_what_it_computes(tmp_path: Path) -> None:
+    import openvino
+
+    plain = precision_models.residual(tmp_path / "net.onnx")
+    can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with open_runtime("openvino", ModelSource(path=plain)) as opened:
+        assert "computes_in" not in opened.recorded
+    with open_runtime("openvino", ModelSource(path=converted(plain, tmp_path, "bf16")[1])) as opened:
+        kernel = next(row.provider for row in opened.placement() if row.operator == "Convolution")
+        assert (opened.recorded["computes_in"] == "bf16") == kernel.endswith("bf16") == ("BF16" in can)
+    native = "FP16" in can
+    with open_runtime("openvino", ModelSource(path=converted(plain, tmp_path, "fp16")[1])) as opened:
+        # Asked for f16 on a CPU without, it would compute in bfloat16 and say nothing.
+        assert opened.recorded["computes_in"] == ("fp16" if native else "fp32")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_torch_computes_in_the_precision_of_the_file(tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "net.onnx"
+    assert main(["export", "--model", "cifar-resnet8", "--precision", precision, "-o", str(path), "--quiet"]) == 0
+    model = workflow.resolve(workflow.Request(model=str(path)))
+    assert model.precision == precision
+    feeds = workflow.sample_feeds(model, 4)
+    fp32 = workflow.resolve(workflow.Request(model="cifar-resnet8"))
+    with open_runtime("torch", workflow.source(fp32, "torch")) as opened:
+        want = opened.run(feeds)["logits"]
+    with open_runtime("torch", workflow.source(model, "torch")) as opened:
+        assert opened.recorded["dtype"] == {"fp16": "float16", "bf16": "bfloat16"}[precision]
+        got = opened.run(feeds)["logits"]
+    assert got.dtype == np.float32
+    unit = {"fp16": 2**-11, "bf16": 2**-8}[precision]
+    assert unit / 20 < relative_rmse(want, got) < 20 * unit
+
+
+def test_export_in_half_says_so_in_file_and_answer(tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "net.onnx"
+    code = main(["export", "--model", "cifar-resnet8", "--precision", "fp16", "-o", str(path), "--json"])
+    result = json.loads(capfd.readouterr().out)
+    assert code == 0
+    assert result["precision"] == "fp16"
+    assert result["path"] == str(path)
+    assert result["sha256"] == files.sha256_file(path)
+    assert result["conversion"]["sqnr_db"] > 50
+    metadata = files.check_onnx(path).metadata
+    assert metadata["precision"] == "fp16"
+    assert json.loads(metadata["resnet_onnx.network"])["weights_sha256"] == result["weights_sha256"]
+    assert json.loads(files.manifest_path(path).read_text())["conversion"]["to"] == "fp16"
+
+
+def test_the_precision_of_a_file_without_metadata_is_read_from_its_graph(tmp_path: Path) -> None:
+    plain = precision_models.residual(tmp_path / "net.onnx")
+    assert onnx_types.graph_precision(plain) == "fp32"
+    for precision in ("fp16", "bf16"):
+        assert onnx_types.graph_precision(converted(plain, tmp_path, precision)[1]) == precision
