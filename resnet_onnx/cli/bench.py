@@ -335,7 +335,8 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
     ]
     for row in rows:
         where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
-        where += f", {row['threads']} threads" if len(plan.threads) > 1 else ""
+        if len(plan.threads) > 1 and row["threads"] is not None:
+            where += f", {row['threads']} thread{'' if row['threads'] == 1 else 's'}"
         if row["error"] is not None:
             full = row["error"]["kind"] == "out-of-memory"
             lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
