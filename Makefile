@@ -6,7 +6,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu check clean
+.PHONY: demo test test-slow test-gpu check bench-checks clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
@@ -21,6 +21,16 @@ test-slow: $(STAMP)
 # What needs an NVIDIA GPU; skips itself with the reason where there is none.
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -rs tests/gpu tests/test_runtime_contract.py $(PYTEST_ARGS)
+
+# What only a quiet machine can show, in some 20 minutes: 40 comparisons of the same and ten of 5 % more work, with their
+# counts; what `bench` costs beside a hand-written loop; its throughput beside benchmark_app and the best hand-written one.
+bench-checks: $(STAMP)
+	@failed=0; \
+	$(BIN)/python -m pytest -q -s -n 0 -m slow tests/test_compare.py || failed=1; \
+	$(BIN)/python benchmarks/bench_overhead.py || failed=1; \
+	$(BIN)/python benchmarks/bench_throughput.py --model resnet50 --batch 1,8 || failed=1; \
+	$(BIN)/python benchmarks/bench_throughput.py --model cifar-resnet20 || failed=1; \
+	exit $$failed
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -17,8 +17,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import RuntimeClosed, RuntimeUnavailable, UsageError
-from runtimes.spec import Feeds, ModelSource, NodePlacement, RuntimeOptions, Scope, TensorSpec, check_feeds
+from runtimes.errors import RuntimeClosed, RuntimeUnavailable, UnsupportedModel, UsageError
+from runtimes.spec import (
+    Feeds,
+    LayerTime,
+    ModelSource,
+    NodePlacement,
+    RuntimeOptions,
+    Scope,
+    TensorSpec,
+    check_feeds,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,11 @@ class Prepared(ABC):
         self.scope = scope
         self._closed = False
 
+    @property
+    def returns_early(self) -> bool:
+        """Whether ``enqueue`` returns before the run is done, so that its own time tells what the host needs."""
+        return False
+
     def enqueue(self) -> None:
         """Starts one run; may return before it is done."""
         if self._closed:
@@ -64,6 +78,16 @@ class Prepared(ABC):
         if self._closed:
             raise RuntimeClosed("this prepared run was closed; prepare() makes a new one")
         self._synchronize()
+
+    def phases(self) -> Mapping[str, float] | None:
+        """Makes one run and returns the seconds of its parts by the device's own clock.
+
+        Returns:
+            ``copy_in``, ``compute`` and ``copy_out`` (with scope ``device`` ``compute`` alone); None where the device
+            does not tell them apart.
+        """
+        self.synchronize()
+        return self._phases()
 
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Copies the outputs of the last finished run to host arrays."""
@@ -90,6 +114,9 @@ class Prepared(ABC):
 
     @abstractmethod
     def _outputs(self) -> dict[str, NDArray[Any]]: ...
+
+    def _phases(self) -> Mapping[str, float] | None:
+        return None
 
     def _close(self) -> None:  # noqa: B027  (most adapters have nothing to free)
         """Frees what garbage collection would not."""
@@ -209,6 +236,26 @@ class Runtime(ABC):
         self._prepared.add(prepared)
         return prepared
 
+    def profile(self, feeds: Feeds, *, runs: int = 10) -> Sequence[LayerTime]:
+        """Returns the time of each layer, in the order of their first run, by the library's own profiler.
+
+        Profiling slows a run, so that the layers' sum is more than a run takes otherwise.
+
+        Args:
+            feeds: As for ``run``.
+            runs: Runs to take the mean of; one more before them does not count.
+
+        Raises:
+            BadFeeds: A name, dtype or shape differs from ``inputs``.
+            UnsupportedModel: This runtime has no profiler by layer.
+            RuntimeClosed: The runtime was closed.
+        """
+        self._check_open()
+        if runs < 1:
+            raise UsageError(f"runs must be at least 1, not {runs}")
+        check_feeds(feeds, self.inputs, who=self.name)
+        return self._layer_times(self._ordered(feeds), runs)
+
     def _ordered(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         # np.ascontiguousarray would turn a scalar into a vector of one.
         return {spec.name: np.asarray(feeds[spec.name], order="C") for spec in self.inputs}
@@ -235,6 +282,9 @@ class Runtime(ABC):
     @abstractmethod
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
         """Loads ``self.source`` and returns inputs, outputs and the recorded options."""
+
+    def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> Sequence[LayerTime]:
+        raise UnsupportedModel(f"runtime '{self.name}' has no profiler that tells the time of a layer")
 
     def _default_streams(self) -> int:
         """Returns how many streams give the most throughput where nobody said: one thread to each, or two on a GPU.

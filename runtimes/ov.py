@@ -13,7 +13,7 @@ from runtimes import files, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
-from runtimes.spec import NodePlacement, Scope, TensorSpec
+from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
 
 class OpenVINORuntime(Runtime):
@@ -65,22 +65,25 @@ class OpenVINORuntime(Runtime):
         )
 
     def _compile(self) -> None:
+        self._compiled = self._compiled_with({})
+        self._request = self._compiled.create_infer_request()
+
+    def _compiled_with(self, more: Mapping[str, Any]) -> Any:
         core = self._ov.Core()
         try:
-            self._compiled = core.compile_model(core.read_model(str(self._path)), "CPU", self._settings)
+            return core.compile_model(core.read_model(str(self._path)), "CPU", {**self._settings, **more})
         except RuntimeError as error:
             raise UnsupportedModel(
                 f"{self.name} can't open {self.source.name}: {_reason(error)}",
                 fix="choose another runtime or precision",
             ) from error
-        self._request = self._compiled.create_infer_request()
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         rows = []
         for node in self._compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
-            kind = str(info["layerType"]) if "layerType" in info else node.get_type_name()
-            kernel = str(info["primitiveType"]) if "primitiveType" in info else ""
+            kind = info["layerType"].astype(str) if "layerType" in info else node.get_type_name()
+            kernel = info["primitiveType"].astype(str) if "primitiveType" in info else ""
             rows.append(NodePlacement(node.get_friendly_name(), kind, f"OpenVINO CPU {kernel}".strip(), "cpu"))
         return tuple(rows)
 
@@ -91,6 +94,23 @@ class OpenVINORuntime(Runtime):
             self._request.start_async()
             self._request.wait()
         return self._results(self._request)
+
+    def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
+        compiled = self._compiled_with({"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        seconds: dict[tuple[str, str], float] = {}
+        with self._explained():
+            self._bind(request, feeds, shared=True)
+            for run in range(runs + 1):
+                request.start_async()
+                request.wait()
+                if run == 0:
+                    continue
+                for layer in request.get_profiling_info():
+                    if layer.status == layer.EXECUTED:
+                        key = layer.node_name, layer.node_type
+                        seconds[key] = seconds.get(key, 0.0) + layer.real_time.total_seconds() / runs
+        return [LayerTime(name, operator, time) for (name, operator), time in seconds.items()]
 
     def _bind(self, request: Any, feeds: dict[str, NDArray[Any]], *, shared: bool) -> None:
         for index, spec in enumerate(self.inputs):

@@ -17,7 +17,7 @@ from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel
-from runtimes.spec import NodePlacement, Scope, TensorSpec, TorchProgram
+from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, TorchProgram
 
 
 class TorchRuntime(Runtime):
@@ -129,6 +129,43 @@ class TorchRuntime(Runtime):
         results = self._forward([self._to_device(array) for array in feeds.values()])
         return {s.name: self._to_host(t, s) for s, t in zip(self.outputs, results, strict=True)}
 
+    def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
+        profiler = self._torch.profiler
+        inputs = [self._to_device(array) for array in feeds.values()]
+        leaves = {module: name for name, module in self._module.named_modules() if not list(module.children())}
+        entered: list[Any] = []
+
+        def enter(module: Any, _: Any) -> None:
+            entered.append(profiler.record_function(f"{_LAYER}{leaves[module]}"))
+            entered[-1].__enter__()
+
+        def leave(module: Any, *_: Any) -> None:
+            entered.pop().__exit__(None, None, None)
+
+        hooks = [hook for module in leaves for hook in (
+            module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
+        )]  # fmt: skip
+        cuda = self.device != "cpu"
+        kinds = [profiler.ProfilerActivity.CPU, *([profiler.ProfilerActivity.CUDA] if cuda else [])]
+        try:
+            self._forward(inputs)
+            with profiler.profile(activities=kinds) as profile:
+                for _ in range(runs):
+                    self._forward(inputs)
+                if cuda:
+                    self._torch.cuda.synchronize(self.device)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        types = {name: type(module).__name__ for module, name in leaves.items()}
+        found = {}
+        for event in profile.key_averages():
+            name = event.key.removeprefix(_LAYER)
+            if event.key.startswith(_LAYER) and name in types:
+                time_us = event.device_time_total if cuda else event.cpu_time_total
+                found[name] = LayerTime(name or types[name], types[name], time_us / 1e6 / runs)
+        return [found[name] for name in types if name in found]
+
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
         if self.device == "cpu":
             return _PreparedTensors(self, feeds, scope)
@@ -136,6 +173,10 @@ class TorchRuntime(Runtime):
 
     def _close(self) -> None:
         del self._module
+
+
+_LAYER = "layer: "
+"""What marks a module's span among the operators in torch's profile."""
 
 
 def _dtype(module: Any) -> str | None:
@@ -181,6 +222,11 @@ class _PreparedStream(_PreparedTensors):
         cuda = runtime._torch.cuda
         self._stream = cuda.Stream(device=runtime.device)
         cuda.synchronize(runtime.device)  # the inputs were put in place on another stream
+
+    @property
+    def returns_early(self) -> bool:
+        """Unless the outputs are copied to host arrays, which waits for them."""
+        return self.scope == "device"
 
     def _enqueue(self) -> None:
         with self._runtime._torch.cuda.stream(self._stream):

@@ -205,3 +205,18 @@ class NodePlacement:
     operator: str
     provider: str
     device: str
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """How long one layer took, by the runtime's own profiler.
+
+    Attributes:
+        name: The layer, by the name of a node of the graph or module where the runtime keeps one.
+        operator: Its type in the runtime's own words.
+        seconds: Mean time in one run of the model.
+    """
+
+    name: str
+    operator: str
+    seconds: float

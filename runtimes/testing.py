@@ -29,7 +29,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtimes.base import Prepared, Runtime
-from runtimes.errors import BadFeeds, RunFailed, RuntimeClosed, ToolkitError, UsageError
+from runtimes.errors import BadFeeds, RunFailed, RuntimeClosed, ToolkitError, UnsupportedModel, UsageError
 from runtimes.fake import FakeProgram
 from runtimes.spec import Dimension, Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
 
@@ -482,6 +482,23 @@ class RuntimeContract:
                 for results, given in zip(threads.map(run, lanes), feeds, strict=True):
                     for result in results:
                         assert_matches(result, case, given, runtime.outputs)
+
+    def test_a_profile_has_every_layer_once_or_is_refused(self) -> None:
+        case = CASES["convolution"]
+        with self._open("convolution") as runtime:
+            try:
+                layers = runtime.profile(case.feeds(), runs=3)
+            except UnsupportedModel as refused:
+                if runtime.name not in refused.message:
+                    raise
+                return
+            assert layers
+            assert len({layer.name for layer in layers}) == len(layers)
+            assert all(layer.name and layer.operator and 0 <= layer.seconds < 10 for layer in layers)
+            assert sum(layer.seconds for layer in layers) > 0
+            with pytest.raises(UsageError, match="runs must be at least 1"):
+                runtime.profile(case.feeds(), runs=0)
+            assert_matches(runtime.run(case.feeds()), case, case.feeds(), runtime.outputs)
 
     @pytest.mark.parametrize("scope", SCOPES)
     def test_prepared_outputs_belong_to_the_caller(self, scope: Scope) -> None:

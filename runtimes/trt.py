@@ -8,8 +8,9 @@ installed module by name, and its logic (profiles, keys, gate, errors, placement
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
 from runtimes.nvidia import check_driver
-from runtimes.spec import NodePlacement, Scope, TensorSpec
+from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
 
 class TensorRTFamilyRuntime(Runtime):
@@ -108,6 +109,28 @@ class TensorRTFamilyRuntime(Runtime):
         lane.synchronize()
         return lane.results()
 
+    def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
+        engines.check_profile(feeds, self._profile, who=self.name)
+        seconds: dict[str, float] = {}
+
+        class Profiler(self._library.trt.IProfiler):  # type: ignore[misc, name-defined]
+            def __init__(self, base: Any) -> None:
+                base.__init__(self)  # pybind11 insists on its own
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                seconds[layer_name] = seconds.get(layer_name, 0.0) + ms / 1e3 / runs
+
+        lane = _Lane(self)
+        lane.bind(feeds)
+        lane.copy_in(feeds)
+        lane.execute()
+        lane.synchronize()
+        lane.watch(Profiler(self._library.trt.IProfiler))
+        for _ in range(runs):
+            lane.execute()
+            lane.synchronize()
+        return [LayerTime(name, "engine layer", time) for name, time in seconds.items()]
+
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
         engines.check_profile(feeds, self._profile, who=self.name)
         return _PreparedEngine(self, feeds, scope)
@@ -140,6 +163,10 @@ class _Lane:
         self._host: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def watch(self, profiler: Any) -> None:
+        """Has the time of every layer of later runs told to a profiler of the library."""
+        self._context.profiler = profiler
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:
         """Tells the context the shapes of the inputs and where inputs and outputs lie."""
@@ -213,6 +240,19 @@ class _Lane:
         with self._guard("running"):
             self.stream.synchronize()
 
+    def timed(self, steps: Mapping[str, Callable[[], None]]) -> dict[str, float]:
+        """Returns the seconds that the GPU spends in each step, by CUDA events on this lane's stream."""
+        torch = self._torch
+        with self._guard("timing"):
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(steps) + 1)]
+            marks[0].record(self.stream)
+            for mark, step in zip(marks[1:], steps.values(), strict=True):
+                step()
+                mark.record(self.stream)
+            self.stream.synchronize()
+            between = itertools.pairwise(marks)
+            return {name: begin.elapsed_time(end) / 1e3 for name, (begin, end) in zip(steps, between, strict=True)}
+
     def results(self) -> dict[str, NDArray[Any]]:
         """Returns the outputs in pinned memory as arrays of the caller's own."""
         arrays = {}
@@ -271,6 +311,11 @@ class _PreparedEngine(Prepared):
                     f"{runtime.name} can't capture this engine into a CUDA graph", fix="run without CUDA graphs"
                 )
 
+    @property
+    def returns_early(self) -> bool:
+        """True: every step is only started."""
+        return True
+
     def _body(self) -> None:
         if self._end_to_end:
             self._lane.upload()
@@ -289,6 +334,16 @@ class _PreparedEngine(Prepared):
 
     def _synchronize(self) -> None:
         self._lane.synchronize()
+
+    def _phases(self) -> Mapping[str, float] | None:
+        if self._graph is not None:
+            return None  # a captured run is one piece
+        if not self._end_to_end:
+            return self._lane.timed({"compute": self._lane.execute})
+        self._lane.fill(self._feeds)
+        return self._lane.timed(
+            {"copy_in": self._lane.upload, "compute": self._lane.execute, "copy_out": self._lane.copy_out}
+        )
 
     def _outputs(self) -> dict[str, NDArray[Any]]:
         if not self._end_to_end:

@@ -26,6 +26,7 @@ class Context:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.shape, self.addresses = engine, None, {}
+        self.profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if self.engine.refuse_shapes:
@@ -55,6 +56,9 @@ class Context:
             values = np.ctypeslib.as_array(ctypes.cast(source, ctypes.POINTER(ctypes.c_float)), (count,))
             np.ctypeslib.as_array(ctypes.cast(target, ctypes.POINTER(ctypes.c_float)), (count,))[:] = values * 2
             self.engine.runs += 1
+            if self.profiler is not None:
+                for layer, ms in (("conv1 + relu", 2.0), ("fc", 0.5)):
+                    self.profiler.report_layer_time(layer, ms)
 
         STREAMS[stream].append(double)
         return True
@@ -105,6 +109,13 @@ class Deserializer:
         return Engine(MODULE)
 
 
+class Profiler:
+    """What a profiler of the user's derives from; refuses to work where it was not initialised."""
+
+    def __init__(self) -> None:
+        self.initialised = True
+
+
 class Logger:
     def __init__(self) -> None:
         MODULE.logger = self
@@ -113,6 +124,7 @@ class Logger:
 MODULE: Any = SimpleNamespace(
     __version__="10.99.0",
     ILogger=Logger,
+    IProfiler=Profiler,
     Runtime=Deserializer,
     TensorIOMode=Mode,
     LayerInformationFormat=enum.Enum("LayerInformationFormat", "JSON"),
@@ -162,6 +174,21 @@ class Graph:
         FakeTorch.current.queue.extend(self.work)
 
 
+class Event:
+    """Reads, when its stream comes to it, a clock that each step of work moves on by a millisecond."""
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: Stream) -> None:
+        before = len(stream.queue)
+        stream.queue.append(lambda: setattr(self, "at_ms", float(before)))
+
+    def elapsed_time(self, other: Event) -> float:
+        # Between two marks lie the steps in between and the first mark itself.
+        return other.at_ms - self.at_ms - 1
+
+
 class FakeTorch:
     """What the adapter uses of torch."""
 
@@ -180,6 +207,7 @@ class FakeTorch:
     class cuda:  # noqa: N801  (torch's own name)
         Stream = Stream
         CUDAGraph = Graph
+        Event = Event
 
         @staticmethod
         def device(name: str) -> Any:

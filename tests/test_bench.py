@@ -637,6 +637,30 @@ def test_a_share_of_something_unknown_is_unknown() -> None:
     assert roofline.share(work, 5.0, PEAKS, "int8").bound is None
 
 
+def test_an_int8_model_is_set_beside_the_int8_peak() -> None:
+    peaks = replace(PEAKS, gflops={"fp32": 100.0, "int8": 400.0})
+    dense = roofline.Work(multiply_adds=500_000_000, elements=1_000_000)
+    found = roofline.share(dense, 100.0, peaks, "int8")
+    assert (found.peak_gflops, found.fraction, found.bound) == (400.0, 0.25, "compute")
+    thin = roofline.Work(multiply_adds=5_000_000, elements=25_000_000)  # 2.5 ms: an element is a byte
+    assert roofline.share(thin, 100.0, peaks, "int8").limit_fraction == pytest.approx(0.25)
+
+
+def test_the_int8_product_is_computed_with_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtimes.registry import open_runtime
+
+    monkeypatch.setattr(roofline, "_SIDE", 64)
+    path = tmp_path / "product.onnx"
+    path.write_bytes(roofline._int8_product())
+    feeds = {"x": np.full((64, 64), 2, np.uint8)}
+    for name in ("openvino", "ort-cpu"):
+        with open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=1)) as runtime:
+            assert runtime.run(feeds)["y"].shape == (64, 64)
+            if name == "openvino":
+                (product,) = [node for node in runtime.placement() if node.operator in ("FullyConnected", "MatMul")]
+                assert product.provider.endswith("I8"), product.provider
+
+
 def test_peaks_are_measured_once_and_again_when_stale() -> None:
     for old in files.cache_dir("peaks").glob("*.json"):
         old.unlink()
@@ -644,6 +668,9 @@ def test_peaks_are_measured_once_and_again_when_stale() -> None:
     assert first is not None
     assert first.gflops["fp32"] > 0.5
     assert first.bandwidth_gbs > 0.1
+    assert first.gflops["int8"] > 0.5
+    assert first.measured_with["int8"] in ("torch", "openvino", "ort-cpu")
+    assert first.measured_with["fp32"] == "torch"
     (note,) = files.cache_dir("peaks").glob("*.json")
     kept = json.loads(note.read_text())
     note.write_text(json.dumps({**kept, "undisturbed": True, "gflops": {"fp32": 123.0}}))

@@ -180,12 +180,26 @@ def _run_until_measuring(*arguments: str) -> tuple[subprocess.Popen[str], list[p
     raise AssertionError(f"no child process started measuring: {process.communicate()}")
 
 
-@pytest.mark.parametrize("whole_group", [True, False])
-def test_ctrl_c_ends_everything(tmp_path: Path, whole_group: bool) -> None:
+@pytest.mark.parametrize(
+    ("whole_group", "more"),
+    [(True, []), (False, []), (True, ["--scenario", "offline"]), (True, ["--harness", "mlperf"])],
+)
+def test_ctrl_c_ends_everything(tmp_path: Path, whole_group: bool, more: list[str]) -> None:
+    if "mlperf" in more:
+        pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed (extra: mlperf)")
     saved = tmp_path / "r.json"
     saved.write_text("old")
     process, found = _run_until_measuring(
-        "cifar-resnet20", "--runtime", "ort-cpu,openvino", "--duration", "60", "--batch", "64", "--save", str(saved)
+        "cifar-resnet20",
+        "--runtime",
+        "ort-cpu,openvino",
+        "--duration",
+        "60",
+        "--batch",
+        "64",
+        "--save",
+        str(saved),
+        *more,
     )
     start = time.perf_counter()
     if whole_group:  # as a terminal sends it

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,10 @@ from onnx_models import small_conv
 from test_trt import A6000
 
 from resnet_onnx.bench import child, record
-from resnet_onnx.bench.clock import Disturbance, Slice
+from resnet_onnx.bench.clock import Disturbance, Slice, Split, split
 from resnet_onnx.bench.measure import Contender, Row
 from runtimes import nvidia
+from runtimes.base import Prepared
 from runtimes.nvidia import Sensors
 from runtimes.spec import ModelSource, RuntimeOptions
 
@@ -80,3 +84,58 @@ def test_a_row_on_a_gpu_is_read_after_every_slice(tmp_path: Path, monkeypatch: p
     assert worker.sample(0, 0.01, 1).sensors == seen(1980)
     assert asked == [A6000]
     worker.release(0)
+
+
+class Device(Prepared):
+    """Work of which the host and the device do so many seconds each, one beside the other."""
+
+    def __init__(self, host_s: float, device_s: float, early: bool = True) -> None:
+        super().__init__("end-to-end")
+        self._host_s, self._device_s, self._early = host_s, device_s, early
+        self._ready = 0.0
+
+    @property
+    def returns_early(self) -> bool:
+        return self._early
+
+    def _enqueue(self) -> None:
+        self._ready = time.perf_counter() + self._device_s
+        time.sleep(self._host_s)
+
+    def _synchronize(self) -> None:
+        time.sleep(max(0.0, self._ready - time.perf_counter()))
+
+    def _outputs(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _phases(self) -> Mapping[str, float]:
+        return {"copy_in": 0.25 * self._device_s, "compute": 0.5 * self._device_s, "copy_out": 0.25 * self._device_s}
+
+
+def test_a_run_whose_handing_over_takes_it_all_is_enqueue_bound() -> None:
+    bound, free, unknown = (
+        split(Device(*times), runs=5) for times in ((0.02, 0.002), (0.002, 0.02), (0.02, 0.0, False))
+    )
+    assert (bound.enqueue_bound, free.enqueue_bound, unknown.enqueue_bound) == (True, False, None)
+    assert unknown.enqueue_s is None
+    assert free.run_s >= 0.02 > bound.run_s * 0.5
+    assert free.phases_s == {"copy_in": 0.005, "compute": 0.01, "copy_out": 0.005}
+
+
+def test_the_split_is_recorded_with_the_remedy() -> None:
+    measured = row(seen(1980))
+    assert record.split_ms(measured) is None
+    measured.split = Split(run_s=0.010, enqueue_s=0.009, phases_s={"compute": 0.002})
+    assert record.split_ms(measured) == {
+        "run_ms": 10.0, "enqueue_ms": 9.0, "copy_in_ms": None, "compute_ms": 2.0, "copy_out_ms": None,
+        "enqueue_bound": True, "remedy": "CUDA graphs (--cuda-graph) or a larger batch (--batch 8)",
+    }  # fmt: skip
+    graph = replace(measured.contender, options=RuntimeOptions(cuda_graph=True))
+    measured.contender = graph
+    found = record.split_ms(measured)
+    assert found is not None
+    assert found["remedy"] == "a larger batch (--batch 8)"
+    measured.split = Split(run_s=0.010, enqueue_s=0.001, phases_s=None)
+    found = record.split_ms(measured)
+    assert found is not None
+    assert (found["enqueue_bound"], found["remedy"], found["compute_ms"]) == (False, None, None)

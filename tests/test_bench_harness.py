@@ -77,8 +77,10 @@ def test_offline_hands_everything_over_at_once_in_batches() -> None:
 
 @pytest.mark.usefixtures("loadgen")
 def test_a_run_that_fails_under_loadgen_is_an_error_and_no_hang() -> None:
-    with fake(streams=1, fail_after=300) as runtime, pytest.raises(RunFailed, match="the cable was pulled"):
+    # The warm-up makes 101 runs of 2 ms; LoadGen asks for 64 at least.
+    with fake(streams=1, fail_after=120) as runtime, pytest.raises(RunFailed, match="the cable was pulled"):
         run_loadgen(runtime, SAMPLES, 1, "SingleStream", 0.2, 0.05)
+    assert len(SEEN) == 121, "the rest is not computed"
 
 
 LINE = ':::MLLOG {"key": "%s", "value": %s, "time_ms": 1.0}\n'

@@ -956,3 +956,27 @@ def test_a_report_without_layers_is_one_row_for_the_engine() -> None:
 def test_the_uuid_is_written_as_nvml_does() -> None:
     raw = bytes((ctypes.c_ubyte * 16)(*range(240, 256)))
     assert nvidia.uuid_text(raw) == "f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff"
+
+
+@pytest.mark.usefixtures("fakes")
+def test_events_tell_copies_and_computing_apart() -> None:
+    feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    with open_fake(cached_engine()) as runtime:
+        with runtime.prepare(feeds, scope="end-to-end") as prepared:
+            assert prepared.returns_early
+            # The stand-in's clock moves on by a millisecond a step: one input, one run, one output.
+            assert prepared.phases() == {"copy_in": 1e-3, "compute": 1e-3, "copy_out": 1e-3}
+            assert prepared.outputs()["y"].tolist() == (2 * feeds["x"]).tolist()
+        with runtime.prepare(feeds) as prepared:
+            assert prepared.phases() == {"compute": 1e-3}
+    with open_fake(cached_engine(), cuda_graph=True) as runtime, runtime.prepare(feeds) as prepared:
+        assert prepared.phases() is None, "a captured run is one piece"
+
+
+@pytest.mark.usefixtures("fakes")
+def test_layers_are_timed_by_the_librarys_own_profiler() -> None:
+    with open_fake(cached_engine()) as runtime:
+        found = runtime.profile({"x": batch(2)}, runs=4)
+        assert [(layer.name, layer.seconds) for layer in found] == [("conv1 + relu", 2e-3), ("fc", 0.5e-3)]
+        assert runtime._engine.runs == 5
+        np.testing.assert_array_equal(runtime.run({"x": batch(2)})["y"], batch(2) * 2)

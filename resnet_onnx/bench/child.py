@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, WarmUp, sample, sample_sets, warm_up
+from resnet_onnx.bench.clock import Slice, Split, WarmUp, sample, sample_sets, split, warm_up
 from resnet_onnx.bench.supply import Supplied, Supply
 from runtimes import nvidia
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+from runtimes.spec import Feeds, LayerTime, ModelSource, RuntimeOptions, Scope, TensorSpec
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario
@@ -135,11 +135,20 @@ class Worker:
             taken = sample(self._rows[row], seconds=seconds, discard=discard)
         return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
 
+    def split(self, row: int) -> Split:
+        """Takes single runs of a row's first stream apart."""
+        return split(self._rows[row][0])
+
     def release(self, row: int) -> None:
         """Frees what a row holds."""
         self._sets.pop(row, None)
         for prepared in self._rows.pop(row, ()):
             prepared.close()
+
+    def profile(self, feeds: Feeds, batch: int, runs: int) -> tuple[LayerTime, ...]:
+        """Returns the time of each layer by the runtime's own profiler."""
+        runtime = self._opened()
+        return tuple(runtime.profile(enlarge(feeds, runtime.inputs, batch), runs=runs))
 
     def loadgen(
         self, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float

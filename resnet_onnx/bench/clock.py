@@ -9,7 +9,7 @@ import gc
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter, perf_counter_ns
@@ -26,6 +26,10 @@ T = TypeVar("T")
 
 WARM_WITHIN = 0.02
 """Warm-up ends when the median of the last window of runs is this close to the one before."""
+
+ENQUEUE_BOUND = 0.8
+"""Share of a run that handing its work over may take; beyond it the device has done most of it by the time it is all
+there, so that a faster device would not help."""
 
 _WINDOW_S, _MOST_IN_WINDOW = 0.2, 200
 
@@ -222,6 +226,45 @@ def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> S
         runs_per_s=runs * len(times) / (sum(times) / 1e9),
         spent_s=spent_s,
         disturbance=disturbance,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Where the time of a run on a GPU goes; medians of single runs.
+
+    Attributes:
+        run_s: From the start of a run to its end.
+        enqueue_s: Until the host had handed the work over; the device computes meanwhile. None where that call
+            returns only when the run is done.
+        phases_s: ``copy_in``, ``compute`` and ``copy_out`` by the device's own clock; None where it does not tell.
+    """
+
+    run_s: float
+    enqueue_s: float | None
+    phases_s: Mapping[str, float] | None
+
+    @property
+    def enqueue_bound(self) -> bool | None:
+        """Whether the device waits for the host: when all is handed over, hardly any work is left. None: unknown."""
+        return None if self.enqueue_s is None else self.enqueue_s >= ENQUEUE_BOUND * self.run_s
+
+
+def split(prepared: Prepared, *, runs: int = 20) -> Split:
+    """Takes single runs of prepared work apart."""
+    enqueued, whole = np.empty(runs, np.int64), np.empty(runs, np.int64)
+    for index in range(runs):
+        start = perf_counter_ns()
+        prepared.enqueue()
+        handed_over = perf_counter_ns()
+        prepared.synchronize()
+        enqueued[index], whole[index] = handed_over - start, perf_counter_ns() - start
+    found = [phases for _ in range(runs) if (phases := prepared.phases()) is not None]
+    names = found[0] if found else {}
+    return Split(
+        run_s=float(np.median(whole)) / 1e9,
+        enqueue_s=float(np.median(enqueued)) / 1e9 if prepared.returns_early else None,
+        phases_s={name: float(np.median([one[name] for one in found])) for name in names} or None,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.child import Opened
-from resnet_onnx.bench.clock import Disturbance, Slice, WarmUp
+from resnet_onnx.bench.clock import Disturbance, Slice, Split, WarmUp
 from resnet_onnx.bench.processes import Child, ChildDied
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
 from resnet_onnx.bench.supply import Supply
@@ -25,7 +25,7 @@ from runtimes.base import usable_cores
 from runtimes.errors import ToolkitError, UsageError
 from runtimes.nvidia import Sensors
 from runtimes.registry import adapter
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Scope
+from runtimes.spec import Feeds, LayerTime, ModelSource, RuntimeOptions, Scope
 
 Scenario = Literal["latency", "throughput", "offline"]
 """One run at a time; several beside each other; or all samples handed over at once, timed until the last is done."""
@@ -39,6 +39,7 @@ FEWEST_ROUNDS = 3
 ENOUGH_SAMPLES = samples_needed(90)
 """A row goes on until p90 can be reported, where `duration` allows it."""
 
+_PROFILE_S, _FEWEST_PROFILED, _MOST_PROFILED = 1.0, 3, 50
 _SLICES_PER_ROW, _SLICE_S, _RUNS_PER_SLICE = 8, (0.05, 1.0), 3
 LONGEST_WARM_UP_S = 5.0
 
@@ -79,6 +80,7 @@ class Plan:
         scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
             None measures all.
+        profile: Whether each row of one run at a time is profiled by layer after it was measured.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
         seed: Of the order in which rows take turns.
     """
@@ -91,6 +93,7 @@ class Plan:
     supply: Supply | None = None
     scenario: Scenario | None = None
     cut_off: float | None = None
+    profile: bool = False
     precision_target: float = PRECISION_TARGET
     seed: int = 0
 
@@ -124,6 +127,9 @@ class Row:
         error: Why the row could not be measured to its end, or None.
         cut_off: Why it was not measured although nothing went wrong, or "".
         harness: What another's harness said of it, or None where it was measured by our own rules.
+        split: Where the time of a run on a GPU goes, or None on the CPU, where a run is done when it was handed over.
+        layers: Times by the runtime's own profiler, or None where it was not profiled.
+        unprofiled: Why it could not be profiled, or "".
     """
 
     contender: Contender
@@ -138,6 +144,9 @@ class Row:
     error: ToolkitError | None = None
     cut_off: str = ""
     harness: Mapping[str, Any] | None = None
+    split: Split | None = None
+    layers: Sequence[LayerTime] | None = None
+    unprofiled: str = ""
 
     def __str__(self) -> str:
         return f"{self.contender.runtime} batch {self.batch}{self._arrangement()}"
@@ -236,6 +245,11 @@ def measure(
         crew.open()
         _warm_up(crew, rows, plan, progress)
         _rounds(crew, rows, plan, progress)
+        if plan.profile:
+            for index, row in enumerate(rows):
+                if row.slices and row.error is None and row.scenario == "latency":
+                    progress(f"profiling {row}")
+                    crew.profile(index)
     return rows
 
 
@@ -366,7 +380,19 @@ class _Crew:
             discard = _discarded_runs(row)
             row.slices.append(self._child(row).call("sample", row=index, seconds=seconds, discard=discard))
             if _done(row, self._plan):
+                if row.opened is not None and row.opened.device != "cpu":
+                    row.split = self._child(row).call("split", row=index)
                 self._child(row).call("release", row=index)
+
+    def profile(self, index: int) -> None:
+        """Asks the runtime's own profiler for the layers of a row that was measured."""
+        row = self._rows[index]
+        run_s = row.warm_up.run_s if row.warm_up else 1.0
+        runs = min(_MOST_PROFILED, max(_FEWEST_PROFILED, int(_PROFILE_S / run_s)))
+        try:
+            row.layers = self._child(row).call("profile", feeds=self._feeds, batch=row.batch, runs=runs)
+        except ToolkitError as error:  # what was measured stays as it is
+            row.unprofiled = error.message
 
     def _child(self, row: Row) -> Child:
         return self._children[id(row.contender)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from resnet_onnx.bench.layers import Layer
 from resnet_onnx.bench.measure import Plan, Row, describe
 from resnet_onnx.bench.roofline import Share
 from resnet_onnx.bench.statistics import (
@@ -82,6 +83,24 @@ def gpu_readings(row: Row) -> dict[str, Any] | None:
     return found
 
 
+def split_ms(row: Row) -> dict[str, Any] | None:
+    """Returns where the time of a run on a GPU goes, in milliseconds, and what to do where the host holds it up."""
+    seen = row.split
+    if seen is None:
+        return None
+    phases = seen.phases_s or {}
+    larger = f"a larger batch (--batch {8 * row.batch})"
+    # A captured graph is handed over in one call; what is left then is too little work in a run.
+    remedy = larger if row.contender.options.cuda_graph else f"CUDA graphs (--cuda-graph) or {larger}"
+    return {
+        "run_ms": 1e3 * seen.run_s,
+        "enqueue_ms": None if seen.enqueue_s is None else 1e3 * seen.enqueue_s,
+        **{f"{name}_ms": 1e3 * phases[name] if name in phases else None for name in ("copy_in", "compute", "copy_out")},
+        "enqueue_bound": seen.enqueue_bound,
+        "remedy": remedy if seen.enqueue_bound else None,
+    }
+
+
 def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | None:
     """Returns images per second and its 95 % interval, or None where nothing was measured.
 
@@ -109,7 +128,14 @@ def latency_ms(row: Row) -> dict[str, float | None]:
 
 
 def result(
-    row: Row, *, model: str, precision: str, share: Share, multiply_adds: int | None, raw: bool
+    row: Row,
+    *,
+    model: str,
+    precision: str,
+    share: Share,
+    multiply_adds: int | None,
+    raw: bool,
+    layers: Sequence[Layer] | None = None,
 ) -> dict[str, Any]:
     """Returns one row as plain values.
 
@@ -119,6 +145,7 @@ def result(
         precision: Of the arithmetic in the file.
         share: The row beside the machine's limit.
         multiply_adds: Per image, or None.
+        layers: Its layers beside their ideals, or None where it was not profiled.
         raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
     """
     speed = images_per_second(row)
@@ -160,6 +187,9 @@ def result(
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,
         "roofline": {**asdict(share), "multiply_adds": multiply_adds},
+        "layers": None if layers is None else [{**asdict(layer), "lost_ms": layer.lost_ms} for layer in layers],
+        "unprofiled": row.unprofiled or None,
+        "split": split_ms(row),
         "gpu": gpu_readings(row),
         "recorded": own["recorded"],
         "placement": own["placement"],

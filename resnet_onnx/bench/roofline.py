@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from resnet_onnx.bench.clock import Watch
 from runtimes import files
+from runtimes.base import Prepared
 from runtimes.environment import describe_machine
 from runtimes.errors import FileProblem, ToolkitError
 
@@ -40,7 +42,8 @@ _PRODUCTS = frozenset(
     }
 )  # fmt: skip
 _UNCOUNTED = frozenset({"Attention", "DeformConv", "Einsum", "GRU", "If", "LSTM", "Loop", "RNN", "Scan", "SequenceMap"})
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+"""Bytes of an element by precision."""
 
 
 # ---- the work of a graph -----------------------------------------------------------------------------------------
@@ -71,12 +74,7 @@ def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None
         The work, or None where it can't be told: a shape is unknown even so, the graph has no convolution or matrix
         product, or an operator that is not counted here.
     """
-    import onnx
-    from onnx.inliner import inline_local_functions
-
-    model = onnx.load(str(path), load_external_data=False)
-    if model.functions:
-        model = inline_local_functions(model)
+    model = _load(path)
     if any(node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx") for node in model.graph.node):
         return None
     known = _shapes(model, shapes)
@@ -90,6 +88,60 @@ def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None
         total += found
         elements += sum(int(np.prod(known[name])) for name in _operands(node))
     return Work(multiply_adds=total, elements=elements) if total else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeWork:
+    """What one node of a graph has to do in a run.
+
+    Attributes:
+        inputs: Names of its input tensors.
+        outputs: Names of its output tensors.
+        is_product: Whether it is a convolution or matrix product.
+        work: Its multiply-adds (0 for what is no product), and the elements that it reads and writes; None where a
+            shape is unknown.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    is_product: bool
+    work: Work | None
+
+
+def node_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NodeWork]:
+    """Returns what each node of an ONNX model has to do in a run, by the node's name; nodes without one are left out.
+
+    Args:
+        path: A file that passed the loading gate.
+        shapes: The shape of every input.
+    """
+    model = _load(path)
+    known = _shapes(model, shapes)
+    found = {}
+    for node in model.graph.node:
+        if not node.name:
+            continue
+        product = node.op_type in _PRODUCTS
+        multiply_adds = _multiply_adds(node, known) if product else 0
+        names = _operands(node) if product else (*filter(None, node.input), *node.output)
+        complete = multiply_adds is not None and all(name in known for name in names)
+        found[node.name] = NodeWork(
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            is_product=product,
+            work=Work(multiply_adds=multiply_adds or 0, elements=sum(int(np.prod(known[name])) for name in names))
+            if complete
+            else None,
+        )
+    return found
+
+
+def _load(path: Path) -> Any:
+    import onnx
+    from onnx.inliner import inline_local_functions
+
+    model = onnx.load(str(path), load_external_data=False)
+    return inline_local_functions(model) if model.functions else model
 
 
 def _operands(node: Any) -> tuple[str, str, str]:
@@ -163,6 +215,7 @@ class Peaks:
         threads: Threads used.
         measured_at: Seconds since 1970.
         undisturbed: Whether nobody else used the cores meanwhile.
+        measured_with: The library that reached the peak, by precision.
     """
 
     gflops: Mapping[str, float]
@@ -170,10 +223,15 @@ class Peaks:
     threads: int
     measured_at: float
     undisturbed: bool
+    measured_with: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure_peaks(threads: int) -> Peaks:
-    """Measures the peaks in this process: the best of several large matrix products, and of several large copies."""
+    """Measures the peaks in this process: the best of several large matrix products, and of several large copies.
+
+    Floating point is measured with torch alone, whose products are oneDNN's or MKL's. For 8-bit integers no library is
+    the fastest on every CPU, so that the best of torch, OpenVINO and ONNX Runtime counts.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -188,13 +246,81 @@ def measure_peaks(threads: int) -> Peaks:
         source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
         target = torch.empty_like(source)
         bandwidth = 2 * _COPY_BYTES / _best(lambda: target.copy_(source)) / 1e9
+    measured_with = dict.fromkeys(gflops, "torch")
+    int8 = _int8_gops(threads)
+    if int8:
+        measured_with["int8"] = max(int8, key=int8.__getitem__)
+        gflops["int8"] = int8[measured_with["int8"]]
     return Peaks(
         gflops=gflops,
         bandwidth_gbs=bandwidth,
         threads=threads,
         measured_at=time.time(),
         undisturbed=watch.stop().others_share <= _DISTURBED,
+        measured_with=measured_with,
     )
+
+
+def _int8_gops(threads: int) -> dict[str, float]:
+    """Returns billions of 8-bit operations per second by library, for those that can do such a product here."""
+    import torch
+
+    from runtimes.registry import open_runtime, probe
+    from runtimes.spec import ModelSource, RuntimeOptions
+
+    found = {}
+    operations = 2 * _SIDE**3
+    left, right = (torch.randint(-127, 128, (_SIDE, _SIDE), dtype=torch.int8) for _ in range(2))
+    try:
+        with torch.inference_mode():
+            found["torch"] = operations / _best(lambda: torch._int_mm(left, right)) / 1e9
+    except (RuntimeError, NotImplementedError, AttributeError):
+        pass  # a private function of torch's, and not on every CPU
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        files.write_bytes(path, _int8_product())
+        feeds = {"x": np.resize(np.arange(256, dtype=np.uint8), (_SIDE, _SIDE))}
+        for name in ("openvino", "ort-cpu"):
+            if not probe(name).available:
+                continue
+            with (
+                open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=threads)) as runtime,
+                runtime.prepare(feeds) as prepared,
+            ):
+
+                def run(prepared: Prepared = prepared) -> None:
+                    prepared.enqueue()
+                    prepared.synchronize()
+
+                found[name] = operations / _best(run) / 1e9
+    return found
+
+
+def _int8_product() -> bytes:
+    """Returns an ONNX model of one product of quantised matrices: unsigned inputs, signed weights, unsigned outputs."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.resize(np.arange(-127, 128, dtype=np.int8), (_SIDE, _SIDE))
+    constants = {
+        "one": np.float32(1), "wide": np.float32(2**20), "unsigned": np.uint8(0), "signed": np.int8(0), "w": weights,
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "one", "unsigned"], ["x_real"]),
+        helper.make_node("DequantizeLinear", ["w", "one", "signed"], ["w_real"]),
+        helper.make_node("MatMul", ["x_real", "w_real"], ["y_real"]),
+        helper.make_node("QuantizeLinear", ["y_real", "wide", "unsigned"], ["y"]),
+    ]
+    sides = [_SIDE, _SIDE]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, sides)],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, sides)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return model.SerializeToString()
 
 
 def _best(function: Any) -> float:
@@ -219,7 +345,16 @@ def peaks(threads: int) -> Peaks | None:
 
     machine = describe_machine()
     key = hashlib.sha256(
-        json.dumps([machine["cpu"], machine["libraries"].get("torch"), threads, _SIDE, 1], sort_keys=True).encode()
+        json.dumps(
+            [
+                machine["cpu"],
+                *(machine["libraries"].get(name) for name in ("torch", "openvino", "onnxruntime-gpu", "onnxruntime")),
+                threads,
+                _SIDE,
+                2,
+            ],
+            sort_keys=True,
+        ).encode()
     ).hexdigest()[:32]
     note = files.cache_dir("peaks") / f"{key}.json"
     kept = _recall(note)
@@ -242,12 +377,14 @@ def peaks(threads: int) -> Peaks | None:
 
 
 def _higher(a: Peaks, b: Peaks) -> Peaks:
+    higher = {name: a if a.gflops.get(name, 0.0) > b.gflops.get(name, 0.0) else b for name in {**a.gflops, **b.gflops}}
     return Peaks(
-        gflops={name: max(a.gflops.get(name, 0.0), b.gflops.get(name, 0.0)) for name in {**a.gflops, **b.gflops}},
+        gflops={name: one.gflops[name] for name, one in higher.items()},
         bandwidth_gbs=max(a.bandwidth_gbs, b.bandwidth_gbs),
         threads=b.threads,
         measured_at=b.measured_at,
         undisturbed=False,
+        measured_with={name: one.measured_with.get(name, "") for name, one in higher.items()},
     )
 
 
@@ -260,6 +397,7 @@ def _recall(note: Path) -> Peaks | None:
             threads=int(values["threads"]),
             measured_at=float(values["measured_at"]),
             undisturbed=bool(values["undisturbed"]),
+            measured_with={str(name): str(by) for name, by in values["measured_with"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -306,7 +444,7 @@ def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, p
     if peak is None or measured is None:
         return Share(achieved_gflops=achieved)
     compute_s = 2 * work.multiply_adds / (peak * 1e9)
-    memory_s = work.elements * _ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
+    memory_s = work.elements * ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
     return Share(
         fraction=achieved / peak,
         bound="compute" if compute_s >= memory_s else "memory",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from resnet_onnx.cli.bench_profile import print_profile
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     OutputFile,
@@ -65,6 +66,7 @@ _DEFAULT_MODEL = "resnet50"
     help="Time this too: reading and preprocessing picture files, end to end.",
 )
 @click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
+@click.option("--profile", is_flag=True, help="Time of each layer beside its own ideal: where the missing share goes.")
 @click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
 @click.option(
     "--harness-logs", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the harness's own logs."
@@ -87,6 +89,7 @@ def command(
     include: str | None,
     data: str | None,
     cut_off: float | None,
+    profile: bool,
     harness: str | None,
     harness_logs: Path | None,
     device: str | None,
@@ -124,6 +127,7 @@ def command(
         scenario=scenario,
         cut_off=cut_off,
         include=include,
+        profile=profile or None,
     )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
@@ -151,6 +155,7 @@ def command(
             scope=scope or ("end-to-end" if include else "device"),
             supply=workflow.decoding(model, data) if include else None,
             cut_off=None if cut_off is None else cut_off / 100,
+            profile=profile,
             device=device,
             threads=threads or (None,),
             tuning=tuning,
@@ -161,6 +166,8 @@ def command(
     if measured.left_out:
         terminal.note(f"left out: {', '.join(measured.left_out)} (the torch weights of this file are not at hand)")
     _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
+    if profile:
+        print_profile(terminal, measured.results(raw=False))
     for row in measured.skipped:
         terminal.note(f"cut off: {row} ({row.cut_off})")
     if measured.peaks_disturbed:
@@ -334,6 +341,13 @@ def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
             lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
         elif not row["stable"]:
             lines.append(f"  ~ {where}: {row['unstable_reason']}")
+    for row in rows:
+        if row["split"] and row["split"]["enqueue_bound"]:
+            share = row["split"]["enqueue_ms"] / row["split"]["run_ms"]
+            lines.append(
+                f"  {row['runtime']} batch {row['batch']} is enqueue-bound: handing a run over takes the host "
+                f"{100 * share:.0f} % of it → {row['split']['remedy']}"
+            )
     lines += [_loadgen_line(row) for row in rows if row["harness"] is not None]
     if any(row["pareto"] for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")

@@ -20,6 +20,7 @@ from runtimes.errors import UsageError
 from runtimes.spec import Feeds, RuntimeOptions, Scope, TensorSpec
 
 if TYPE_CHECKING:
+    from resnet_onnx.bench.layers import Layer
     from resnet_onnx.bench.measure import Plan, Row, Scenario
     from resnet_onnx.bench.roofline import Peaks, Work
     from resnet_onnx.bench.supply import Supply
@@ -52,6 +53,7 @@ class Measurement:
         rows: By runtime, batch, streams and threads, in the order asked; those that the cut-off left out among them.
         left_out: Runtimes that ``all`` meant and that can't open this model.
         work: Of one run by batch, or None where it can't be told.
+        shapes: Of the inputs, by batch.
         peaks: The machine's, by number of threads; None where they can't be measured.
         environment: The machine.
         made: When, in UTC.
@@ -63,6 +65,7 @@ class Measurement:
     rows: Sequence[Row]
     left_out: Sequence[str]
     work: Mapping[int, Work | None]
+    shapes: Mapping[int, Mapping[str, tuple[int, ...]]]
     peaks: Mapping[int, Peaks | None]
     environment: Mapping[str, Any]
     made: str
@@ -112,7 +115,17 @@ class Measurement:
             share=roofline.share(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
             multiply_adds=work.multiply_adds // row.batch if work else None,
             raw=raw,
+            layers=self.layers(row),
         )
+
+    def layers(self, row: Row) -> list[Layer] | None:
+        """Returns the layers of a profiled row beside their ideals, or None where it was not profiled."""
+        from resnet_onnx.bench.layers import beside_ideal
+
+        if row.layers is None:
+            return None
+        peaks = self.peaks.get(cpu_threads(row))
+        return beside_ideal(row.layers, self.path, dict(self.shapes[row.batch]), peaks, self.model.precision)
 
 
 def measure_model(
@@ -126,6 +139,7 @@ def measure_model(
     duration_s: float = 5.0,
     scenario: Scenario | None = None,
     cut_off: float | None = None,
+    profile: bool = False,
     scope: Scope = "device",
     supply: Supply | None = None,
     device: str | None = None,
@@ -146,6 +160,7 @@ def measure_model(
         duration_s: Measuring time of a row at most.
         scenario: What a sample is; None is by the number of streams.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured.
+        profile: Whether rows of one run at a time are profiled by layer after they were measured.
         scope: ``device`` or ``end-to-end``.
         supply: What makes the feeds of each run, or None: the same sample pictures every time.
         device: Where to compute; None is each runtime's own default.
@@ -174,6 +189,7 @@ def measure_model(
         scope=scope if harness is None else "end-to-end",  # every sample that LoadGen asks for is copied in and out
         scenario=scenario,
         cut_off=cut_off,
+        profile=profile,
     )
     feeds = sample_feeds(model, count, seed=seed)
     path = graph_path(model)
@@ -199,6 +215,7 @@ def measure_model(
         rows=rows,
         left_out=left_out,
         work=work,
+        shapes=shapes,
         peaks=_peaks(rows),
         environment=describe_machine(),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

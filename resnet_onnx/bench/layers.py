@@ -1,0 +1,130 @@
+"""Where the time of a run goes: each layer's time by the runtime's own profiler, beside what it needs at least.
+
+A layer's ideal is the roofline's, as for the whole network: the longer of its operations over the machine's peak and
+its bytes over the bandwidth. A layer that the graph does not have (a batch norm that an exporter folds away, a
+reordering that a runtime puts in) needs nothing, so that all its time counts as lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resnet_onnx.bench.roofline import ELEMENT_BYTES, NodeWork, Peaks, Work, node_work
+from runtimes.spec import LayerTime
+
+_SUFFIXES = re.compile(r"(_nchwc|_nhwc|_fused|/WithoutBiases|/fq_\w+|_quant|_QuantizeLinear\w*)+$")
+"""What ONNX Runtime and OpenVINO put behind a node's name when they rewrite it."""
+
+_PRODUCT = re.compile(r"conv|gemm|matmul|linear|fullyconnected", re.IGNORECASE)
+_STEPS_BACK = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer's time beside its ideal.
+
+    Attributes:
+        name: In the runtime's own words.
+        operator: Likewise.
+        node: The node of the graph whose work it does, or None.
+        ms: Mean time in a run.
+        ideal_ms: Least time that the machine's peaks allow; 0 for what the graph does not have, None where the work or
+            the peaks are unknown.
+        bound: What sets the ideal, or None.
+    """
+
+    name: str
+    operator: str
+    node: str | None
+    ms: float
+    ideal_ms: float | None
+    bound: Literal["compute", "memory"] | None
+
+    @property
+    def lost_ms(self) -> float:
+        """Time beyond the ideal."""
+        return max(0.0, self.ms - (self.ideal_ms or 0.0))
+
+
+def beside_ideal(
+    times: Sequence[LayerTime],
+    path: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    peaks: Peaks | None,
+    precision: str,
+) -> list[Layer]:
+    """Sets the times of layers beside their ideals.
+
+    Args:
+        times: By a runtime's profiler.
+        path: The graph, or None where there is none.
+        shapes: Of the inputs.
+        peaks: The machine's, or None.
+        precision: Of the arithmetic.
+
+    Returns:
+        One a time, in the same order.
+    """
+    graph = node_work(path, shapes) if path is not None else {}
+    names = {output: name for name, node in graph.items() for output in node.outputs}
+    claimed: set[str] = set()
+    found = []
+    for time in times:
+        node = _node(time, graph, names, claimed)
+        if node is not None:
+            claimed.add(node)
+        work = graph[node].work if node is not None else None
+        ideal_s, bound = _ideal(work, peaks, precision)
+        if node is None and graph and peaks is not None:
+            ideal_s = 0.0
+        found.append(
+            Layer(
+                name=time.name,
+                operator=time.operator,
+                node=node,
+                ms=1e3 * time.seconds,
+                ideal_ms=None if ideal_s is None else 1e3 * ideal_s,
+                bound=bound,
+            )
+        )
+    return found
+
+
+def _node(time: LayerTime, graph: Mapping[str, NodeWork], names: Mapping[str, str], claimed: set[str]) -> str | None:
+    """Returns the node whose work a layer does.
+
+    A layer that fuses several nodes has the name of the first or of the last of them. Where it says that it multiplies
+    and its name is that of an activation or an addition, the product is found upstream.
+    """
+    bare = _SUFFIXES.sub("", time.name)
+    name = next((n for n in (time.name, bare, names.get(time.name), names.get(bare)) if n in graph), None)
+    if name is None:
+        return next((n for n in graph if bare.endswith(f".{n}")), None)  # a module inside a wrapper
+    if not _PRODUCT.search(time.operator) or graph[name].is_product:
+        return name
+    around = [name]
+    for _ in range(_STEPS_BACK):
+        around = [names[tensor] for node in around for tensor in graph[node].inputs if tensor in names]
+        products = [node for node in around if graph[node].is_product and node not in claimed]
+        if products:
+            return products[0]
+    return name
+
+
+def _ideal(
+    work: Work | None, peaks: Peaks | None, precision: str
+) -> tuple[float | None, Literal["compute", "memory"] | None]:
+    if work is None or peaks is None or precision not in peaks.gflops:
+        return None, None
+    compute_s = 2 * work.multiply_adds / (peaks.gflops[precision] * 1e9)
+    memory_s = work.elements * ELEMENT_BYTES[precision] / (peaks.bandwidth_gbs * 1e9)
+    return (compute_s, "compute") if compute_s >= memory_s else (memory_s, "memory")
+
+
+def worst(layers: Sequence[Layer], count: int = 10) -> list[Layer]:
+    """Returns the layers that lose most time, the worst first."""
+    return sorted(layers, key=lambda layer: -layer.lost_ms)[:count]

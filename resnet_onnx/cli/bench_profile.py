@@ -1,0 +1,43 @@
+"""What ``bench --profile`` prints: the layers that lose most time, of each row that was profiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resnet_onnx.cli.terminal import Terminal
+
+_WORST = 10
+
+
+def print_profile(terminal: Terminal, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints, for each profiled row, the ten layers that lose most time against their own ideal."""
+    from resnet_onnx.bench.statistics import rounded
+
+    profiled = [row for row in rows if row["layers"]]
+    for row in profiled:
+        layers = sorted(row["layers"], key=lambda layer: -layer["lost_ms"])
+        total, lost = (sum(layer[key] for layer in layers) for key in ("ms", "lost_ms"))
+        terminal.line()
+        terminal.line(
+            f"Where the missing share goes: {row['runtime']} batch {row['batch']}, {len(layers)} layers of "
+            f"{rounded(total, 3)} ms by its own profiler (a run without: {rounded(row['latency_ms']['p50'], 3)} ms)"
+        )
+        cells = [
+            [
+                layer["name"],
+                layer["operator"],
+                rounded(layer["ms"], 3),
+                "–" if layer["ideal_ms"] is None else rounded(layer["ideal_ms"], 2),
+                layer["bound"] or "–",
+                "–" if lost <= 0 else f"{100 * layer['lost_ms'] / lost:.0f} %",
+            ]
+            for layer in layers[:_WORST]
+            if layer["lost_ms"] > 0
+        ]
+        terminal.table(["layer", "operator", "ms", "ideal ms", "bound", "of the loss"], cells)
+    for row in rows:
+        if row["unprofiled"]:
+            terminal.note(f"not profiled: {row['runtime']} batch {row['batch']}: {row['unprofiled']}")
+    if not profiled and not any(row["unprofiled"] for row in rows):
+        terminal.note("nothing was profiled: only rows of one run at a time are (--scenario latency)")
