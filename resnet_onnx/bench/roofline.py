@@ -451,5 +451,5 @@ def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, p
         limit_fraction=runs_per_s * max(compute_s, memory_s),
         achieved_gflops=achieved,
         peak_gflops=peak,
-        operations_per_byte=2 * work.multiply_adds / (work.elements * _ELEMENT_BYTES[precision]),
+        operations_per_byte=2 * work.multiply_adds / (work.elements * ELEMENT_BYTES[precision]),
     )
