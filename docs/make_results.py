@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="a comma list")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="a comma list")
     parser.add_argument("--seconds", type=float, default=2.0, help="measuring time of a row, at most")
-    parser.add_argument("--minutes", type=float, default=11.0, help="when to begin nothing more; start again to go on")
+    parser.add_argument("--minutes", type=float, default=10.0, help="when to begin nothing more; start again to go on")
     parser.add_argument("--readme", action="store_true", help="put table and picture into README.md and docs/")
     chosen = parser.parse_args()
 
