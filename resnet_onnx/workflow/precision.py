@@ -506,8 +506,8 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
     )
     method, tried = _choose(work, plan, observed)
     ranges = observed.ranges(method)
-    plan, corrected = _corrected(work, plan, ranges)
-    candidate = int8.quantise(plan, ranges, per_channel=wishes.per_channel)
+    final, corrected = _corrected(work, plan, ranges)
+    candidate = int8.quantise(final, ranges, per_channel=wishes.per_channel)
     record = {
         "method": method,
         "calibration": work.data.described(),
@@ -529,6 +529,7 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
             {"tensor": name, "sqnr_db": _range_noise_db(observed, name, ranges[name])} for name in plan.observed
         ],
     }
+    # A layer by itself is measured with the biases as they were: the corrections are for all layers together.
     return candidate, {"record": record, "shown": shown, "plan": plan, "ranges": ranges}
 
 
