@@ -777,7 +777,8 @@ def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: boo
 
     if model.precision != "int8":
         raise UsageError(
-            f"there is nothing to build for runtime '{runtime}': it loads {model.precision} ONNX files as they are",
+            f"there is nothing to build for runtime '{runtime}': it loads the ONNX file itself "
+            f"where that is {model.precision}",
             fix=f"make the ONNX file: resnet-onnx export, or an int8 one: resnet-onnx convert {model.name} --to int8",
         )
     checked = files.check_onnx(onnx_path(model))
