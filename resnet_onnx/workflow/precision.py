@@ -506,8 +506,8 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
     )
     method, tried = _choose(work, plan, observed)
     ranges = observed.ranges(method)
-    plan, corrected = _corrected(work, plan, ranges)
-    candidate = int8.quantise(plan, ranges, per_channel=wishes.per_channel)
+    final, corrected = _corrected(work, plan, ranges)
+    candidate = int8.quantise(final, ranges, per_channel=wishes.per_channel)
     record = {
         "method": method,
         "calibration": work.data.described(),
@@ -529,6 +529,7 @@ def _int8(work: _Work) -> tuple[Any, dict[str, Any]]:
             {"tensor": name, "sqnr_db": _range_noise_db(observed, name, ranges[name])} for name in plan.observed
         ],
     }
+    # A layer by itself is measured with the biases as they were: the corrections are for all layers together.
     return candidate, {"record": record, "shown": shown, "plan": plan, "ranges": ranges}
 
 
@@ -776,7 +777,8 @@ def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: boo
 
     if model.precision != "int8":
         raise UsageError(
-            f"there is nothing to build for runtime '{runtime}': it loads {model.precision} ONNX files as they are",
+            f"there is nothing to build for runtime '{runtime}': it loads the ONNX file itself "
+            f"where that is {model.precision}",
             fix=f"make the ONNX file: resnet-onnx export, or an int8 one: resnet-onnx convert {model.name} --to int8",
         )
     checked = files.check_onnx(onnx_path(model))
