@@ -301,3 +301,36 @@ def test_a_gold_of_another_fixed_batch_sees_the_same_pictures(cifar: Path, tmp_p
     code, result = run_json(capfd, "parity", str(fixed), "--gold", str(cifar), "--runtimes", "ort-cpu", "--images", "5")
     assert code == 0
     assert result["pictures"] == 12  # filled up to whole batches
+
+
+# ---- files that convert wrote ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "net.onnx"
+    weights = str(shared_data / "cifar-resnet20.th")
+    line = ["export", "--model", "cifar-resnet20", "--weights", weights, "--mean", ".485,.456,.406"]
+    assert main([*line, "--std", ".229,.224,.225", "-o", str(path), "--quiet"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_a_converted_file_passes_on_all_that_can_open_it(
+    trained: Path, shared_data: Path, tmp_path: Path, capfd: Any, precision: str
+) -> None:
+    path, data = tmp_path / f"{precision}.onnx", str(shared_data / "cifar10-jpeg.zip")
+    few = ["--count", "64", "--held-out", "200", *(["--method", "mse"] if precision == "int8" else [])]
+    assert main(["convert", str(trained), "--to", precision, "--calibration", data, *few, "-o", str(path)]) == 0
+    capfd.readouterr()
+    code = main(["parity", str(path), "--runtimes", "all", "--data", data, "--json"])
+    captured = capfd.readouterr()
+    result = json.loads(captured.out)
+    assert code == 0
+    here = {"fp16": ["torch", "ort-cpu", "openvino"], "bf16": ["torch", "openvino"], "int8": ["ort-cpu", "openvino"]}
+    assert [row["runtime"] for row in result["results"] if row["runtime"] != "reference"] == here[precision]
+    for left in {"torch", "ort-cpu", "openvino"} - set(here[precision]):
+        assert f"left out: {left} (" in captured.err  # and why
+    limits = {"fp16": 0.05, "bf16": 0.3, "int8": 0.15}
+    assert all(0 < row["relative_rmse"] < row["budget"] < limits[precision] for row in result["results"])
+    assert (result["original"] is not None) == (precision == "int8")

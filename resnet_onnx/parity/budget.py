@@ -33,6 +33,17 @@ MARGIN_MULTIPLE = 2.0
 times the picture's largest observed error: each of the two scores can move by one error."""
 
 
+MAX_DROP = 1.0
+"""Points of top-1 that a change of precision may cost where the user sets nothing else. Published int8 drops of ResNets
+are 0.12 to 0.29 (arXiv:2004.09602, table 5)."""
+
+LABELLED_NEEDED = 2_000
+"""Fewer labelled pictures leave the interval of a drop wider than the drop that is looked for."""
+
+LEAST_SQNR_DB = 20.0
+"""Signal to quantisation noise of the outputs, where accuracy can't be measured: noise of a tenth of the signal."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """Allowed error of one output.

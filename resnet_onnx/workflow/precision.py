@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx import __version__
+from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB, MAX_DROP
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model, refuse_special
@@ -35,12 +36,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8")
 
 DEFAULT_COUNT = 512
 """Calibration pictures: more changed no decision of the measured networks."""
-DEFAULT_MAX_DROP = 1.0
-"""Points of top-1. Published int8 drops of ResNets are 0.12 to 0.29 (arXiv 2004.09602, table 5)."""
-LABELLED_NEEDED = 2_000
-"""Fewer labelled pictures leave the interval of a drop wider than the drop that is looked for."""
-LEAST_SQNR_DB = 20.0
-"""Of the outputs, where accuracy can't be measured: noise of a tenth of the signal."""
 
 _HELD_OUT = 5_000
 _CHOOSING = 1_024
@@ -79,7 +74,7 @@ class Wishes:
     count: int = DEFAULT_COUNT
     seed: int = 0
     held_out: int = _HELD_OUT
-    max_drop: float = DEFAULT_MAX_DROP
+    max_drop: float = MAX_DROP
     min_speedup: float | None = None
     runtimes: tuple[str, ...] = ("ort-cpu", "openvino")
     keep_fp32: tuple[str, ...] = ()
