@@ -1,8 +1,8 @@
 """What fp16, bf16 and int8 cost the published CIFAR ResNets, on all test pictures and on every form that runs.
 
-    python benchmarks/precision_accuracy.py SHARED_DATA
+    python benchmarks/precision_accuracy.py DATA_FOLDER
 
-Exports the trained networks in SHARED_DATA (``cifar-resnet20.th``, ``cifar-resnet32.th``, ``cifar10-jpeg.zip``),
+Exports the trained networks in DATA_FOLDER (``cifar-resnet20.th``, ``cifar-resnet32.th``, ``cifar10-jpeg.zip``),
 converts them as ``resnet-onnx convert --to … --calibration …`` does, evaluates everything on all 10,000 test pictures,
 and checks the targets of the project; exit code 1 where one is missed.
 """

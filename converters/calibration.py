@@ -71,7 +71,7 @@ class Histogram:
         magnitudes = np.abs(flat[::stride])
         present = magnitudes[magnitudes > 0]
         self.zeros += magnitudes.size - present.size
-        places = np.minimum((present * (1.0 / self.width)).astype(np.int64), BINS - 1)
+        places = np.minimum(np.divide(present, self.width, dtype=np.float64), BINS - 1).astype(np.int64)
         self.counts += np.bincount(places, minlength=BINS)
 
     def _make_room(self, largest: float) -> None:

@@ -14,6 +14,7 @@ FOLDERS = (
     "resnet_onnx",
     *(f"resnet_onnx/{name}" for name in ("workflow", "models", "data", "training", "parity", "bench", "report", "cli")),
     "converters",
+    "converters/lowering",
     "runtimes",
 )
 LAST = """\

@@ -15,6 +15,7 @@ KINDS = {
     ort_gpu.CACHE_FOLDER: "engines that ONNX Runtime built",
     "downloads": "downloaded weights",
     "datasets": "downloaded data sets",
+    "gold": "float64 outputs that parity compares with",
     "peaks": "measured peaks of this machine",
 }
 """The folders of the cache, and what is in them."""

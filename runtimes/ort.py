@@ -150,7 +150,7 @@ class OrtRuntime(Runtime):
                 raise error if isinstance(error, ToolkitError) else self._open_error(error) from error
             for _ in range(runs + 1):
                 self._run_on(session, feeds)
-            events = json.loads(Path(session.end_profiling()).read_text())
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return node_times(events, runs)
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:

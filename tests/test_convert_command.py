@@ -109,6 +109,37 @@ def test_a_speed_that_no_machine_reaches_is_refused(tmp_path: Path, capfd: Any) 
     assert not target.exists()
 
 
+def test_a_fixed_batch_larger_than_the_pictures_held_out_is_filled_up(
+    tmp_path: Path, shared_data: Path, capfd: Any
+) -> None:
+    net = tmp_path / "net.onnx"
+    weights = str(shared_data / "cifar-resnet20.th")
+    export = ["export", "--model", "cifar-resnet20", "--weights", weights, "--batch", "16", "-o", str(net), "--quiet"]
+    assert main(export) == 0
+    capfd.readouterr()
+    code, result = run_json(
+        capfd, "convert", str(net), "--to", "fp16", "--calibration", str(shared_data / "cifar10-jpeg.zip"),
+        "--held-out", "10", "-o", str(tmp_path / "half.onnx"),
+    )  # fmt: skip
+    assert code == 0
+    assert result["agreement_images"] == 10
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_a_speed_that_is_no_number_is_refused(value: str, tmp_path: Path, capfd: Any) -> None:
+    code, result = run_json(
+        capfd, "convert", "cifar-resnet8", "--to", "fp16", f"--min-speedup={value}", "-o", str(tmp_path / "o.onnx")
+    )
+    assert code == 2
+    assert "--min-speedup" in result["error"]["message"]
+
+
+def test_an_unavailable_runtime_is_said_before_a_missing_model(tmp_path: Path, capfd: Any) -> None:
+    line = ("convert", "nosuch.onnx", "--to", "int8", "--min-speedup", "2", "--runtime", "ort-cuda")
+    code, result = run_json(capfd, *line)
+    assert code == 3, result
+
+
 def test_half_precision_of_a_catalog_name_needs_no_pictures(tmp_path: Path, capfd: Any) -> None:
     target = tmp_path / "out.onnx"
     code, result = run_json(capfd, "convert", "cifar-resnet8", "--to", "bf16", "-o", str(target))
@@ -170,7 +201,10 @@ def test_torch_refuses_int8_and_all_leaves_it_out(tmp_path: Path, capfd: Any) ->
     assert main(["convert", "cifar-resnet8", "--to", "int8", "--count", "32", "--method", "mse", "-o", str(path)]) == 0
     model = workflow.resolve(workflow.Request(model=str(path)))
     assert model.precision == "int8"
-    assert workflow.runnable(model, ["torch", "ort-cpu"], chosen_by_all=True) == (["ort-cpu"], ["torch"])
+    assert workflow.runnable(model, ["torch", "ort-cpu"], chosen_by_all=True) == (
+        ["ort-cpu"],
+        ["torch (runtime 'torch' can't run net in int8: its Q/DQ graph has no torch form here)"],
+    )
     assert main(["evaluate", str(path), "--data", "digits", "--runtime", "torch"]) in (2, 3)
     capfd.readouterr()
 

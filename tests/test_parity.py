@@ -229,6 +229,41 @@ def test_gold_is_computed_once_and_again_when_its_file_is_damaged(
     assert len(list((tmp_path / "gold").iterdir())) == 2  # other pictures, another gold
 
 
+def test_a_tolerance_of_zero_asks_for_equal_numbers(cifar: Path, capfd: Any) -> None:
+    common = ("parity", str(cifar), "--images", "1", "--tolerance-for", "logits=0")
+    code, result = run_json(capfd, *common, "--runtimes", "ort-cpu")
+    assert code == 1
+    assert result["results"][0]["budget"] == 0
+
+
+def test_other_weights_beside_the_same_file_are_another_gold(tmp_path: Path, capfd: Any) -> None:
+    path = tmp_path / "net.onnx"
+
+    def write(factor: float) -> None:
+        weights = (factor * np.random.default_rng(0).standard_normal((64, 10))).astype(np.float32)
+        graph = onnx.parser.parse_graph("g (float[n,64] x) => (float[n,10] y) { y = MatMul(x, w) }")
+        graph.initializer.append(numpy_helper.from_array(weights, "w"))
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        (tmp_path / "w.bin").unlink(missing_ok=True)
+        onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+
+    for factor in (1.0, 2.0):
+        write(factor)
+        assert run_json(capfd, "parity", str(path), "--runtimes", "ort-cpu")[0] == 0
+
+
+def test_an_output_without_elements_is_equal_by_its_shape(tmp_path: Path, capfd: Any) -> None:
+    graph = onnx.parser.parse_graph(
+        "g (float[n,3] x) => (float[k,3] found, float[n,3] y) <float t = {100.0}, int64[1] axis = {1}> {"
+        " m = ReduceMax <keepdims = 0> (x, axis) b = Greater(m, t) found = Compress <axis = 0> (x, b) y = Neg(x) }"
+    )
+    path = tmp_path / "none.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+    code, result = run_json(capfd, "parity", str(path), "--runtimes", "ort-cpu")
+    assert code == 0
+    assert result["results"][0]["outputs"]["found"]["max_abs"] == 0
+
+
 BUDGETS = {"y": allowance(1e-7, [100], yardstick="a test")}
 GOLD = {"y": np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])}
 

@@ -164,6 +164,37 @@ def test_rounding_beyond_its_steps_widens_nothing() -> None:
         assert quantised_allowance(noise, 0.03).relative_rmse == pytest.approx(DECORRELATED * NOISE_MULTIPLE * 0.03)
 
 
+def test_scales_in_constant_nodes_give_the_same_budget(quantised: dict[str, Path], tmp_path: Path, capfd: Any) -> None:
+    model = onnx.load(quantised["u8s8"])
+    moved = [t for t in model.graph.initializer if "scale" in t.name or "zero_point" in t.name]
+    for tensor in moved:
+        model.graph.initializer.remove(tensor)
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+    path = tmp_path / "constants.onnx"
+    onnx.save(model, path)
+    budgets = [
+        run_json(capfd, "parity", str(each), "--runtimes", "ort-cpu", "--images", "2")[1]["budgets"]["logits"]
+        for each in (quantised["u8s8"], path)
+    ]
+    assert budgets[0]["relative_rmse"] > 0
+    assert budgets[1] == budgets[0]
+
+
+def test_whole_number_products_are_judged_by_hand_where_asked(tmp_path: Path, capfd: Any) -> None:
+    graph = onnx.parser.parse_graph(
+        "g (float[n,3] x) => (float[n,4] y) <int8[3,4] w = {1,2,3,4,5,6,7,8,9,1,2,3}> {"
+        " q, s, z = DynamicQuantizeLinear(x) p = MatMulInteger(q, w, z) f = Cast <to = 1> (p) y = Mul(f, s) }"
+    )
+    path = tmp_path / "integer.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
+    code, result = run_json(capfd, "parity", str(path), "--runtimes", "ort-cpu,openvino")
+    assert code == 3
+    assert "--tolerance-for" in result["error"]["fix"]
+    code, result = run_json(capfd, "parity", str(path), "--runtimes", "ort-cpu,openvino", "--tolerance-for", "y=0.02")
+    assert code == 0
+    assert result["results"][0]["budget"] == 0.02
+
+
 # ---- half precision --------------------------------------------------------------------------------------------------
 
 

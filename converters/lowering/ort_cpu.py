@@ -151,6 +151,11 @@ def _scales_that_hold(graph: Graph, product: QuantisedProduct, bias: Any, data_s
     grown = np.maximum(product.scales, needed)
     shape = [-1 if i == product.axis else 1 for i in range(product.stored.ndim)]
     whole = np.rint(product.stored.astype(np.float64) * (product.scales / grown).reshape(shape)).astype(np.int8)
+    from onnx import helper
+
+    kept = [a for a in product.weight.attribute if a.name != "axis"]
+    del product.weight.attribute[:]
+    product.weight.attribute.extend([*kept, helper.make_attribute("axis", product.axis)])  # one scale a channel now
     product.weight.input[0] = graph.add_constant(f"{product.weight.input[0]}.coarser", whole)
     product.weight.input[1] = graph.add_constant(f"{product.weight.input[1]}.coarser", grown.astype(np.float32))
     if graph.constants[product.weight.input[2]].dims != list(grown.shape):

@@ -106,8 +106,8 @@ class Plan:
                 f"{' and '.join(self.supply.includes)} begins in host memory, and scope {self.scope} was asked for",
                 fix="use the scope end-to-end",
             )
-        if not self.duration_s > 0:
-            raise UsageError(f"duration must be more than 0 seconds, not {self.duration_s}")
+        if not 0 < self.duration_s < math.inf:
+            raise UsageError(f"duration must be a number of seconds above 0, not {self.duration_s}")
 
 
 @dataclass(kw_only=True)
@@ -391,6 +391,12 @@ class _Crew:
         runs = min(_MOST_PROFILED, max(_FEWEST_PROFILED, int(_PROFILE_S / run_s)))
         try:
             row.layers = self._child(row).call("profile", feeds=self._feeds, batch=row.batch, runs=runs)
+        except ChildDied as error:
+            row.unprofiled = error.message
+            self._children[id(row.contender)].close()
+            self._start(id(row.contender), row.contender)
+            with contextlib.suppress(ToolkitError):  # the next row says it, if it has the same trouble
+                self._children[id(row.contender)].receive()
         except ToolkitError as error:  # what was measured stays as it is
             row.unprofiled = error.message
 
@@ -409,7 +415,9 @@ class _Crew:
         )
 
     def _opened(self, key: int) -> None:
-        rows = [row for row in self._rows if id(row.contender) == key and row.error is None]
+        rows = [
+            row for row in self._rows if id(row.contender) == key and row.error is None and not _done(row, self._plan)
+        ]
         try:
             opened = self._children[key].receive()
         except ToolkitError as error:
@@ -437,7 +445,7 @@ class _Crew:
         others = [i for i, row in enumerate(self._rows) if id(row.contender) == key and row.error is None]
         unfinished = [i for i in others if not _done(self._rows[i], self._plan)]
         prepared = [i for i in unfinished if self._rows[i].warm_up is not None]
-        if not unfinished:
+        if not unfinished and not self._plan.profile:
             return
         self._start(key, contender)
         self._opened(key)

@@ -74,6 +74,7 @@ class Child:
                 continue
             break
         if answer is None:
+            self._replies.put(None)  # whoever asks again is told again, and does not wait for ever
             raise self._died()
         kind, value = answer
         if kind == "value":

@@ -283,16 +283,19 @@ def _int8_gops(threads: int) -> dict[str, float]:
         for name in ("openvino", "ort-cpu"):
             if not probe(name).available:
                 continue
-            with (
-                open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=threads)) as runtime,
-                runtime.prepare(feeds) as prepared,
-            ):
+            try:
+                with (
+                    open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=threads)) as runtime,
+                    runtime.prepare(feeds) as prepared,
+                ):
 
-                def run(prepared: Prepared = prepared) -> None:
-                    prepared.enqueue()
-                    prepared.synchronize()
+                    def run(prepared: Prepared = prepared) -> None:
+                        prepared.enqueue()
+                        prepared.synchronize()
 
-                found[name] = operations / _best(run) / 1e9
+                    found[name] = operations / _best(run) / 1e9
+            except ToolkitError:
+                continue  # it has no such product on this CPU
     return found
 
 

@@ -128,6 +128,7 @@ def command(
         cut_off=cut_off,
         include=include,
         profile=profile or None,
+        scope="device" if scope == "device" else None,
     )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
@@ -147,7 +148,7 @@ def command(
         measured = workflow.measure_model(
             model,
             names,
-            chosen_by_all="all" in runtimes.split(","),
+            chosen_by_all="all" in map(str.strip, runtimes.split(",")),
             batches=batch,
             streams=chosen_streams,
             duration_s=duration,

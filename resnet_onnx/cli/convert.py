@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_onnx.cli.options import make_command, model_options, save_option
+from resnet_onnx.cli.options import OutputFile, early_problem, make_command, model_options, save_option
 from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import UsageError
 
@@ -23,7 +23,7 @@ _SHOWN = 4
 @model_options()
 @click.option("--to", required=True, type=click.Choice(["fp16", "bf16", "int8"]), help="The new precision.")
 @click.option("--calibration", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; train split.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write; NAME-PRECISION.onnx by default.")
+@click.option("--output", "-o", type=OutputFile(folder=True), help="File to write; NAME-PRECISION.onnx by default.")
 @click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True,
               help="How int8 finds its ranges; auto measures all.")  # fmt: skip
 @click.option("--count", type=click.IntRange(1, 100_000), default=512, show_default=True, help="Calibration pictures.")
@@ -32,8 +32,8 @@ _SHOWN = 4
 @click.option("--max-drop", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
               help="Largest loss of top-1, points.")  # fmt: skip
 @click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="Least speed over fp32.")
-@click.option("--runtime", "--runtimes", "runtimes", default="ort-cpu,openvino", show_default=True,
-              help="Where --min-speedup is measured.")  # fmt: skip
+@click.option("--runtime", "--runtimes", "runtimes",
+              help="Where --min-speedup is measured.  [default: ort-cpu,openvino; bf16: openvino]")  # fmt: skip
 @click.option("--keep-fp32", multiple=True, metavar="PATTERN", help="Layers to keep in fp32 ('layer4.*'); repeatable.")
 @click.option("--half-io", is_flag=True, help="Inputs and outputs in half too (fp16, bf16).")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per layer, not per channel (int8; worse).")
@@ -50,7 +50,7 @@ def command(
     held_out: int,
     max_drop: float,
     min_speedup: float | None,
-    runtimes: str,
+    runtimes: str | None,
     keep_fp32: tuple[str, ...],
     half_io: bool,
     per_tensor: bool,
@@ -64,6 +64,7 @@ def command(
     from resnet_onnx import workflow
     from runtimes import files, registry
 
+    runtimes = runtimes or ("openvino" if to == "bf16" else "ort-cpu,openvino")
     names = tuple(registry.parse_names(runtimes)) if min_speedup is not None else ()
     wishes = workflow.Wishes(
         to=to,
@@ -81,6 +82,10 @@ def command(
     )
     if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
         raise UsageError(f"--output {output}: an ONNX file ends in .onnx", fix=f"--output {output}.onnx")
+    problem = early_problem(request)
+    registry.require_all(dict.fromkeys([*names, "openvino" if to == "bf16" else "ort-cpu"]))
+    if problem is not None:
+        raise problem
     with terminal.status("preparing the model") as status:
         model = workflow.resolve(request)
         target = output or workflow.default_output(model, to)

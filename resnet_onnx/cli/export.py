@@ -62,6 +62,10 @@ def command(
     random unless --weights says otherwise.
     """
     request = _with_depth(request, depth)
+    if precision == "bf16" and opset is not None and opset < 22:
+        raise UsageError(
+            f"--opset {opset}: convolutions take bfloat16 from opset 22 on", fix="--opset 22, or leave it out"
+        )
     request = replace(request, form=_form(element, layout, batch, opset))
     target = output or Path(_default_name(request))
     if target.is_dir():

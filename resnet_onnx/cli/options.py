@@ -94,10 +94,13 @@ class Triple(click.ParamType[Any]):
 
 
 class OutputFile(click.Path):
-    """A file to write: what is known to be in its way is said before minutes of work, not after them."""
+    """A file to write: what is known to be in its way is said before minutes of work, not after them.
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path, dir_okay=False)
+    With `folder` it may also name the folder to write into.
+    """
+
+    def __init__(self, *, folder: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=folder)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Checks the nearest folder that exists; those below it are made when the file is written."""

@@ -9,6 +9,7 @@ import click
 
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
+    OutputFile,
     device_option,
     make_command,
     model_options,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 @click.option("--gold", metavar="MODEL", help="Take the truth from another model or checkpoint.")
 @click.option("--data", metavar="D", help="Pictures: a folder, a .zip, digits or cifar10; sample photos by default.")
 @click.option("--images", type=click.IntRange(1), default=16, show_default=True, help="Pictures to compare.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write the verdicts as JUnit XML.")
-@click.option("--summary", type=click.Path(path_type=Path), help="Write the verdicts as a Markdown table.")
+@click.option("--junit", type=OutputFile(), help="Write the verdicts as JUnit XML.")
+@click.option("--summary", type=OutputFile(), help="Write the verdicts as a Markdown table.")
 @click.option(
     "--tolerance-for",
     "tolerances",
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     help="Relative RMSE allowed for one output, in place of the derived budget.",
 )
 @click.option("--localize", is_flag=True, help="Name the first node that differs, with a ladder of drift.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the ladder (.png, .svg, .pdf); implies --localize.")
+@click.option("--plot", type=OutputFile(), help="Draw the ladder (.png, .svg, .pdf); implies --localize.")
 @device_option
 @threads_option
 @tuning_options
@@ -83,7 +84,7 @@ def command(
     registry.require_all(names, device=device)
     with terminal.status("preparing the model") as status:
         model = workflow.resolve(request)
-        names, left_out = workflow.runnable(model, names, chosen_by_all="all" in runtimes.split(","))
+        names, left_out = workflow.runnable(model, names, chosen_by_all="all" in map(str.strip, runtimes.split(",")))
         how: dict[str, Any] = {
             "gold": gold,
             "data": data,

@@ -65,14 +65,13 @@ class Quantisation:
     """What the rounding of a quantised model is held against.
 
     Attributes:
-        unrounded: The same graph without its Quantize/Dequantize nodes.
+        unrounded: The same graph without its Quantize/Dequantize nodes, where the quantised graph itself is gold; None
+            where gold is what the graph was made from.
         steps: Relative error that the step sizes of those nodes add up to, in quadrature.
-        own_gold: Whether the quantised graph itself is gold; else it is what the graph was made from.
     """
 
-    unrounded: Contestant
+    unrounded: Contestant | None
     steps: float
-    own_gold: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +243,7 @@ def compare(
         return _kept(_renamed(found, renamed)) if renamed else found
 
     if quantisation is not None:
-        if quantisation.own_gold:
+        if quantisation.unrounded is not None:
             noise = _noise(truth, measured(quantisation.unrounded, "without rounding"))
         else:
             noise = dict.fromkeys(_first(truth), quantisation.steps)
@@ -424,7 +423,7 @@ def _from(original: Records, found: Records) -> Original:
 
 
 def _are_scores(array: NDArray[Any]) -> bool:
-    return array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind == "f"
+    return array.ndim == 2 and array.shape[0] > 0 and array.shape[1] > 1 and array.dtype.kind == "f"
 
 
 class _Tally:
@@ -495,7 +494,7 @@ def judge(
             if chosen.unexcused:
                 who = ", ".join(_named(names, index) for index in chosen.unexcused[:3])
                 problems.append(f"top-1 differs from gold without the excuse of a near tie in {who}")
-    worst = max(distances, key=lambda n: distances[n].relative_rmse / budgets[n].relative_rmse, default=None)
+    worst = max(distances, key=lambda n: _share(distances[n].relative_rmse, budgets[n].relative_rmse), default=None)
     error = distances[worst].relative_rmse if worst and not missing else float("inf")
     budget = budgets[worst or next(iter(budgets))]
     passed = not problems
@@ -527,6 +526,11 @@ def _number_problems(name: str, tally: _Tally, measured: Distance, budget: Budge
     if not problems and not measured.worst_picture <= limit:
         problems.append(f"'{name}' is {measured.worst_picture:.1e} from gold in {_named(names, measured.worst_index)}")
     return problems
+
+
+def _share(error: float, budget: float) -> float:
+    """Returns how much of its budget an error takes; a budget may be 0, by hand or where nothing is rounded."""
+    return error / budget if budget else 0.0 if error == 0 else float("inf")
 
 
 def _named(names: Sequence[str], index: int) -> str:

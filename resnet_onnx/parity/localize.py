@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.graph import constants_from_nodes
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
 from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.metrics import distance
@@ -111,6 +112,7 @@ class Graph:
         checked = files.check_onnx(path)
         self.path = checked.path
         self._model = onnx.load(str(checked.path))
+        constants_from_nodes(self._model)
         graph = self._model.graph
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value.name for value in graph.input if value.name not in self.initializers]

@@ -51,6 +51,8 @@ class DistanceSum:
             gold: [picture, …].
             found: The same shape.
         """
+        if not gold.size:  # nothing was found, as in a picture without an object: equal shapes are all there is
+            return
         a = gold.astype(np.float64).reshape(len(gold) if gold.ndim else 1, -1)
         b = found.astype(np.float64).reshape(a.shape)
         sound = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
@@ -69,6 +71,12 @@ class DistanceSum:
 
         Where a NaN or Inf is on either side the errors are infinite, never small.
         """
+        if not self._sound:
+            nothing = np.zeros(1)
+            return Distance(
+                relative_rmse=0.0, worst_picture=0.0, worst_index=0, max_abs=0.0, cosine=1.0, finite=True,
+                per_picture=nothing, max_abs_per_picture=nothing,
+            )  # fmt: skip
         sound, largest = np.concatenate(self._sound), np.concatenate(self._largest)
         rms_error, rms_gold = np.concatenate(self._rms_error), np.concatenate(self._rms_gold)
         with np.errstate(all="ignore"):

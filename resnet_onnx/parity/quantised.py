@@ -57,7 +57,7 @@ def without_rounding(path: Path, target: Path) -> Path:
     for node in model.graph.node:
         if node.op_type == _DEQUANTISE and node.input[0] in pairs:
             pair = pairs[node.input[0]]
-            operator = "Relu" if _from_zero(pair, model) else "Identity"
+            operator = "Relu" if _from_zero(pair, graph) else "Identity"
             kept.append(onnx.helper.make_node(operator, [pair.input[0]], [node.output[0]], name=node.name))
         elif node.op_type != _QUANTISE or node.output[0] not in pairs:
             kept.append(node)
@@ -72,13 +72,13 @@ def without_rounding(path: Path, target: Path) -> Path:
     return target
 
 
-def _from_zero(node: Any, model: Any) -> bool:
+def _from_zero(node: Any, graph: Graph) -> bool:
     """Whether a QuantizeLinear maps 0 to the smallest whole number that it knows, so that it cuts off what is below."""
     from onnx import numpy_helper
 
     if len(node.input) < 3 or not node.input[2]:
         return True  # without a zero point it is uint8 with zero point 0
-    zero = next((t for t in model.graph.initializer if t.name == node.input[2]), None)
+    zero = graph.initializers.get(node.input[2])
     if zero is None:
         return False
     values = numpy_helper.to_array(zero)

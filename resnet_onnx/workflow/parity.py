@@ -59,7 +59,7 @@ def check_parity(
         tolerances: Relative RMSE allowed by output name, in place of the derived budget.
         progress: Told what is being run.
     """
-    from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
+    from resnet_onnx.parity.compare import Contestant, Quantisation, compare, summation_lengths
 
     truth = model if gold is None else resolve(Request(model=gold, form=model.form))
     quantised, truth_quantised = _is_quantised(model), _is_quantised(truth)
@@ -83,6 +83,13 @@ def check_parity(
             )
         )
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
+        quantisation = None
+        if quantised and {spec.name for spec in files.check_onnx(onnx_path(truth)).outputs} <= set(tolerances or ()):
+            quantisation = Quantisation(unrounded=None, steps=float("inf"))  # every output is judged by hand
+        elif truth_quantised:
+            quantisation = _quantisation(truth, True, gold_batches, Path(folder))
+        elif quantised:
+            quantisation = _quantisation(model, False, batches, Path(folder))
         return compare(
             Contestant(
                 runtime=gold_runtime,
@@ -98,13 +105,7 @@ def check_parity(
             sizes=None if gold_batches.sizes == batches.sizes else batches.sizes,
             tolerances=tolerances,
             gold_key=_gold_key(truth, gold_runtime),
-            quantisation=(
-                _quantisation(truth, True, gold_batches, Path(folder))
-                if truth_quantised
-                else _quantisation(model, False, batches, Path(folder))
-                if quantised
-                else None
-            ),
+            quantisation=quantisation,
             original=original,
             progress=progress,
         )
@@ -113,6 +114,11 @@ def check_parity(
 def _is_quantised(model: Model) -> bool:
     from resnet_onnx.parity.quantised import is_quantised
 
+    if model.engine is not None and model.precision == "int8":
+        raise UsageError(
+            f"{model.engine} is an engine, and what an int8 model may differ by is told from its ONNX file",
+            fix="name the ONNX file that it was built from in place of the engine",
+        )
     path = graph_path(model) if model.onnx is not None or model.network is None else None
     return path is not None and is_quantised(path)
 
@@ -161,15 +167,15 @@ def _quantisation(model: Model, own_gold: bool, batches: _Batches, folder: Path)
     from resnet_onnx.parity.quantised import step_error, without_rounding
 
     path = onnx_path(model)
-    unrounded = without_rounding(path, folder / "unrounded.onnx")
     first = next(iter(batches))
-    return Quantisation(
+    unrounded = None
+    if own_gold:
         # Float32's own error is a ten-thousandth of what rounding to 8 bits does.
-        unrounded=Contestant(
-            runtime="ort-cpu", source=ModelSource(path=unrounded), description="the graph without its rounding"
-        ),
+        form = ModelSource(path=without_rounding(path, folder / "unrounded.onnx"))
+        unrounded = Contestant(runtime="ort-cpu", source=form, description="the graph without its rounding")
+    return Quantisation(
+        unrounded=unrounded,
         steps=step_error(path, first, weights=not own_gold),
-        own_gold=own_gold,
     )
 
 
@@ -179,10 +185,11 @@ def _gold_key(truth: Model, runtime: str) -> str:
         what: dict[str, Any] = {**truth.network.to_json(), "names": tensor_names(truth)}
         tool = "torch"
     else:
-        what = {"onnx": files.check_onnx(onnx_path(truth)).sha256}
-        tool = "onnx"
+        what, tool = {}, "onnx"
     if runtime == "reference":
-        what, tool = {"onnx": files.check_onnx(onnx_path(truth)).sha256}, "onnx"
+        checked = files.check_onnx(onnx_path(truth))
+        data = [files.sha256_file(checked.path.parent / name) for name in checked.external_data]
+        what, tool = {"onnx": checked.sha256, "data": data}, "onnx"
     tools = {tool: package_version(tool), "resnet-onnx": __version__}
     return digest({"gold": what, "form": truth.form.to_json(), "runtime": runtime, "tools": tools})
 
@@ -221,7 +228,7 @@ def localize_parity(
     if model.engine is not None:
         raise UsageError(f"{model.engine} is an engine, which shows nothing of its inside", fix="name the ONNX file")
     truth = model if gold is None else resolve(Request(model=gold, form=model.form))
-    if truth.network is not None and (truth.onnx is not None or gold is not None):
+    if truth.network is not None and (truth.onnx is not None or gold is not None) and not _is_quantised(truth):
         # A fresh export of the weights that are the truth: the file in question can't be its own.
         truth = replace(truth, onnx=None, inputs=(), form=model.form)
     names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not _is_quantised(model))

@@ -88,6 +88,14 @@ class Wishes:
             raise UsageError("--half-io is for fp16 and bf16; inputs and outputs of an int8 file stay float32")
         if not self.max_drop > 0:
             raise UsageError(f"--max-drop must be more than 0 points, not {self.max_drop}")
+        if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
+            raise UsageError(f"--min-speedup must be a number above 0, not {self.min_speedup}")
+        unfit = [name for name in self.runtimes if name not in ("ort-cpu", "openvino", "ort-cuda")]
+        if self.min_speedup is not None and unfit:
+            raise UsageError(
+                f"--min-speedup compares ONNX files, and {', '.join(unfit)} can't run both of them",
+                fix="--runtime ort-cpu, openvino or ort-cuda; measure others with resnet-onnx bench and compare",
+            )
 
 
 @dataclass(kw_only=True)
@@ -247,8 +255,18 @@ def _plain(value: Any) -> Any:
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
+Judged = tuple[Feeds, int | None, NDArray[np.int64] | None]
+"""Feeds, how many of their samples count (None: all), and the right outputs where they are known."""
+
+_FEW = 64
+"""With fewer pictures held out than three times this, those that choose between methods judge too."""
+
+
 class _Pictures:
-    """Which pictures calibrate, which choose between methods, and which judge; none of them serves twice."""
+    """Which pictures calibrate, which choose between methods, and which judge.
+
+    None serves twice, but where a set without splits is small: then those that choose also judge.
+    """
 
     def __init__(self, model: Model, wishes: Wishes) -> None:
         self._model, self._wishes = model, wishes
@@ -281,7 +299,10 @@ class _Pictures:
             rest = order[used:]
             if not len(rest):
                 raise BadData(f"--calibration '{name}' has one picture, and some must be held out", fix="name more")
-            choosing, judging = rest, train.subset(np.sort(rest)[: wishes.held_out])
+            # Pictures that choose between methods must not judge the choice, where there are enough of both.
+            apart = min(_CHOOSING, len(rest) // 3)
+            choosing, kept = (rest[:apart], rest[apart:]) if apart >= _FEW else (rest, rest)
+            judging = train.subset(np.sort(kept[: wishes.held_out]))
         else:
             used = min(wishes.count, len(train))
             choosing = order[used : used + _CHOOSING]
@@ -358,23 +379,23 @@ class _Pictures:
                 pictures.append(prepare(pixels, preprocessing))
             yield feeds_of(self._model, np.stack(pictures))
 
-    def choosing(self) -> Iterator[tuple[Feeds, NDArray[np.int64] | None]]:
+    def choosing(self) -> Iterator[Judged]:
         """Yields feeds of pictures that neither calibrate nor judge, where there are enough of them."""
         if self._choosing is None:
             for start in range(0, 64, 8):
-                yield self._sample(8, 10_000 + start), None
+                yield self._sample(8, 10_000 + start), None, None
             return
-        for feeds, _ in self._batches(self._choosing, _BATCH):
-            yield feeds, None
+        for feeds, places in self._batches(self._choosing, _BATCH):
+            yield feeds, len(places), None
 
-    def held_out(self) -> Iterator[tuple[Feeds, NDArray[np.int64] | None]]:
+    def held_out(self) -> Iterator[Judged]:
         """Yields feeds of the pictures that judge, and the right outputs where they are known."""
         if self._judging is None:
             for start in range(0, 64, 8):
-                yield self._sample(8, 20_000 + start), None
+                yield self._sample(8, 20_000 + start), None, None
             return
         for feeds, places in self._batches(self._judging, _BATCH):
-            yield feeds, None if self._targets is None else self._targets[places]
+            yield feeds, len(places), None if self._targets is None else self._targets[places]
 
     def _sample(self, size: int, seed: int) -> Feeds:
         return sample_feeds(self._model, self._model.form.batch or size, seed=self._wishes.seed + seed)
@@ -387,8 +408,12 @@ class _Pictures:
             return
         with Batches(pictures, preprocessing, batch_size=fixed or batch, as_bytes=True, skip_bad=True) as found:
             for taken in found:
-                if fixed is None or len(taken.pictures) == fixed:
-                    yield feeds_of(self._model, taken.pictures), taken.indices
+                whole, places = taken.pictures, taken.indices
+                if not len(whole):
+                    continue
+                if fixed is not None and len(whole) < fixed:  # filled up; `places` says how many count
+                    whole = np.resize(whole, (fixed, *whole.shape[1:]))
+                yield feeds_of(self._model, whole), places
 
 
 # ---- candidates ------------------------------------------------------------------------------------------------------
@@ -432,7 +457,7 @@ class _Work:
     def compare(
         self,
         forms: Mapping[str, tuple[str, Path]],
-        batches: Iterator[tuple[Feeds, NDArray[np.int64] | None]],
+        batches: Iterator[Judged],
         most: int | None = None,
     ) -> dict[str, Comparison]:
         """Runs the float32 model and some forms on the same pictures, a batch at a time."""
@@ -451,15 +476,20 @@ class _Work:
                 for name, (runtime, path) in forms.items()
             }
             output = gold.outputs[0].name
-            for feeds, labels in batches:
-                expected = gold.run(feeds)[output]
+            for feeds, count, labels in batches:
+                expected = gold.run(feeds)[output][:count]
                 for name, runtime in opened.items():
                     cast = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runtime.inputs}
-                    found[name].add(expected, runtime.run(cast)[output], labels)
+                    found[name].add(expected, runtime.run(cast)[output][:count], labels)
                 images = next(iter(found.values())).images
                 self.progress(f"comparing with fp32: {images} pictures")
                 if most is not None and images >= most:
                     break
+        if not next(iter(found.values())).images:
+            raise BadData(
+                "none of the pictures held out could be read, so that nothing can be said of the result",
+                fix="name other pictures: --calibration D",
+            )
         return found
 
 

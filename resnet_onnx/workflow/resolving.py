@@ -231,7 +231,9 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
         inputs=checked.inputs,
         preprocessing=preprocessing,
         labels=labels,
-        precision=onnx_types.graph_precision(checked.path),
+        precision=(
+            onnx_types.graph_precision(checked.path) if checked.opset else checked.metadata.get("precision", "fp32")
+        ),
         notes=tuple(notes),
     )
 
