@@ -25,7 +25,7 @@ from runtimes import files
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "plain34")
 PRECISIONS = ("fp32", "int8", "bf16")
-RUNTIMES = "torch,ort-cpu,openvino"
+RUNTIMES, WHOLE_NUMBERS = "torch,ort-cpu,openvino", "ort-cpu,openvino"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 _BEGIN, _END = "<!-- results: docs/make_results.py -->", "<!-- end of results -->"
@@ -51,14 +51,15 @@ def measure(folder: Path, model: str, precision: str, *, seconds: float) -> bool
         if "convert" not in COMMANDS:
             print(f"left out: {model} {precision} (this version has no convert)")
             return False
-        subject = folder / "models" / f"{model}-{precision}.onnx"
+        subject = folder / "models" / precision / f"{model}.onnx"
         if not subject.is_file():
             ranges = _INT8 if precision == "int8" else ()
             if tool("convert", model, "--to", precision, *ranges, "--output", subject) != 0:
                 print(f"left out: {model} {precision} (convert refused it)")
                 return False
     # A runtime that lacks the precision is a row with its reason; the others are saved all the same.
-    tool("bench", subject, "--runtime", RUNTIMES, "--batch", "1,8", "--duration", f"{seconds:g}", "--save",
+    names = WHOLE_NUMBERS if precision == "int8" else RUNTIMES
+    tool("bench", subject, "--runtime", names, "--batch", "1,8", "--duration", f"{seconds:g}", "--save",
          saved)  # fmt: skip
     return saved.is_file()
 
