@@ -33,7 +33,11 @@ def document(*arguments: str, code: int = 0, **more: Any) -> dict[str, Any]:
 
 def test_the_document_has_what_outside_checks_read(tmp_path: Path) -> None:
     saved = tmp_path / "new" / "r.json"
-    found = document("cifar-resnet20", "--runtime", "ort-cpu,torch", "--duration", "0.6", "--save", str(saved))
+    found = document(
+        "cifar-resnet20", "--runtime", "ort-cpu,torch", "--duration", "0.6", "--precision-target", "0.5", "--save",
+        str(saved),
+    )  # fmt: skip
+    assert found["settings"]["precision_target"] == 0.005
     rows = found["results"]
     assert [(r["runtime"], r["batch"], r["streams"]) for r in rows] == [
         ("ort-cpu", 1, 1), ("ort-cpu", 8, 1), ("torch", 1, 1), ("torch", 8, 1),
@@ -139,6 +143,9 @@ def test_a_missing_runtime_is_told_at_once() -> None:
         (["--batch", "0"], "at least 1"),
         (["--batch", "two"], "whole numbers"),
         (["--duration", "0"], "--duration"),
+        (["--duration", "inf"], "duration"),
+        (["--precision-target", "0"], "--precision-target"),
+        (["--precision-target", "5", "--harness", "mlperf"], "--precision-target"),
         (["--streams", "2", "--scenario", "latency"], "one request at a time"),
         (["--runtime", "ort"], "unknown runtime 'ort'"),
         (["--runtime", ","], "no runtime named"),

@@ -45,6 +45,12 @@ _DEFAULT_MODEL = "resnet50"
     help="Seconds a row, at most.",
 )
 @click.option(
+    "--precision-target",
+    type=click.FloatRange(0, 100, min_open=True),
+    metavar="PERCENT",
+    help="A row ends early when the 95 % interval of its median is within ± this.  [default: 1]",
+)
+@click.option(
     "--scenario",
     type=click.Choice(["latency", "throughput", "offline"]),
     help="One run at a time, several beside each other, or all samples at once.  [default: by --streams]",
@@ -84,6 +90,7 @@ def command(
     batch: tuple[int, ...] | None,
     streams: tuple[int, ...] | None,
     duration: float,
+    precision_target: float | None,
     scenario: Scenario | None,
     scope: Scope | None,
     include: str | None,
@@ -128,6 +135,7 @@ def command(
         cut_off=cut_off,
         include=include,
         profile=profile or None,
+        precision_target=precision_target,
         scope="device" if scope == "device" else None,
     )
     names = registry.parse_names(runtimes, device=device)
@@ -152,6 +160,7 @@ def command(
             batches=batch,
             streams=chosen_streams,
             duration_s=duration,
+            precision_target=None if precision_target is None else precision_target / 100,
             scenario=scenario,
             scope=scope or ("end-to-end" if include else "device"),
             supply=workflow.decoding(model, data) if include else None,

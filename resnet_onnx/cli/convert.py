@@ -83,7 +83,7 @@ def command(
     if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
         raise UsageError(f"--output {output}: an ONNX file ends in .onnx", fix=f"--output {output}.onnx")
     problem = early_problem(request)
-    registry.require_all(dict.fromkeys([*names, "openvino" if to == "bf16" else "ort-cpu"]))
+    registry.require_all(list(dict.fromkeys([*names, "openvino" if to == "bf16" else "ort-cpu"])))
     if problem is not None:
         raise problem
     with terminal.status("preparing the model") as status:

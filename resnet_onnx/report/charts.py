@@ -295,7 +295,7 @@ def _lines(axes: Axes, items: Sequence[Point], palette: dict[str, str]) -> None:
 
 def _legend(axes: Axes) -> None:
     axes.legend(
-        frameon=False, fontsize=_SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1.8,
+        frameon=False, fontsize=_SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1.8,
         columnspacing=1.2, borderaxespad=0.2,
     )  # fmt: skip
 

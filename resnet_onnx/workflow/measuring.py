@@ -137,6 +137,7 @@ def measure_model(
     streams: Sequence[int | None] = (1,),
     threads: Sequence[int | None] = (None,),
     duration_s: float = 5.0,
+    precision_target: float | None = None,
     scenario: Scenario | None = None,
     cut_off: float | None = None,
     profile: bool = False,
@@ -158,6 +159,8 @@ def measure_model(
         streams: Numbers of concurrent runs; None is as many as each runtime does best with.
         threads: Numbers of CPU threads; None is all usable cores.
         duration_s: Measuring time of a row at most.
+        precision_target: Half-width of the 95 % interval, as a fraction of the median, at which a row ends; None is the
+            default of ``Plan``.
         scenario: What a sample is; None is by the number of streams.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured.
         profile: Whether rows of one run at a time are profiled by layer after they were measured.
@@ -176,7 +179,7 @@ def measure_model(
     """
     from resnet_onnx.bench import roofline
     from resnet_onnx.bench.harness import measure_by_loadgen
-    from resnet_onnx.bench.measure import Contender, Plan, measure
+    from resnet_onnx.bench.measure import PRECISION_TARGET, Contender, Plan, measure
 
     names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
     sizes, count = _batches(model, batches)
@@ -190,6 +193,7 @@ def measure_model(
         scenario=scenario,
         cut_off=cut_off,
         profile=profile,
+        precision_target=PRECISION_TARGET if precision_target is None else precision_target,
     )
     feeds = sample_feeds(model, count, seed=seed)
     path = graph_path(model)
