@@ -116,6 +116,8 @@ def command(
     from resnet_onnx.report import tables
     from runtimes import files, registry
 
+    if not 0 < duration < float("inf"):
+        raise UsageError(f"--duration must be a number of seconds above 0, not {duration}")
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
