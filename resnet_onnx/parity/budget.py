@@ -130,18 +130,8 @@ def quantised_allowance(noise: float, steps: float) -> Budget:
     """
     own = "the model's own rounding"
     bound = NOISE_MULTIPLE * steps
+    effect, reason = noise, f"√2 × what {own} does ({noise:.1e})"
     if not noise <= bound:  # NaN too
-        return Budget(
-            relative_rmse=DECORRELATED * bound,
-            noise=noise,
-            bound=bound,
-            yardstick=own,
-            reason=f"√2 × {NOISE_MULTIPLE:g} × the {steps:.1e} of its step sizes, less than {own} shows ({noise:.1e})",
-        )
-    return Budget(
-        relative_rmse=DECORRELATED * noise,
-        noise=noise,
-        bound=bound,
-        yardstick=own,
-        reason=f"√2 × what {own} does ({noise:.1e})",
-    )
+        effect = bound
+        reason = f"√2 × {NOISE_MULTIPLE:g} × the {steps:.1e} of its step sizes, less than {own} shows ({noise:.1e})"
+    return Budget(relative_rmse=DECORRELATED * effect, noise=noise, bound=bound, yardstick=own, reason=reason)

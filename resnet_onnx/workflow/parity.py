@@ -62,7 +62,8 @@ def check_parity(
     from resnet_onnx.parity.compare import Contestant, Quantisation, compare, summation_lengths
 
     truth = model if gold is None else resolve(Request(model=gold, form=model.form))
-    quantised, truth_quantised = _is_quantised(model), _is_quantised(truth)
+    quantised = _is_quantised(model)
+    truth_quantised = quantised if truth is model else _is_quantised(truth)
     names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not quantised)
     gold_runtime, gold_form, described = _graph_gold(truth) if truth_quantised else gold_source(truth)
     original = None
@@ -315,7 +316,8 @@ def _parity_feeds(
     first: list[NDArray[np.uint8]] = []
     if fixed:
         short = -len(names) % fixed
-        names += [f"{names[index % len(names)]} (again)" for index in range(short)]
+        filling = names[: min(fixed, len(names) - len(odd_names))]  # as `first` will hold them
+        names += [f"{filling[index % len(filling)]} (again)" for index in range(short)]
     sizes = [fixed] * (len(names) // fixed) if fixed else odd_batches(len(names))
     kept = Records()
     everything = itertools.chain(_remembered(pictures, first, fixed or 0), odd, itertools.cycle(first) if fixed else ())
