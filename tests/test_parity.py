@@ -229,6 +229,13 @@ def test_gold_is_computed_once_and_again_when_its_file_is_damaged(
     assert len(list((tmp_path / "gold").iterdir())) == 2  # other pictures, another gold
 
 
+def test_a_gold_for_other_pictures_is_refused_with_both_sizes(cifar: Path, capfd: Any) -> None:
+    code, result = run_json(capfd, "parity", str(cifar), "--gold", "resnet18", "--runtimes", "ort-cpu")
+    assert code == 2
+    assert "32×32, and gold (resnet18) of 224×224" in result["error"]["message"]
+    assert "--image-size 32" in result["error"]["fix"]
+
+
 def test_a_tolerance_of_zero_asks_for_equal_numbers(cifar: Path, capfd: Any) -> None:
     common = ("parity", str(cifar), "--images", "1", "--tolerance-for", "logits=0")
     code, result = run_json(capfd, *common, "--runtimes", "ort-cpu")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx import __version__
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
+from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
 from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, source, tensor_names, tuned
 from resnet_onnx.workflow.request import UNTUNED, Model, Request, refuse_special
@@ -307,6 +307,12 @@ def _parity_feeds(
     from resnet_onnx.parity.records import Records, rebatched
 
     preprocessing = model.preprocessing
+    side, gold_side = preprocessing.image_size, need_preprocessing(truth).image_size
+    if gold_side != side:
+        raise UsageError(
+            f"{model.name} takes pictures of {side}×{side}, and gold ({truth.name}) of {gold_side}×{gold_side}",
+            fix=f"take the truth from a model for the same pictures: export it with --image-size {side}",
+        )
     names, pictures = _pictures(preprocessing, data, images, seed)
     odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=seed)
     if not adversarial:
