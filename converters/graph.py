@@ -194,7 +194,7 @@ def element_types(model: Any) -> dict[str, int]:
     """Returns the ONNX element type of every value whose type shape inference finds."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(files.without_weights(model), data_prop=True)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     found = {value.name: int(value.type.tensor_type.elem_type) for value in values if value.type.tensor_type.elem_type}
     return found | {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
@@ -204,7 +204,7 @@ def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
     """Returns the shape of every value that shape inference finds; an open extent is a name or None."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(files.without_weights(model), data_prop=True)
     found: dict[str, tuple[int | str | None, ...]] = {}
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         kind = value.type.tensor_type
@@ -217,31 +217,6 @@ def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
     return found
 
 
-_SMALL = 1024
-
-
-def without_weights(model: Any) -> Any:
-    """Returns a copy in which large initialisers are inputs, so that shape inference copies no weights."""
-    import onnx
-    from onnx import helper
-
-    copy = onnx.ModelProto()
-    copy.ir_version = model.ir_version
-    copy.opset_import.extend(model.opset_import)
-    copy.functions.extend(model.functions)
-    copy.graph.name = model.graph.name
-    copy.graph.node.extend(model.graph.node)
-    copy.graph.input.extend(model.graph.input)
-    copy.graph.output.extend(model.graph.output)
-    known = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if int(np.prod(tensor.dims, dtype=object)) <= _SMALL:
-            copy.graph.initializer.append(tensor)
-        elif tensor.name not in known:
-            copy.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return copy
-
-
 def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> files.CheckedModel:
     """Writes a model as one self-contained file with its manifest, and passes it through the gate.
 
@@ -249,11 +224,8 @@ def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> files.CheckedM
         FileProblem: The file can't be written; what was there before is untouched.
     """
     data = model.SerializeToString()
-    with files.atomic_file(path) as temporary:
+    with files.atomic_model(path, manifest) as temporary:
         temporary.write_bytes(data)
-        # A kill between the two renames must not leave the old manifest beside the new file.
-        files.manifest_path(path).unlink(missing_ok=True)
-    files.write_manifest(path, extra=manifest)
     return files.check_onnx(path)
 
 
@@ -267,7 +239,7 @@ def expose(model: Any, names: Iterable[str]) -> Any:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(files.without_weights(model), data_prop=True)
     known = {value.name: value for value in (*inferred.graph.value_info, *model.graph.output)}
     del copy.graph.output[:]
     for name in names:

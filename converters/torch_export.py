@@ -182,14 +182,11 @@ def write_verified(
         CheckFailed: The file does not compute what the module computes; the old file, if any, is untouched.
         FileProblem: The file can't be written.
     """
-    with files.atomic_file(path) as temporary:
+    with files.atomic_model(path, manifest) as temporary:
         export(module, example, temporary, options, metadata)
         verification = verify(
             module, temporary, batches, options=options, evaluate=evaluate, runtime=runtime, bound=bound
         )
-        # A kill between the two renames must not leave the old manifest beside the new file.
-        files.manifest_path(path).unlink(missing_ok=True)
-    files.write_manifest(path, extra=manifest)
     return verification
 
 

@@ -345,6 +345,20 @@ def manifest_path(model: Path) -> Path:
     return model.with_name(model.name + MANIFEST_SUFFIX)
 
 
+@contextlib.contextmanager
+def atomic_model(path: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Gives a temporary file that becomes the model `path` when the block is through, with its manifest beside it.
+
+    Raises:
+        FileProblem: The file can't be written; what was there before is untouched.
+    """
+    with atomic_file(path) as temporary:
+        yield temporary
+        # A kill between the two renames must not leave the old manifest beside the new file.
+        manifest_path(path).unlink(missing_ok=True)
+    write_manifest(path, extra=manifest)
+
+
 def write_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes the manifest of a model file: SHA-256 and size of the file and of its external data.
 
@@ -837,7 +851,7 @@ def _run_checker(path: Path, model: Any, external: bool) -> None:
         else:
             onnx.checker.check_model(model)
         inferred = onnx.shape_inference.infer_shapes(
-            _without_weights(model), check_type=True, strict_mode=True, data_prop=True
+            without_weights(model), check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -851,8 +865,8 @@ def _run_checker(path: Path, model: Any, external: bool) -> None:
 _SMALL = 1024
 
 
-def _without_weights(model: Any) -> Any:
-    """Returns a copy in which large initialisers are inputs, so that shape inference copies no weights."""
+def without_weights(model: Any) -> Any:
+    """Returns a copy of a ``ModelProto`` in which large weights are inputs, so that shape inference copies none."""
     import onnx
 
     copy = onnx.ModelProto()

@@ -81,11 +81,12 @@ class OpenVINORuntime(Runtime):
         )
 
     def _hint(self, precision: str) -> str:
-        """Returns the precision to set for floating point; what a CPU has not is never asked of it."""
-        can = _core(self._ov).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        """Returns the precision to set for floating point: float16 only on a CPU that has it, see the class."""
         if precision == "bf16":
             return "bf16"
-        return "f16" if precision == "fp16" and "FP16" in can else "f32"
+        if precision != "fp16":
+            return "f32"
+        return "f16" if "FP16" in _core(self._ov).get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
     def _compile(self) -> None:
         self._compiled = self._compiled_with({})

@@ -93,6 +93,11 @@ def parse_names(argument: str, *, device: str | None = None) -> list[str]:
     return names
 
 
+def means_all(argument: str) -> bool:
+    """Returns whether a list for ``parse_names`` takes what is here, so that what can't serve may be left out."""
+    return "all" in (part.strip() for part in argument.split(","))
+
+
 def _has(name: str, device: str | None) -> bool:
     """Returns whether a runtime has devices of that kind; a misspelt one is nobody's."""
     adapter("torch").resolve_device(device)  # has every kind, so that it refuses only what is misspelt

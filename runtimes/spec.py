@@ -94,6 +94,13 @@ def check_feeds(feeds: Feeds, inputs: tuple[TensorSpec, ...], *, who: str) -> No
                 )
 
 
+def imported(name: str) -> Callable[..., Any]:
+    """Imports the function named ``"module:function"``, as another process is told it."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
     """Where a runtime finds the model; picklable, so that a child process can open the same thing.
@@ -128,9 +135,7 @@ class ModelSource:
         """Imports and calls the factory."""
         if self.factory is None:
             raise UsageError(f"{self.name} has no torch form")
-        module, _, function = self.factory.partition(":")
-        build: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        return build(**self.arguments)
+        return imported(self.factory)(**self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

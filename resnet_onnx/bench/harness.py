@@ -72,13 +72,7 @@ def measure_by_loadgen(
 def _run(row: Row, feeds: Feeds, test: MLPerfScenario, plan: Plan) -> Harnessed:
     contender = row.contender
     with Child(contender.runtime) as child:
-        row.opened = child.call(
-            "open",
-            runtime=contender.runtime,
-            source=contender.source,
-            device=contender.device,
-            options=contender.options,
-        )
+        row.opened = child.call("open", **contender.opening)
         row.streams = row.opened.streams
         found: Harnessed = child.call(
             "loadgen",

@@ -65,6 +65,11 @@ class Contender:
     device: str | None = None
     options: RuntimeOptions = field(default_factory=RuntimeOptions)
 
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What a child process is told to open it."""
+        return {"runtime": self.runtime, "source": self.source, "device": self.device, "options": self.options}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -406,13 +411,7 @@ class _Crew:
     def _start(self, key: int, contender: Contender) -> None:
         child = self._stack.enter_context(Child(contender.runtime))
         self._children[key] = child
-        child.send(
-            "open",
-            runtime=contender.runtime,
-            source=contender.source,
-            device=contender.device,
-            options=contender.options,
-        )
+        child.send("open", **contender.opening)
 
     def _opened(self, key: int) -> None:
         rows = [

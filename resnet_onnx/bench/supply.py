@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Prepared, Runtime
-from runtimes.spec import Feeds
+from runtimes.spec import Feeds, imported
 
 Next = Callable[[], Feeds]
 """Returns the feeds of the next run."""
@@ -35,9 +34,8 @@ class Supply:
 
     def open(self, *, batch: int, threads: int) -> Next:
         """Imports and calls the factory."""
-        module, _, function = self.factory.partition(":")
-        build: Callable[..., Next] = getattr(importlib.import_module(module), function)
-        return build(batch=batch, threads=threads, **self.arguments)
+        supplied: Next = imported(self.factory)(batch=batch, threads=threads, **self.arguments)
+        return supplied
 
 
 class Supplied(Prepared):

@@ -158,7 +158,7 @@ def command(
         measured = workflow.measure_model(
             model,
             names,
-            chosen_by_all="all" in map(str.strip, runtimes.split(",")),
+            chosen_by_all=registry.means_all(runtimes),
             batches=batch,
             streams=chosen_streams,
             duration_s=duration,

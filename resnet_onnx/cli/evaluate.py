@@ -64,7 +64,7 @@ def command(
     registry.require_all(names, device=device)
     model = workflow.resolve(request)
     workflow.insist_on_trained(model)
-    names, left_out = workflow.runnable(model, names, chosen_by_all="all" in map(str.strip, runtimes.split(",")))
+    names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes))
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if left_out:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.graph import constants_from_nodes
+from converters.graph import constants_from_nodes, name_of
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
 from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.metrics import distance
@@ -171,11 +171,6 @@ class Graph:
         return path
 
 
-def label(node: Any) -> str:
-    """Returns a node's name, or its first output's where it has none."""
-    return str(node.name or node.output[0])
-
-
 def stage_of(name: str) -> str:
     """Returns the part of the network that a node belongs to, by the names that torch leaves: layer3 → stage 3."""
     head = name.removeprefix("network.").split(".")[0]
@@ -199,11 +194,11 @@ class Matching:
 
 def match(candidate: Graph, gold: Graph) -> Matching:
     """Pairs the nodes of two graphs: by name where most names are in both, else by the order of operators."""
-    theirs = {label(node): index for index, node in enumerate(gold.nodes)}
+    theirs = {name_of(node): index for index, node in enumerate(gold.nodes)}
     pairs = {
-        index: theirs[label(node)]
+        index: theirs[name_of(node)]
         for index, node in enumerate(candidate.nodes)
-        if label(node) in theirs and gold.nodes[theirs[label(node)]].op_type == node.op_type
+        if name_of(node) in theirs and gold.nodes[theirs[name_of(node)]].op_type == node.op_type
     }
     if 2 * len(pairs) >= min(len(candidate.nodes), len(gold.nodes)):
         return Matching(pairs, True)
@@ -233,7 +228,7 @@ class _Observer:
     def _source(self, wanted: list[str]) -> ModelSource:
         contestant = self._contestant
         if contestant.source.factory is not None:
-            by_node = {node.output[0]: label(node) for node in self._graph.nodes}
+            by_node = {node.output[0]: name_of(node) for node in self._graph.nodes}
             arguments = {
                 "factory": contestant.source.factory,
                 "arguments": contestant.source.arguments,
@@ -295,8 +290,8 @@ def localize(
     return Localisation(
         rungs=[
             Rung(
-                node=label(ours.nodes[index]),
-                stage=stage_of(label(ours.nodes[index])),
+                node=name_of(ours.nodes[index]),
+                stage=stage_of(name_of(ours.nodes[index])),
                 errors={name: column[place] for name, column in errors.items()},
             )
             for place, index in enumerate(rungs)
@@ -380,15 +375,15 @@ class _Search:
             return None
         for slot in slots:
             mine, golden = self._maker(self.ours, node.input[slot]), self._maker(self.theirs, partner.input[slot])
-            if mine is None or golden is None or label(mine) == label(golden):
+            if mine is None or golden is None or name_of(mine) == name_of(golden):
                 continue
-            names = {label(n) for n in self.ours.nodes}
-            missing = label(golden) not in names
+            names = {name_of(n) for n in self.ours.nodes}
+            missing = name_of(golden) not in names
             named = golden if missing else mine
             cause = (
-                f"Gold has it before {label(node)}, and this model has not: it goes on from {label(mine)}."
+                f"Gold has it before {name_of(node)}, and this model has not: it goes on from {name_of(mine)}."
                 if missing
-                else f"Gold has {label(golden)} in this place."
+                else f"Gold has {name_of(golden)} in this place."
             )
             error = _error(
                 self.truth.values([partner.input[slot]]).get(partner.input[slot]),
@@ -396,9 +391,9 @@ class _Search:
             )
             return Finding(
                 runtime=self.runtime,
-                node=label(named),
+                node=name_of(named),
                 op_type=named.op_type,
-                stage=stage_of(label(named)),
+                stage=stage_of(name_of(named)),
                 input_error=0.0,
                 output_error=float("inf") if error is None else error,
                 cause=cause,
@@ -421,9 +416,9 @@ class _Search:
             why = "Unsure: no output is far worse than its inputs; this is the steepest step."
         return Finding(
             runtime=self.runtime,
-            node=label(node),
+            node=name_of(node),
             op_type=node.op_type,
-            stage=stage_of(label(node)),
+            stage=stage_of(name_of(node)),
             input_error=before,
             output_error=after,
             cause=describe_difference(self.ours, node, self.theirs, partner),

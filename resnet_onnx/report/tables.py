@@ -20,6 +20,7 @@ _CSV = {
     "threads": ("threads",),
     "scenario": ("scenario",),
     "scope": ("scope",),
+    "includes": ("includes",),
     "images_per_s": ("images_per_second",),
     "images_per_s_low95": ("images_per_second_ci95", 0),
     "images_per_s_high95": ("images_per_second_ci95", 1),
@@ -44,12 +45,15 @@ def bench_csv(document: Mapping[str, Any]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = list(_CSV)
-    writer.writerow([*names[:10], "includes", *names[10:]])
+    writer.writerow(_CSV)
     for row in document["results"]:
-        cells = ["" if (value := _at(row, place)) is None else value for place in _CSV.values()]
-        writer.writerow([*cells[:10], " ".join(row.get("includes") or ()), *cells[10:]])
+        writer.writerow([_cell(_at(row, place)) for place in _CSV.values()])
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Returns a value as a cell of a CSV: what is not known is empty, words stand side by side."""
+    return "" if value is None else " ".join(value) if isinstance(value, list | tuple) else value
 
 
 def markdown(

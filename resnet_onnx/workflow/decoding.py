@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_onnx.bench.supply import Supply
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.workflow.feeds import PictureInput, need_preprocessing, picture_feeds, picture_input, specs
+from resnet_onnx.workflow.feeds import PictureInput, need_picture_input, need_preprocessing, picture_feeds
 from resnet_onnx.workflow.request import Model, refuse_special
 from runtimes.errors import BadData, UsageError
 from runtimes.spec import Feeds
@@ -39,9 +39,7 @@ def decoding(model: Model, data: str | None) -> Supply:
     from resnet_onnx.data.samples import photo_files
 
     preprocessing = need_preprocessing(model)
-    picture = picture_input(specs(model))
-    if picture is None:
-        raise UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
+    picture = need_picture_input(model)
     if data is None:
         dataset, label = picture_files(photo_files()), "the sample photos of scikit-learn"
     else:

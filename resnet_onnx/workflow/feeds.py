@@ -74,10 +74,7 @@ def feeds_of(model: Model, pictures: NDArray[np.uint8]) -> Feeds:
     Raises:
         UsageError: The model takes no pictures.
     """
-    picture = picture_input(specs(model))
-    if picture is None or model.preprocessing is None:
-        raise UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
-    return picture_feeds(picture, model.preprocessing, pictures)
+    return picture_feeds(need_picture_input(model), need_preprocessing(model), pictures)
 
 
 def picture_feeds(picture: PictureInput, preprocessing: Preprocessing, pictures: NDArray[np.uint8]) -> Feeds:
@@ -129,5 +126,17 @@ def _available_memory() -> int:
 def need_preprocessing(model: Model) -> Preprocessing:
     """Returns how a model wants its pictures; raises ``UsageError`` where it takes none."""
     if model.preprocessing is None:
-        raise UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
+        raise _no_pictures(model)
     return model.preprocessing
+
+
+def need_picture_input(model: Model) -> PictureInput:
+    """Returns the input that takes a model's pictures; raises ``UsageError`` where there is none."""
+    picture = picture_input(specs(model))
+    if picture is None:
+        raise _no_pictures(model)
+    return picture
+
+
+def _no_pictures(model: Model) -> UsageError:
+    return UsageError(f"{model.name} takes no RGB pictures: its inputs are {', '.join(map(str, specs(model)))}")
