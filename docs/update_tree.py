@@ -12,7 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "resnet_onnx",
-    *(f"resnet_onnx/{name}" for name in ("workflow", "models", "data", "training", "parity", "bench", "report", "cli")),
+    *(
+        f"resnet_onnx/{name}"
+        for name in ("workflow", "workflow/precision", "models", "data", "training", "parity", "bench", "report", "cli")
+    ),
     "converters",
     "converters/lowering",
     "runtimes",
