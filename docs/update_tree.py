@@ -37,7 +37,7 @@ def first_line(path: Path) -> str:
 def tree() -> str:
     lines = []
     for folder in FOLDERS:
-        lines.append(f"{folder + '/':<28}{first_line(ROOT / folder / '__init__.py')}")
+        lines.append(f"{folder + '/ ':<28}{first_line(ROOT / folder / '__init__.py')}")
         lines += [
             f"  {path.name:<26}{first_line(path)}"
             for path in sorted((ROOT / folder).iterdir())
