@@ -12,7 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (
     "resnet_onnx",
-    *(f"resnet_onnx/{name}" for name in ("workflow", "models", "data", "training", "parity", "bench", "report", "cli")),
+    *(
+        f"resnet_onnx/{name}"
+        for name in ("workflow", "workflow/precision", "models", "data", "training", "parity", "bench", "report", "cli")
+    ),
     "converters",
     "converters/lowering",
     "runtimes",
@@ -34,7 +37,7 @@ def first_line(path: Path) -> str:
 def tree() -> str:
     lines = []
     for folder in FOLDERS:
-        lines.append(f"{folder + '/':<28}{first_line(ROOT / folder / '__init__.py')}")
+        lines.append(f"{folder + '/ ':<28}{first_line(ROOT / folder / '__init__.py')}")
         lines += [
             f"  {path.name:<26}{first_line(path)}"
             for path in sorted((ROOT / folder).iterdir())

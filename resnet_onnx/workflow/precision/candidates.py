@@ -1,0 +1,162 @@
+"""Candidates for a precision: half, and int8 with its calibration, its method and its corrected biases."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_onnx.workflow.precision.sensitivity import range_noise_db, weight_noise
+from resnet_onnx.workflow.precision.wishes import Wishes
+from resnet_onnx.workflow.precision.work import Work
+
+if TYPE_CHECKING:
+    from converters.calibration import Method, Observed
+    from converters.int8 import Plan
+
+_CORRECTING = 128
+"""Pictures over which the mean of each layer is taken, and on which the correction must show its worth."""
+_BATCH = 32
+_CALIBRATION_BYTES = 2**28
+"""Of all values of a batch that calibration looks at together."""
+
+
+def half_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
+    """Returns the model in fp16 or bf16, and details: the ``record`` in the file, and what is ``shown``."""
+    from converters import graph, half
+
+    to: Any = work.wishes.to
+    work.progress(f"looking for layers that {to} does not hold")
+    made = half.convert(
+        graph.load(work.source),
+        to,
+        work.data.calibration(8),
+        folder=work.folder,
+        what=work.model.name,
+        keep=work.wishes.keep_fp32,
+        half_io=work.wishes.half_io,
+        progress=work.progress,
+    )
+    kept = [{"node": row.node, "operator": row.operator, "reason": row.reason} for row in made.kept]
+    shown = {"kept_fp32": kept, "converted_nodes": made.converted, "casts": made.casts}
+    return made.model, {"record": {"kept_fp32": kept, "calibration": work.data.described()}, "shown": shown}
+
+
+def int8_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
+    """Returns the portable int8 model, and details: ``record``, ``shown``, ``plan`` and ``ranges``.
+
+    Raises:
+        CheckFailed: The float32 model computes NaN or Inf on the calibration pictures.
+        UnsupportedModel: It can't be quantised.
+        UsageError: A pattern of ``keep_fp32`` fits no layer, or nothing is left to quantise.
+    """
+    from converters import calibration, graph, int8
+
+    wishes = work.wishes
+    work.progress("preparing the graph")
+    prepared = int8.prepared(graph.load(work.source), what=work.model.name)
+    kept = _kept_layers(prepared, wishes)
+    plan = int8.plan(prepared, keep_fp32=kept)
+    observed = calibration.observe(
+        prepared,
+        plan.observed,
+        work.data.calibration(_calibration_batch(prepared, plan)),
+        folder=work.folder,
+        what=work.model.name,
+        progress=lambda done: work.progress(f"calibrating: {done} pictures"),
+    )
+    method, tried = _choose(work, plan, observed)
+    ranges = observed.ranges(method)
+    final, corrected = _corrected(work, plan, ranges)
+    candidate = int8.quantise(final, ranges, per_channel=wishes.per_channel)
+    record = {
+        "method": method,
+        "calibration": work.data.described(),
+        "kept_fp32": sorted(kept),
+        "ranges": {name: float(ranges[name]) for name in plan.observed},
+        "per_channel": wishes.per_channel,
+        "bias_corrected": corrected,
+    }
+    shown = {
+        "method": method,
+        "bias_corrected": corrected,
+        "tried": tried,
+        "calibration": record["calibration"],
+        "kept_fp32": [{"node": name, "operator": "", "reason": "asked for"} for name in sorted(kept)],
+        "layers": len(plan.layers),
+        "ranges": record["ranges"],
+        "weights": weight_noise(prepared, plan, per_channel=wishes.per_channel),
+        "activations": [
+            {"tensor": name, "sqnr_db": range_noise_db(observed, name, ranges[name])} for name in plan.observed
+        ],
+    }
+    # A layer by itself is measured with the biases as they were: the corrections are for all layers together.
+    return candidate, {"record": record, "shown": shown, "plan": plan, "ranges": ranges}
+
+
+def _corrected(work: Work, plan: Plan, ranges: Mapping[str, float]) -> tuple[Plan, bool]:
+    """Returns the plan with corrected biases where that lowers the noise of the outputs, and whether it did."""
+    from converters import calibration, int8
+
+    work.progress("correcting biases")
+    per_channel = work.wishes.per_channel
+    model, names = int8.with_shifts(plan, ranges, per_channel=per_channel)
+    batch = max(1, _calibration_batch(plan.model, plan) // 2)
+    feeds = itertools.islice(work.data.calibration(batch), max(1, _CORRECTING // batch))
+    means = calibration.mean_values(model, list(names.values()), feeds, folder=work.folder, what=work.model.name)
+    changed = int8.corrected(plan, {layer: means[name] for layer, name in names.items()})
+    forms = {
+        name: (work.judge, work.draft(int8.quantise(one, ranges, per_channel=per_channel), work.judge))
+        for name, one in (("as it was", plan), ("corrected", changed))
+    }
+    found = work.compare(forms, work.data.choosing(), most=_CORRECTING)
+    for _, path in forms.values():
+        path.unlink()
+    better = found["corrected"].sqnr_db > found["as it was"].sqnr_db
+    return (changed if better else plan), better
+
+
+def _kept_layers(prepared: Any, wishes: Wishes) -> set[str]:
+    from converters import half, int8
+    from converters.graph import Graph
+
+    if not wishes.keep_fp32:
+        return set()
+    return set().union(*half.check_patterns(Graph(prepared), wishes.keep_fp32, int8.PRODUCTS))
+
+
+def _calibration_batch(prepared: Any, plan: Plan) -> int:
+    """Returns how many pictures fit into the memory that calibration may use at once."""
+    from converters.graph import shapes
+
+    known = shapes(prepared)
+    values = sum(math.prod(e for e in known.get(name, ())[1:] if isinstance(e, int)) for name in plan.observed)
+    return max(1, min(_BATCH, _CALIBRATION_BYTES // max(1, 4 * values)))
+
+
+def _choose(work: Work, plan: Plan, observed: Observed) -> tuple[Method, list[dict[str, Any]]]:
+    """Returns the method to use; ``auto`` measures each on pictures that calibration did not see."""
+    from converters import int8
+    from converters.calibration import METHODS
+
+    if work.wishes.method != "auto":
+        chosen: Any = work.wishes.method
+        return chosen, []
+    work.progress("choosing the method")
+    forms: dict[str, tuple[str, Path]] = {}
+    for method in METHODS:
+        made = int8.quantise(plan, observed.ranges(method), per_channel=work.wishes.per_channel)
+        forms[method] = (work.judge, work.draft(made, work.judge))
+    compared = work.compare(forms, work.data.choosing())
+    for _, path in forms.values():
+        path.unlink()
+    rows = [{"method": name, "agreement": c.agreement, "sqnr_db": c.sqnr_db} for name, c in compared.items()]
+    highest = max(found.agreement for found in compared.values())
+    images = max(1, next(iter(compared.values())).images)
+    # Differences within the sampling error of so many pictures say nothing; there the outputs' noise decides, which
+    # every picture contributes to.
+    error = math.sqrt(max(highest * (1 - highest), 1 / images) / images)
+    alike = [name for name in METHODS if compared[name].agreement >= highest - 2 * error]
+    return max(alike, key=lambda name: compared[name].sqnr_db), rows

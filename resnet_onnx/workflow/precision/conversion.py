@@ -1,0 +1,131 @@
+"""From a float32 model to a file in another precision, judged before it is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from resnet_onnx import __version__
+from resnet_onnx.workflow.onnx_form import onnx_path
+from resnet_onnx.workflow.precision import gate as gates
+from resnet_onnx.workflow.precision.candidates import half_candidate, int8_candidate
+from resnet_onnx.workflow.precision.pictures import Pictures
+from resnet_onnx.workflow.precision.wishes import Wishes
+from resnet_onnx.workflow.precision.work import Progress, Work
+from resnet_onnx.workflow.request import METADATA_PREFIX, Model
+from runtimes import files
+from runtimes.errors import UsageError
+
+
+def convert(model: Model, output: Path, wishes: Wishes, *, progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Converts a float32 model to another precision and writes it, if it passes the gate.
+
+    Args:
+        model: The model; exported first where it has no ONNX form yet.
+        output: Where to write.
+        wishes: What is wanted.
+        progress: Told what is being done.
+
+    Returns:
+        What ``--json`` carries: ``path, precision, agreement, size_ratio`` and how they came about.
+
+    Raises:
+        CheckFailed: It loses too much, or is too slow; nothing was written.
+        UsageError: The model is not float32, or the data don't fit it.
+        UnsupportedModel: It can't be converted.
+    """
+    if model.precision != "fp32":
+        raise UsageError(
+            f"{model.name} is {model.precision} already", fix="convert the float32 model that it was made from"
+        )
+    if wishes.min_speedup is not None:
+        from runtimes.registry import require_all
+
+        require_all(wishes.runtimes)
+    source = files.check_onnx(onnx_path(model))
+    if output.resolve() == source.path.resolve():
+        raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
+    data = Pictures(model, wishes)
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
+        work = Work(model=model, source=source, wishes=wishes, data=data, folder=Path(name), progress=progress)
+        candidate, details = int8_candidate(work) if wishes.to == "int8" else half_candidate(work)
+        progress("comparing with fp32 on pictures held out")
+        forms = work.forms(candidate)
+        compared = work.compare(forms, data.held_out())
+        judged = compared[work.judge]
+        gate = gates.judge(work, judged, details)
+        speed = gates.speed(work, candidate) if wishes.min_speedup is not None else None
+        record = {
+            "to": wishes.to,
+            "from_sha256": source.sha256,
+            "made_by": f"resnet-onnx {__version__}",
+            "agreement": judged.agreement,
+            "gate": gate,
+            **details["record"],
+        }
+        from converters import graph
+
+        graph.set_metadata(candidate, {METADATA_PREFIX + "conversion": json.dumps(_plain(record))})
+        written = graph.write(
+            output, candidate, {"made_by": f"resnet-onnx {__version__}", "conversion": _plain(record)}
+        )
+    return {
+        "path": str(output),
+        "sha256": written.sha256,
+        "precision": wishes.to,
+        "agreement": judged.agreement,
+        "agreement_images": judged.images,
+        "agreement_runtime": work.judge,
+        "size_ratio": written.size_bytes / _total_bytes(source),
+        "size_bytes": written.size_bytes,
+        "sqnr_db": judged.sqnr_db,
+        "opset": written.opset,
+        "model": model.name,
+        "gate": gate,
+        "speed": speed,
+        "source": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
+        **details["shown"],
+    }
+
+
+def _total_bytes(checked: files.CheckedModel) -> int:
+    return checked.size_bytes + sum((checked.path.parent / name).stat().st_size for name in checked.external_data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Exports a network and converts it to half precision in one step.
+
+    Returns:
+        What ``export`` returns of the verified float32 file, with path, hash, size and precision of the converted one,
+        and ``conversion``: what ``convert`` returns.
+    """
+    from resnet_onnx.workflow.onnx_form import export
+
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
+        plain = Path(name) / output.name
+        result = export(model, plain)
+        converted = convert(replace(model, onnx=plain), output, Wishes(to=precision), progress=progress)
+    converted["source"] = {**converted["source"], "path": None}
+    return {
+        **result,
+        **{key: converted[key] for key in ("path", "sha256", "precision", "size_bytes", "opset")},
+        "conversion": converted,
+    }
+
+
+def default_output(model: Model, to: str) -> Path:
+    """Returns the name of a converted file where none was given."""
+    return Path(f"{model.name}-{to}.onnx")

@@ -1,0 +1,102 @@
+"""The gate: what loses too much, or is too slow, is not written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB
+from resnet_onnx.workflow.feeds import sample_feeds
+from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.sensitivity import sensitivity
+from resnet_onnx.workflow.precision.work import Work
+from runtimes.errors import CheckFailed, UnsupportedModel
+from runtimes.spec import ModelSource
+
+
+def judge(work: Work, found: Comparison, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how the gate was passed, or raises ``CheckFailed`` naming the layers that cost most."""
+    wishes = work.wishes
+    if found.labelled >= LABELLED_NEEDED:
+        low, high = found.drop_interval()
+        gate: dict[str, Any] = {
+            "kind": "top1",
+            "images": found.labelled,
+            "fp32_top1": (found.both + found.only_fp32) / found.labelled,
+            "top1": (found.both + found.only_candidate) / found.labelled,
+            "drop_points": found.drop,
+            "drop_ci95": [low, high],
+            "max_drop_points": wishes.max_drop,
+            "sqnr_db": found.sqnr_db,
+        }
+        if high <= wishes.max_drop and math.isfinite(found.noise):
+            return gate
+        problem = (
+            f"{wishes.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
+            f"{found.labelled} pictures held out, allowed are {wishes.max_drop:g}"
+        )
+    else:
+        gate = {
+            "kind": "sqnr",
+            "images": found.images,
+            "sqnr_db": found.sqnr_db,
+            "least_sqnr_db": LEAST_SQNR_DB,
+            "agreement": found.agreement,
+        }
+        if found.sqnr_db >= LEAST_SQNR_DB:
+            return gate
+        problem = (
+            f"{wishes.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
+            f"pictures held out, needed are {LEAST_SQNR_DB:g}"
+        )
+    if wishes.to != "int8":
+        raise CheckFailed(f"{problem}; nothing was written", fix="keep the layers that need it: --keep-fp32 PATTERN")
+    worst = sensitivity(work, details["plan"], details["ranges"])[:3]
+    named = ", ".join(f"{row['layer']} ({row['sqnr_db']:.0f} dB)" for row in worst)
+    advice = [f"--keep-fp32 '{worst[0]['layer']}'"]
+    if not wishes.per_channel:
+        advice.append("scales per channel (leave --per-tensor out)")
+    if wishes.method != "auto":
+        advice.append("--method auto")
+    advice.append("more or other calibration pictures")
+    raise CheckFailed(
+        f"{problem}; nothing was written. Layers that cost most by themselves: {named}", fix=", ".join(advice)
+    )
+
+
+def speed(work: Work, candidate: Any) -> dict[str, Any]:
+    """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow."""
+    from resnet_onnx.bench.measure import Contender, Plan, measure
+
+    wishes = work.wishes
+    least = wishes.min_speedup or 0.0
+    batch = work.model.form.batch or 8
+    contenders = []
+    for runtime in wishes.runtimes:
+        plain = ModelSource(path=work.source.path, label=f"{work.model.name} fp32")
+        changed = ModelSource(path=work.draft(candidate, runtime), label=f"{work.model.name} {wishes.to}")
+        contenders += [Contender(runtime=runtime, source=plain), Contender(runtime=runtime, source=changed)]
+    feeds = sample_feeds(work.model, batch, seed=wishes.seed)
+    rows = measure(contenders, feeds, Plan(batches=(batch,)), progress=work.progress)
+    found = {}
+    for runtime, slow, fast in zip(wishes.runtimes, rows[::2], rows[1::2], strict=True):
+        for row in (slow, fast):
+            if row.error is not None:
+                raise row.error
+        before, after = slow.seconds_per_run(), fast.seconds_per_run()
+        if before is None or after is None:
+            raise UnsupportedModel(f"{runtime}: too few runs to measure a speed")
+        found[runtime] = {
+            "speedup": before.median / after.median,
+            "fp32_images_per_second": batch / before.median,
+            "images_per_second": batch / after.median,
+        }
+    slow_ones = [f"{name} {row['speedup']:.2f}×" for name, row in found.items() if row["speedup"] < least]
+    if slow_ones:
+        raise CheckFailed(
+            f"{wishes.to} is not {least:g}× as fast as fp32 at batch {batch}: {', '.join(slow_ones)}; nothing was "
+            "written",
+            fix="another precision, fewer layers in --keep-fp32, or a lower --min-speedup",
+        )
+    return {"batch": batch, "min_speedup": least, "runtimes": found}

@@ -1,0 +1,187 @@
+"""Which pictures calibrate a conversion, which choose, and which judge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_onnx.parity.budget import LABELLED_NEEDED
+from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
+from resnet_onnx.workflow.onnx_form import onnx_path
+from resnet_onnx.workflow.precision.wishes import Wishes
+from resnet_onnx.workflow.request import Model, refuse_special
+from resnet_onnx.workflow.resolving import classes_of
+from runtimes import files
+from runtimes.errors import BadData, UsageError
+from runtimes.spec import Feeds
+
+if TYPE_CHECKING:
+    from resnet_onnx.data.datasets import PictureSet
+
+_CHOOSING = 1_024
+_BATCH = 32
+
+Judged = tuple[Feeds, int | None, NDArray[np.int64] | None]
+"""Feeds, how many of their samples count (None: all), and the right outputs where they are known."""
+
+_FEW = 64
+"""With fewer pictures held out than three times this, those that choose between methods judge too."""
+
+
+class Pictures:
+    """Which pictures calibrate, which choose between methods, and which judge.
+
+    None serves twice, but where a set without splits is small: then those that choose also judge.
+    """
+
+    def __init__(self, model: Model, wishes: Wishes) -> None:
+        self._model, self._wishes = model, wishes
+        self._calibrating: PictureSet | None = None
+        self._judging: PictureSet | None = None
+        self._choosing: PictureSet | None = None
+        self._targets: NDArray[np.int64] | None = None
+        self.pictures = picture_input(specs(model)) is not None and model.preprocessing is not None
+        if wishes.calibration is None:
+            if wishes.to == "int8" and model.trained is not False:
+                raise UsageError(
+                    "int8 takes its ranges from real pictures, and none were named",
+                    fix="--calibration D: a folder or .zip of pictures like those that the model will see",
+                )
+            return
+        if not self.pictures:
+            raise UsageError(f"{model.name} takes no RGB pictures, so that --calibration can't be used")
+        self._split(wishes.calibration)
+
+    def _split(self, name: str) -> None:
+        from resnet_onnx.data.datasets import open_dataset
+        from resnet_onnx.data.labels import match_classes
+
+        refuse_special(Path(name), BadData)
+        wishes = self._wishes
+        train = open_dataset(name, split="train")
+        order = np.random.default_rng(wishes.seed).permutation(len(train))
+        if train.split is None:
+            used = min(wishes.count, max(1, 4 * len(train) // 5))
+            rest = order[used:]
+            if not len(rest):
+                raise BadData(f"--calibration '{name}' has one picture, and some must be held out", fix="name more")
+            # Pictures that choose between methods must not judge the choice, where there are enough of both.
+            apart = min(_CHOOSING, len(rest) // 3)
+            choosing, kept = (rest[:apart], rest[apart:]) if apart >= _FEW else (rest, rest)
+            judging = train.subset(np.sort(kept[: wishes.held_out]))
+        else:
+            used = min(wishes.count, len(train))
+            choosing = order[used : used + _CHOOSING]
+            test = open_dataset(name, split="test")
+            size = min(len(test), wishes.held_out)
+            judging = test.subset(np.arange(size) * len(test) // size)
+            if not len(choosing):
+                choosing = order[:used]
+        self._calibrating = train.subset(order[:used])
+        self._choosing = train.subset(choosing[:_CHOOSING])
+        self._judging = judging
+        if judging.labelled and len(judging) >= LABELLED_NEEDED and self._model.trained is not False:
+            checked = files.check_onnx(onnx_path(self._model))
+            labels = self._model.labels
+            classes = classes_of(checked.outputs) or len(labels or judging.classes)
+            self._targets = match_classes(judging.classes, labels, classes)[judging.labels]
+
+    def described(self) -> dict[str, Any]:
+        """Returns what the record says of the calibration pictures."""
+        if self._calibrating is None:
+            return {"data": "crops of sample photos", "images": self._wishes.count, "seed": self._wishes.seed}
+        seen = hashlib.sha256()
+        for index in range(len(self._calibrating)):
+            data = self._calibrating.read(index).data
+            seen.update(hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).data).digest())
+        return {
+            "data": self._calibrating.name,
+            "images": max(len(self._calibrating), self._wishes.count if self._crops else 0),
+            "files": len(self._calibrating),
+            "seed": self._wishes.seed,
+            "sha256": seen.hexdigest(),
+        }
+
+    @property
+    def _crops(self) -> bool:
+        """Whether there are fewer files than calibration pictures asked for, so that each is cropped several times."""
+        found = self._calibrating
+        side = self._model.preprocessing.image_size if self._model.preprocessing else 0
+        return found is not None and len(found) < self._wishes.count and side >= 64 and self._wishes.to == "int8"
+
+    def calibration(self, batch: int) -> Iterator[Feeds]:
+        """Yields feeds of the calibration pictures."""
+        count = self._wishes.count if self._wishes.to == "int8" else min(self._wishes.count, 64)
+        if self._calibrating is None:
+            size = self._model.form.batch or batch
+            for start in range(0, count, size):
+                yield sample_feeds(self._model, size, seed=self._wishes.seed + start)
+            return
+        if self._crops:
+            yield from self._cropped(count, batch)
+            return
+        for feeds, _ in self._batches(self._calibrating.subset(np.arange(min(count, len(self._calibrating)))), batch):
+            yield feeds
+
+    def _cropped(self, count: int, batch: int) -> Iterator[Feeds]:
+        from resnet_onnx.data.pictures import decode
+        from resnet_onnx.data.transforms import prepare
+
+        found, preprocessing = self._calibrating, self._model.preprocessing
+        if found is None or preprocessing is None:
+            return
+        random = np.random.default_rng(self._wishes.seed)
+        size = self._model.form.batch or batch
+        for start in range(0, count, size):
+            pictures = []
+            for number in range(start, start + size):
+                item = found.read(number % len(found))
+                pixels = decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
+                if number >= len(found):
+                    height, width = pixels.shape[:2]
+                    side = max(1, round(min(height, width) * random.uniform(0.5, 1.0)))
+                    top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
+                    pixels = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+                pictures.append(prepare(pixels, preprocessing))
+            yield feeds_of(self._model, np.stack(pictures))
+
+    def choosing(self) -> Iterator[Judged]:
+        """Yields feeds of pictures that neither calibrate nor judge, where there are enough of them."""
+        if self._choosing is None:
+            for start in range(0, 64, 8):
+                yield self._sample(8, 10_000 + start), None, None
+            return
+        for feeds, places in self._batches(self._choosing, _BATCH):
+            yield feeds, len(places), None
+
+    def held_out(self) -> Iterator[Judged]:
+        """Yields feeds of the pictures that judge, and the right outputs where they are known."""
+        if self._judging is None:
+            for start in range(0, 64, 8):
+                yield self._sample(8, 20_000 + start), None, None
+            return
+        for feeds, places in self._batches(self._judging, _BATCH):
+            yield feeds, len(places), None if self._targets is None else self._targets[places]
+
+    def _sample(self, size: int, seed: int) -> Feeds:
+        return sample_feeds(self._model, self._model.form.batch or size, seed=self._wishes.seed + seed)
+
+    def _batches(self, pictures: PictureSet, batch: int) -> Iterator[tuple[Feeds, NDArray[np.int64]]]:
+        from resnet_onnx.data.batches import Batches
+
+        preprocessing, fixed = self._model.preprocessing, self._model.form.batch
+        if preprocessing is None:
+            return
+        with Batches(pictures, preprocessing, batch_size=fixed or batch, as_bytes=True, skip_bad=True) as found:
+            for taken in found:
+                whole, places = taken.pictures, taken.indices
+                if not len(whole):
+                    continue
+                if fixed is not None and len(whole) < fixed:  # filled up; `places` says how many count
+                    whole = np.resize(whole, (fixed, *whole.shape[1:]))
+                yield feeds_of(self._model, whole), places

@@ -1,0 +1,68 @@
+"""What the user wants of a conversion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from resnet_onnx.parity.budget import MAX_DROP
+from runtimes.errors import UsageError
+
+Precision = Literal["fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8")
+
+DEFAULT_COUNT = 512
+"""Calibration pictures: more changed no decision of the measured networks."""
+
+_HELD_OUT = 5_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a conversion should be.
+
+    Attributes:
+        to: The precision.
+        calibration: Data set; None takes crops of sample photos, where nothing better can be asked for.
+        method: How ranges are found: ``minmax``, ``entropy``, ``percentile``, ``mse``, or ``auto``: the best of them
+            by agreement with fp32 on pictures that calibration did not see.
+        count: Calibration pictures.
+        seed: Of their choice.
+        held_out: At most so many pictures for the gate.
+        max_drop: Largest loss of top-1 that passes, in points.
+        min_speedup: Least speed over fp32 on each of `runtimes`; None measures none.
+        runtimes: Where `min_speedup` is measured.
+        keep_fp32: Patterns of names of layers that stay in float32.
+        half_io: Whether inputs and outputs become half too.
+        per_channel: Weight scales per output channel.
+    """
+
+    to: Precision
+    calibration: str | None = None
+    method: str = "auto"
+    count: int = DEFAULT_COUNT
+    seed: int = 0
+    held_out: int = _HELD_OUT
+    max_drop: float = MAX_DROP
+    min_speedup: float | None = None
+    runtimes: tuple[str, ...] = ("ort-cpu", "openvino")
+    keep_fp32: tuple[str, ...] = ()
+    half_io: bool = False
+    per_channel: bool = True
+
+    def __post_init__(self) -> None:
+        if self.to not in PRECISIONS:
+            raise UsageError(f"precision is {', '.join(PRECISIONS)}, not '{self.to}'")
+        if self.half_io and self.to == "int8":
+            raise UsageError("--half-io is for fp16 and bf16; inputs and outputs of an int8 file stay float32")
+        if not self.max_drop > 0:
+            raise UsageError(f"--max-drop must be more than 0 points, not {self.max_drop}")
+        if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
+            raise UsageError(f"--min-speedup must be a number above 0, not {self.min_speedup}")
+        unfit = [name for name in self.runtimes if name not in ("ort-cpu", "openvino", "ort-cuda")]
+        if self.min_speedup is not None and unfit:
+            raise UsageError(
+                f"--min-speedup compares ONNX files, and {', '.join(unfit)} can't run both of them",
+                fix="--runtime ort-cpu, openvino or ort-cuda; measure others with resnet-onnx bench and compare",
+            )
