@@ -133,7 +133,9 @@ class Peers:
                 f"process {self.rank} of {self.count} lost another one: {' '.join(str(error).split())[:200]}",
                 fix="see why that one ended; torchrun --max-restarts N goes on from the last checkpoint by itself",
             ) from error
-        # Only after a good end: with a peer gone, taking leave of it would wait for it.
+        # Only after a good end: with a peer gone, taking leave of it would wait for it. All leave together: who is
+        # still reading when another closes its connections ends with an error.
+        dist.barrier()
         dist.destroy_process_group()
 
     def share(self, make: Callable[[], T]) -> T:
@@ -191,7 +193,7 @@ class Peers:
         from torch.nn.parallel import DistributedDataParallel
 
         # Statistics are averaged once an epoch, not copied from the first process at every step.
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 ALONE = Peers()
