@@ -108,6 +108,7 @@ def train(
     device: str | None = None,
     initial_state: Mapping[str, torch.Tensor] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    after_epoch: Callable[[int, nn.Module], Mapping[str, Any]] | None = None,
 ) -> TrainingResult:
     """Trains a network of the catalog on a data set; ``out/last`` after each epoch, ``out/best`` by validation.
 
@@ -126,6 +127,8 @@ def train(
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
         initial_state: State dict to start from, or None for He initialisation.
         progress: Called at every step.
+        after_epoch: Called with the number of an epoch, from 1, and the network, when it is trained and validated. The
+            finite figures that it returns join those of the epoch. It chooses nothing and must not train.
 
     Raises:
         BadData: Too few pictures.
@@ -174,6 +177,7 @@ def train(
             identity=identity,
             device=chosen,
             report=report,
+            after_epoch=after_epoch,
         )
         if before is None or before.epoch < recipe.epochs:
             train_feed = open_(kept, recipe.smallest_area if recipe.crop == "resized" else None)
@@ -234,10 +238,11 @@ class _Run:
         identity: Mapping[str, Any],
         device: torch.device,
         report: Callable[[Progress], None],
+        after_epoch: Callable[[int, nn.Module], Mapping[str, Any]] | None,
     ) -> None:
         self.name, self.config, self.preprocessing, self.labels = name, config, preprocessing, labels
         self.recipe, self.out, self.seed, self.identity = recipe, out, seed, identity
-        self.device, self.report = device, report
+        self.device, self.report, self.after_epoch = device, report, after_epoch
         self.normaliser = Normaliser(preprocessing, device)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -310,6 +315,8 @@ class _Run:
         if loss is not None and not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss}", epoch, row["steps"])
         row |= {"validation_loss": loss, "validation_top1": top1}
+        if self.after_epoch is not None:
+            row |= self.after_epoch(epoch + 1, module)
         self.history.append(row)
         better = top1 is None or not self.best or (top1, -float(loss or 0)) > (self.best["top1"], -self.best["loss"])
         if better:
