@@ -340,3 +340,15 @@ def _concurrently(prepared: Sequence[Prepared], work: Callable[[Prepared], Nanos
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+class Stopwatch:
+    """Wall time in seconds, for what is watched while it runs and not measured by repetition: a training's steps."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return perf_counter() - self._start

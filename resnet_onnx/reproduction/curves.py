@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Curve:
                 "kind": self.kind,
                 "depth": self.depth,
                 "epoch": epoch["epoch"],
-                "step": epoch["epoch"] * epoch["steps"],
+                "step": step,
                 "training_error": 1 - epoch["train_top1"],
                 "training_loss": epoch["train_loss"],
                 "test_error": 1 - epoch["test_top1"],
@@ -53,7 +54,7 @@ class Curve:
                 "learning_rate": epoch["learning_rate"],
                 "images_per_second": epoch["images_per_second"],
             }
-            for epoch in self.epochs
+            for epoch, step in zip(self.epochs, accumulate(epoch["steps"] for epoch in self.epochs), strict=True)
         ]
 
 

@@ -276,7 +276,7 @@ def run(
     from resnet_onnx.reproduction.curves import draw, write_csv
 
     figure, table = experiment.out / FIGURE, experiment.out / NUMBERS
-    forecast = Forecast(entries=[c.entry for c in experiment.contestants], epochs=experiment.recipe.epochs)
+    forecast = Forecast(entries=[c.entry for c in experiment.contestants], epochs=_epochs(experiment))
     recipe = experiment.recipe
     curves: list[Curve] = []
     answers: dict[tuple[int, str], tuple[Answers, Answers]] = {}
@@ -338,6 +338,12 @@ def conclude(comparisons: Sequence[Comparison]) -> tuple[bool | None, str]:
     return reproduced, f"{heading}: {plain.sentence()}; {residual.sentence()}."
 
 
+def _epochs(experiment: Plan) -> int:
+    recipe, pictures = experiment.recipe, len(experiment.data.train)
+    steps = pictures // min(recipe.batch_size, pictures)
+    return -(-recipe.total_steps(steps) // steps)
+
+
 def _title(experiment: Plan) -> str:
     recipe = experiment.recipe
     return f"{experiment.data.train.name}: recipe {recipe.name}, {recipe.epochs} epochs, seed {experiment.seed}"
@@ -396,7 +402,7 @@ def _train(
             fix="name another folder with --out",
         )
     forecast.saw(entry.name, result.epochs[-1])
-    if result.resumed_from == experiment.recipe.epochs:
+    if result.resumed_from == result.epochs[-1]["epoch"]:
         tell(f"{entry.name} was trained already")
     elif result.resumed_from is not None:
         tell(f"{entry.name} went on after epoch {result.resumed_from}")
@@ -485,9 +491,7 @@ class _Pictures:
             if workers is None:
                 workers = 0 if len(dataset) <= FEW_PICTURES else default_workers()
             preprocessing = self._experiment.contestants[0].entry.preprocessing
-            self._feeds[which] = open_feed(
-                dataset, preprocessing, self._device, smallest_area=None, seed=0, workers=workers
-            )
+            self._feeds[which] = open_feed(dataset, preprocessing, self._device, recipe=None, seed=0, workers=workers)
         return self._feeds[which]
 
 
@@ -533,7 +537,7 @@ def _row(contestant: Contestant, curve: Curve, answers: tuple[Answers, Answers],
         "parameters": counts.parameters,
         "multiply_adds": counts.multiply_adds,
         "epochs": last["epoch"],
-        "steps": last["epoch"] * last["steps"],
+        "steps": sum(epoch["steps"] for epoch in curve.epochs),
         "training_error": training.error,
         "training_error_ci95": list(error_interval(training.right)),
         "training_loss": training.loss,

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resnet_onnx.data.transforms import prepare
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training.recipes import Recipe
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Bounds of a random resized crop's aspect ratio: arXiv:1409.4842, section 6."""
+COLOUR_VALUES = (0.2175, 0.0188, 0.0045)
+"""Standard deviations of ImageNet's colours along their principal components, RGB from 0 to 1; the published constants
+of facebookarchive/fb.resnet.torch, ``datasets/imagenet.lua``."""
+COLOUR_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+"""Those components, one a column, rows in RGB; the same source."""
 CROP_TRIES = 10
 """Boxes that are tried before the centre is taken; torchvision's published constant."""
 
@@ -24,30 +32,97 @@ def seed_for(seed: int, *path: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def augment(pictures: torch.Tensor, recipe: Recipe, fill: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which pictures of a step's batch are at hand: another process may have the others.
+
+    Attributes:
+        first: Place of the first one in the batch.
+        total: Pictures of the batch.
+    """
+
+    first: int
+    total: int
+
+    def of(self, drawn: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+        """Returns the numbers for `pictures` out of those [..., total] drawn for the batch, on their device."""
+        return drawn[..., self.first : self.first + len(pictures)].to(pictures.device)
+
+
+def augment(
+    pictures: torch.Tensor, recipe: Recipe, fill: torch.Tensor, generator: torch.Generator, share: Share | None = None
+) -> torch.Tensor:
     """Pads and crops, and flips, each picture of a batch by its own random numbers.
 
     Args:
         pictures: uint8 [batch, channel, height, width].
         recipe: Says what is done.
         fill: uint8 [channel], the colour that is padded with.
-        generator: On the CPU; drawn from in the same way whatever the device.
+        generator: On the CPU; drawn from in the same way whatever the device and the number of processes.
+        share: Of the step's batch; None where `pictures` are all of it.
 
     Returns:
         uint8 [batch, channel, height, width] on the same device.
     """
     count, channels, height, width = pictures.shape
+    share = share or Share(first=0, total=count)
     if recipe.crop == "pad":
         pad = recipe.pad
-        top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(pictures.device)
+        top, left = share.of(torch.randint(0, 2 * pad + 1, (2, share.total), generator=generator), pictures)
         padded = fill.view(1, channels, 1, 1).expand(count, channels, height + 2 * pad, width + 2 * pad).clone()
         padded[:, :, pad : pad + height, pad : pad + width] = pictures
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [batch, channel, top, left, height, width]
         pictures = windows[torch.arange(count, device=pictures.device), :, top, left]
     if recipe.flip:
-        mirrored = (torch.rand(count, generator=generator) < 0.5).to(pictures.device)
+        mirrored = share.of(torch.rand(share.total, generator=generator) < 0.5, pictures)
         pictures = torch.where(mirrored.view(-1, 1, 1, 1), pictures.flip(3), pictures)
     return pictures
+
+
+def colour_shift(pictures: torch.Tensor, recipe: Recipe, generator: torch.Generator, share: Share) -> torch.Tensor:
+    """Returns what each picture's colour is shifted by (Krizhevsky, Sutskever, Hinton 2012, section 4.1).
+
+    Args:
+        pictures: [batch, channel, height, width]; only their number and device matter.
+        recipe: Says how strongly.
+        generator: On the CPU.
+        share: Of the step's batch.
+
+    Returns:
+        float32 [batch, channel, 1, 1], in shares of white.
+    """
+    strength = recipe.colour * torch.randn(3, share.total, generator=generator)
+    shift = torch.tensor(COLOUR_VECTORS) @ (torch.tensor(COLOUR_VALUES).view(3, 1) * strength)
+    return share.of(shift, pictures).T.view(-1, 3, 1, 1)
+
+
+def mix(
+    inputs: torch.Tensor, labels: torch.Tensor, *, classes: int, recipe: Recipe, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixes the pictures of a batch by mixup or CutMix, one of them drawn where the recipe has both.
+
+    Args:
+        inputs: float32 [batch, channel, height, width].
+        labels: int64 [batch].
+        classes: Of the data set.
+        recipe: Gives the α of each.
+        seed: Decides which, and how much.
+
+    Returns:
+        Mixed inputs of the same shape, and the share of every class, float32 [batch, classes].
+    """
+    from torchvision.transforms import v2
+
+    ways: list[Any] = []
+    if recipe.mixup:
+        ways.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
+    if recipe.cutmix:
+        ways.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+        torch.manual_seed(seed)
+        way = ways[int(torch.randint(len(ways), ()))]
+        mixed: tuple[torch.Tensor, torch.Tensor] = way(inputs, labels)
+    return mixed
 
 
 class Normaliser:
@@ -57,11 +132,41 @@ class Normaliser:
         mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
         self._scale = torch.tensor(1.0 / (255.0 * std), dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._offset = torch.tensor(-mean / std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self.per_white = torch.tensor(1.0 / std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.mean_colour = torch.tensor(np.rint(mean * 255).clip(0, 255), dtype=torch.uint8, device=device)
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Returns float32 of the same shape as the uint8 [batch, channel, height, width] given."""
         return pictures.to(torch.float32).mul_(self._scale).add_(self._offset)
+
+
+def changed_picture(
+    picture: NDArray[np.uint8], preprocessing: Preprocessing, recipe: Recipe, seed: int
+) -> torch.Tensor:
+    """Does what the recipe changes in a picture while it is loaded: crops that need all of it, and RandAugment.
+
+    Args:
+        picture: uint8 [height, width, 3].
+        preprocessing: Gives the size and the filter.
+        recipe: Says what is done.
+        seed: Decides it.
+
+    Returns:
+        uint8 [3, size, size].
+    """
+    if recipe.crop == "resized":
+        cut = random_resized_crop(picture, preprocessing, recipe.smallest_area, seed)
+    elif recipe.crop == "scaled":
+        cut = random_scaled_crop(picture, preprocessing, recipe.shorter_side, seed)
+    else:
+        cut = torch.from_numpy(np.ascontiguousarray(prepare(picture, preprocessing).transpose(2, 0, 1)))
+    if recipe.randaugment:
+        from torchvision.transforms import v2
+
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+            torch.manual_seed(seed)
+            cut = v2.RandAugment(recipe.randaugment, recipe.randaugment_magnitude)(cut)
+    return cut
 
 
 def random_resized_crop(
@@ -78,18 +183,45 @@ def random_resized_crop(
     Returns:
         uint8 [3, size, size].
     """
+    height, width = picture.shape[:2]
+    box = _random_box(height, width, smallest_area, np.random.default_rng(seed))
+    return _resized(picture, box, (preprocessing.image_size, preprocessing.image_size), preprocessing)
+
+
+def random_scaled_crop(
+    picture: NDArray[np.uint8], preprocessing: Preprocessing, shorter_side: tuple[int, ...], seed: int
+) -> torch.Tensor:
+    """Scales a picture so that its shorter side has a random length, and cuts a random square (arXiv:1512.03385, 3.4).
+
+    Args:
+        picture: uint8 [height, width, 3].
+        preprocessing: Gives the size and the filter.
+        shorter_side: Bounds of that length, pixels, both included; at least the network's size.
+        seed: Decides length and place.
+
+    Returns:
+        uint8 [3, size, size].
+    """
+    rng, size = np.random.default_rng(seed), preprocessing.image_size
+    height, width = picture.shape[:2]
+    scale = int(rng.integers(shorter_side[0], shorter_side[1] + 1)) / min(height, width)
+    tall, wide = max(size, round(height * scale)), max(size, round(width * scale))
+    top, left = int(rng.integers(tall - size + 1)), int(rng.integers(wide - size + 1))
+    scaled = _resized(picture, (0, 0, height, width), (tall, wide), preprocessing)
+    return scaled[:, top : top + size, left : left + size].contiguous()
+
+
+def _resized(
+    picture: NDArray[np.uint8], box: tuple[int, int, int, int], size: tuple[int, int], preprocessing: Preprocessing
+) -> torch.Tensor:
+    """Returns uint8 [3, *size] of the box (top, left, height, width) of a picture."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional
 
-    height, width = picture.shape[:2]
-    top, left, box_height, box_width = _random_box(height, width, smallest_area, np.random.default_rng(seed))
     cropped: torch.Tensor = functional.resized_crop(
         torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))),
-        top,
-        left,
-        box_height,
-        box_width,
-        [preprocessing.image_size, preprocessing.image_size],
+        *box,
+        list(size),
         InterpolationMode(preprocessing.interpolation),
         antialias=True,
     )

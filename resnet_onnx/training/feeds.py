@@ -18,7 +18,8 @@ from resnet_onnx.data.batches import batches, prepared_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.training.augmentation import random_resized_crop, seed_for
+from resnet_onnx.training.augmentation import changed_picture, seed_for
+from resnet_onnx.training.recipes import Recipe
 from runtimes.errors import BadPicture, ToolkitError, Unavailable
 
 IN_MEMORY_BYTES = 2 * 2**30
@@ -83,14 +84,14 @@ class StreamFeed(Feed):
         preprocessing: Preprocessing,
         device: torch.device,
         *,
-        smallest_area: float | None,
+        recipe: Recipe | None,
         seed: int,
         workers: int,
     ) -> None:
         super().__init__(dataset.labels, device)
         self._order = _Order()
         self._loader = DataLoader(
-            _Pictures(dataset, preprocessing, smallest_area, seed),
+            _Pictures(dataset, preprocessing, recipe, seed),
             batch_sampler=self._order,
             generator=torch.Generator(),  # else it draws from the generator whose state a checkpoint keeps
             num_workers=workers,
@@ -156,17 +157,15 @@ _Loaded = tuple[torch.Tensor, int] | ToolkitError
 
 
 class _Pictures(Dataset[_Loaded]):
-    def __init__(
-        self, dataset: PictureSet, preprocessing: Preprocessing, smallest_area: float | None, seed: int
-    ) -> None:
+    def __init__(self, dataset: PictureSet, preprocessing: Preprocessing, recipe: Recipe | None, seed: int) -> None:
         self._dataset, self._preprocessing = dataset, preprocessing
-        self._smallest_area, self._seed = smallest_area, seed
+        self._recipe, self._seed = recipe, seed
 
     def __getitem__(self, key: tuple[int, int]) -> _Loaded:
         epoch, index = key
         # An exception raised in a worker would reach the training as another one, with a traceback in its message.
         try:
-            if self._smallest_area is None:
+            if self._recipe is None:
                 prepared = prepared_picture(self._dataset, index, self._preprocessing)
                 return torch.from_numpy(np.ascontiguousarray(prepared.transpose(2, 0, 1))), index
             item = self._dataset.read(index)
@@ -174,7 +173,7 @@ class _Pictures(Dataset[_Loaded]):
         except ToolkitError as error:
             return error
         seed = seed_for(self._seed, "crop", epoch, index)
-        return random_resized_crop(picture, self._preprocessing, self._smallest_area, seed), index
+        return changed_picture(picture, self._preprocessing, self._recipe, seed), index
 
 
 def _collate(items: Sequence[_Loaded]) -> tuple[torch.Tensor, torch.Tensor, ToolkitError | None]:
@@ -190,7 +189,7 @@ def open_feed(
     preprocessing: Preprocessing,
     device: torch.device,
     *,
-    smallest_area: float | None,
+    recipe: Recipe | None,
     seed: int,
     workers: int,
 ) -> Feed:
@@ -200,8 +199,8 @@ def open_feed(
         dataset: The pictures.
         preprocessing: From a picture to the network's input.
         device: Where batches are wanted.
-        smallest_area: Least share of a picture's area that a random resized crop keeps; None where every picture is
-            only scaled and cropped at the centre.
+        recipe: Says what changes in a picture while it is loaded; None where every picture is only scaled and cropped
+            at the centre.
         seed: Decides random crops.
         workers: Worker processes; 0 loads in this process.
 
@@ -209,8 +208,9 @@ def open_feed(
         BadPicture: A picture can't be decoded.
     """
     size = preprocessing.image_size
-    if smallest_area is not None or len(dataset) * 3 * size * size > IN_MEMORY_BYTES:
-        return StreamFeed(dataset, preprocessing, device, smallest_area=smallest_area, seed=seed, workers=workers)
+    changing = recipe if recipe is not None and recipe.changes_loading else None
+    if changing is not None or len(dataset) * 3 * size * size > IN_MEMORY_BYTES:
+        return StreamFeed(dataset, preprocessing, device, recipe=changing, seed=seed, workers=workers)
     pictures = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
     with batches(dataset, preprocessing, batch_size=LOADING_BATCH, workers=workers, as_bytes=True) as loaded:
         for batch in loaded:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +20,33 @@ import filelock
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from resnet_onnx.data.batches import default_workers
+from resnet_onnx.bench.clock import Stopwatch
+from resnet_onnx.data.batches import Skipped, default_workers
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.models.build import build
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.configs import NetworkConfig, config_to_json, with_classes
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.training.augmentation import Normaliser, augment, pad_colour, seed_for
+from resnet_onnx.training.augmentation import Normaliser, Share, augment, colour_shift, mix, pad_colour, seed_for
 from resnet_onnx.training.checkpoint import BEST, LAST, RECORD, Checkpoint, read_checkpoint, write_checkpoint
+from resnet_onnx.training.curves import history_csv
+from resnet_onnx.training.distributed import ALONE, Peers
 from resnet_onnx.training.feeds import Feed, open_feed
+from resnet_onnx.training.freezing import freeze
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.splits import TrainingData
 from runtimes import files
 from runtimes.errors import BadWeights, CheckFailed, FileProblem, RuntimeUnavailable, UsageError
 
+HISTORY = "history.csv"
+"""The figures of every epoch, in the folder of the run."""
 EVALUATION_BATCH = 256
 FEW_PICTURES = 4096
 """Up to here, decoding in this process is faster than starting workers."""
 
-Stage = Literal["loading", "training", "validating", "testing"]
+Stage = Literal["checking", "loading", "training", "validating", "testing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,8 @@ class Progress:
         epochs: Of the whole training.
         step: Steps done in this epoch.
         steps: Steps of an epoch.
+        done: Steps done in the whole training.
+        total: Steps of the whole training.
         loss: Of the last step that was looked at, or None.
         images_per_second: Of this epoch so far, or None.
         finished: The epoch's figures, once, when it is over.
@@ -63,6 +71,8 @@ class Progress:
     epochs: int
     step: int = 0
     steps: int = 0
+    done: int = 0
+    total: int = 0
     loss: float | None = None
     images_per_second: float | None = None
     finished: Mapping[str, Any] | None = None
@@ -77,12 +87,14 @@ class TrainingResult:
         last: Folder of the last epoch.
         recipe: As it was used, precision resolved.
         epochs: Per epoch: ``epoch``, ``train_loss``, ``train_top1`` (on augmented pictures, while training),
-            ``validation_loss``, ``validation_top1`` (or None), ``seconds`` and ``images_per_second`` of the training
-            pass, ``learning_rate`` of its last step.
+            ``validation_loss``, ``validation_top1`` (or None), ``steps``, ``seconds`` and ``images_per_second`` of the
+            training pass, ``input_seconds`` of it that were spent waiting for pictures and changing them, and
+            ``learning_rate`` of its last step.
         best: ``epoch``, and ``top1`` on the validation pictures (None where nothing is held out).
         test_top1: Of the best checkpoint on the test split, computed after the choice; None without a test split.
         images_per_second: Training pictures by seconds over all epochs, without validation.
         resumed_from: The epoch after which this call went on, or None for a fresh start.
+        skipped: Pictures that were left out because they can't be decoded.
     """
 
     checkpoint: Path
@@ -93,6 +105,7 @@ class TrainingResult:
     test_top1: float | None
     images_per_second: float
     resumed_from: int | None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def train(
@@ -109,6 +122,9 @@ def train(
     initial_state: Mapping[str, torch.Tensor] | None = None,
     progress: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[int, nn.Module], Mapping[str, Any]] | None = None,
+    peers: Peers = ALONE,
+    batch_per_process: int | None = None,
+    skip_bad: int = 0,
 ) -> TrainingResult:
     """Trains a network of the catalog on a data set; ``out/last`` after each epoch, ``out/best`` by validation.
 
@@ -129,40 +145,55 @@ def train(
         progress: Called at every step.
         after_epoch: Called with the number of an epoch, from 1, and the network, when it is trained and validated. The
             finite figures that it returns join those of the epoch. It chooses nothing and must not train.
+        peers: The processes that train together; ``recipe.batch_size`` is divided among them, so that their number
+            does not change the training. Only the first one writes. Restarted ones resume.
+        batch_per_process: Pictures that each process takes in a step, instead of its part of the recipe's batch; the
+            learning rate is then scaled with the whole batch.
+        skip_bad: So many pictures may be left out because they can't be decoded; all are decoded once to find them.
 
     Raises:
         BadData: Too few pictures.
         BadPicture: A picture can't be decoded.
         BadWeights: The checkpoint to resume from is damaged, or `initial_state` does not fit.
-        UsageError: `out` holds another training, or the same one and `resume` was not asked for.
+        UsageError: `out` holds another training, or the same one and `resume` was not asked for; or the recipe does
+            not fit the network, the device or the number of processes.
+        Unavailable: Another process of the training died.
         FileProblem: `out` can't be written, or another process is training there.
         CheckFailed: The loss is no longer finite. The last good checkpoint is kept.
     """
-    chosen = _device(device)
-    labels, test_set = data.train.classes, data.test
-    data = data.with_validation(recipe.validation, seed)
-    kept, held_out = data.train, data.validation
-    config = with_classes(entry.config, len(labels))
-    identity = {
-        "network": entry.name,
-        "config": config_to_json(config),
-        "preprocessing": entry.preprocessing.to_json(),
-        "labels": list(labels),
-        "data": data.fingerprint(),
-        "seed": seed,
-        "initial_weights": "He initialisation" if initial_state is None else _digest_state(initial_state),
-    }
+    chosen = peers.device(device)
+    if batch_per_process is not None:
+        recipe = recipe.with_batch(batch_per_process * peers.count)
+    _check(recipe, entry, chosen, peers)
     report = progress or (lambda _: None)
-    with _claimed(out), _threads(threads), contextlib.ExitStack() as stack:
-        before = _earlier_run(out, identity, recipe, resume=resume)
+    with peers.connected(chosen), _threads(threads), contextlib.ExitStack() as stack:
+        peers.share(lambda: stack.enter_context(_claimed(out)))
+        skipped: tuple[Skipped, ...] = ()
+        if skip_bad:
+            report(Progress(stage="checking", epoch=0, epochs=recipe.epochs))
+            unreadable = peers.share(lambda: data.unreadable(entry.preprocessing, _workers(workers, len(data.train))))
+            data, skipped = data.without(unreadable, at_most=skip_bad)
+        labels, test_set = data.train.classes, data.test
+        data = data.with_validation(recipe.validation, seed)
+        kept, held_out = data.train, data.validation
+        config = with_classes(entry.config, len(labels))
+        identity = {
+            "network": entry.name,
+            "config": config_to_json(config),
+            "preprocessing": entry.preprocessing.to_json(),
+            "labels": list(labels),
+            "data": data.fingerprint(),
+            "seed": seed,
+            "initial_weights": "He initialisation" if initial_state is None else _digest_state(initial_state),
+        }
+        may_resume = resume or peers.restarted
+        before = peers.share(lambda: _earlier_run(out, identity, recipe, resume=may_resume))
         recipe = _resolved(recipe, before, chosen)
 
-        def open_(dataset: PictureSet, smallest_area: float | None) -> Feed:
+        def open_(dataset: PictureSet, changes: Recipe | None) -> Feed:
             report(Progress(stage="loading", epoch=before.epoch if before else 0, epochs=recipe.epochs))
-            asked = (0 if len(dataset) <= FEW_PICTURES else default_workers()) if workers is None else workers
-            feed = open_feed(
-                dataset, entry.preprocessing, chosen, smallest_area=smallest_area, seed=seed, workers=asked
-            )
+            asked = _workers(workers, len(dataset))
+            feed = open_feed(dataset, entry.preprocessing, chosen, recipe=changes, seed=seed, workers=asked)
             stack.callback(feed.close)
             return feed
 
@@ -178,9 +209,11 @@ def train(
             device=chosen,
             report=report,
             after_epoch=after_epoch,
+            peers=peers,
+            pictures=len(kept),
         )
-        if before is None or before.epoch < recipe.epochs:
-            train_feed = open_(kept, recipe.smallest_area if recipe.crop == "resized" else None)
+        if before is None or before.epoch < run.epochs:
+            train_feed = open_(kept, recipe)
             validation_feed = None if held_out is None else open_(held_out, None)
             run.go(train_feed, validation_feed, before, initial_state)
         else:
@@ -198,7 +231,14 @@ def train(
         images_per_second=sum(e["images_per_second"] * e["seconds"] for e in run.history)
         / sum(e["seconds"] for e in run.history),
         resumed_from=None if before is None else before.epoch,
+        skipped=skipped,
     )
+
+
+def _workers(asked: int | None, pictures: int) -> int:
+    if asked is not None:
+        return asked
+    return 0 if pictures <= FEW_PICTURES else default_workers()
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -210,15 +250,16 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 @torch.inference_mode()
-def measure(module: nn.Module, feed: Feed, normaliser: Normaliser) -> tuple[float, float]:
-    """Returns top-1 accuracy and mean cross-entropy over a feed, in fp32, without augmentation."""
+def measure(module: nn.Module, feed: Feed, normaliser: Normaliser, *, peers: Peers = ALONE) -> tuple[float, float]:
+    """Returns top-1 accuracy and mean cross-entropy over a feed, in fp32, not augmented; peers share the work."""
     module.eval()
     right = torch.zeros((), dtype=torch.int64, device=feed.device)
     loss = torch.zeros((), dtype=torch.float64, device=feed.device)
-    for pictures, labels in feed.batches(torch.arange(len(feed)), EVALUATION_BATCH, epoch=0):
+    for pictures, labels in feed.batches(torch.arange(len(feed))[peers.rank :: peers.count], EVALUATION_BATCH, epoch=0):
         logits = module(normaliser(pictures))
         right += (logits.argmax(1) == labels).sum()
         loss += F.cross_entropy(logits, labels, reduction="sum")
+    peers.sum(right, loss)
     return int(right) / len(feed), float(loss) / len(feed)
 
 
@@ -239,10 +280,18 @@ class _Run:
         device: torch.device,
         report: Callable[[Progress], None],
         after_epoch: Callable[[int, nn.Module], Mapping[str, Any]] | None,
+        peers: Peers,
+        pictures: int,
     ) -> None:
         self.name, self.config, self.preprocessing, self.labels = name, config, preprocessing, labels
         self.recipe, self.out, self.seed, self.identity = recipe, out, seed, identity
-        self.device, self.report, self.after_epoch = device, report, after_epoch
+        self.device, self.report, self.after_epoch, self.peers = device, report, after_epoch, peers
+        whole = min(recipe.batch_size, pictures)
+        self.part = whole // peers.count  # of each process
+        self.batch_size = self.part * peers.count
+        self.steps_per_epoch = pictures // self.batch_size
+        self.total = recipe.total_steps(self.steps_per_epoch)
+        self.epochs = -(-self.total // self.steps_per_epoch)
         self.normaliser = Normaliser(preprocessing, device)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -251,6 +300,9 @@ class _Run:
         """Takes history and best epoch from a checkpoint, and sees that the best checkpoint is the one it means."""
         self.history = [dict(row) for row in checkpoint.progress["history"]]
         self.best = dict(checkpoint.progress["best"])
+        self.peers.share(lambda: self._settle_best(checkpoint))
+
+    def _settle_best(self, checkpoint: Checkpoint) -> None:
         best = self.out / BEST
         if self.best["epoch"] == checkpoint.epoch:
             # The last kill may have hit between the two writes of that epoch.
@@ -274,42 +326,32 @@ class _Run:
         initial_state: Mapping[str, torch.Tensor] | None,
     ) -> None:
         """Trains the epochs that are still to be done."""
-        recipe = self.recipe
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed_for(self.seed, "weights"))
             module = build(self.config)
             if initial_state is not None:
                 _fill(module, initial_state)
-            module.to(self.device)
-            optimizer = torch.optim.SGD(
-                module.parameters(),
-                lr=recipe.learning_rate,
-                momentum=recipe.momentum,
-                weight_decay=recipe.weight_decay,
-                nesterov=recipe.nesterov,
-            )
+            learner = _Learner(module, self.recipe, self.device, self.peers)
             if before is not None:
                 self.take_over(before)
-                _fill(module, before.module_state())
-                optimizer.load_state_dict(before.optimizer_state())
-                self._set_rng(before.rng_state())
-            for epoch in range(len(self.history), recipe.epochs):
-                self._epoch(epoch, module, optimizer, train_feed, validation_feed)
+                learner.restore(*self.peers.share(lambda: (before.module_state(), before.optimizer_state())))
+                self._set_rng(self.peers.share(before.rng_state))
+            elif not self.peers.first:
+                torch.manual_seed(seed_for(self.seed, "dropout", self.peers.rank))
+            learner.connect()
+            for epoch in range(len(self.history), self.epochs):
+                self._epoch(epoch, learner, train_feed, validation_feed)
 
-    def _epoch(
-        self,
-        epoch: int,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        train_feed: Feed,
-        validation_feed: Feed | None,
-    ) -> None:
-        row = self._train_epoch(epoch, module, optimizer, train_feed)
+    def _epoch(self, epoch: int, learner: _Learner, train_feed: Feed, validation_feed: Feed | None) -> None:
+        row = self._train_epoch(epoch, learner, train_feed)
+        learner.end_epoch()
+        module = learner.result
         top1 = loss = None
+        done = min(self.total, (epoch + 1) * self.steps_per_epoch)
         if validation_feed is not None:
-            self.report(Progress(stage="validating", epoch=epoch + 1, epochs=self.recipe.epochs))
-            top1, loss = measure(module, validation_feed, self.normaliser)
+            self.report(Progress(stage="validating", epoch=epoch + 1, epochs=self.epochs, done=done, total=self.total))
+            top1, loss = measure(module, validation_feed, self.normaliser, peers=self.peers)
         if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
             raise self._diverged("a weight is no longer finite", epoch, row["steps"])
         if loss is not None and not math.isfinite(loss):
@@ -321,81 +363,109 @@ class _Run:
         better = top1 is None or not self.best or (top1, -float(loss or 0)) > (self.best["top1"], -self.best["loss"])
         if better:
             self.best = {"epoch": epoch + 1, "top1": top1, "loss": loss}
-        state = module.state_dict()
-        self._write(self.out / LAST, state, epoch + 1, optimizer_state=optimizer.state_dict(), rng_state=self._rng())
-        if better:
-            self._write(self.out / BEST, state, epoch + 1)
-        self.report(Progress(stage="training", epoch=epoch + 1, epochs=self.recipe.epochs, finished=dict(row)))
+        rng_states = self.peers.gather(self._rng())
+        rng = {f"{name}.{rank}" if rank else name: s for rank, one in enumerate(rng_states) for name, s in one.items()}
+        self.peers.share(lambda: self._save(epoch + 1, learner, rng, best=better))
+        self.report(
+            Progress(
+                stage="training",
+                epoch=epoch + 1,
+                epochs=self.epochs,
+                done=done,
+                total=self.total,
+                finished=dict(row),
+            )
+        )
 
-    def _train_epoch(
-        self, epoch: int, module: nn.Module, optimizer: torch.optim.Optimizer, feed: Feed
-    ) -> dict[str, Any]:
+    def _save(self, epoch: int, learner: _Learner, rng: Mapping[str, torch.Tensor], *, best: bool) -> None:
+        state = learner.result.state_dict()
+        self._write(self.out / LAST, state, epoch, optimizer_state=learner.state(), rng_state=rng)
+        if best:
+            self._write(self.out / BEST, state, epoch)
+        files.write_text(self.out / HISTORY, history_csv(self.history))
+
+    def _train_epoch(self, epoch: int, learner: _Learner, feed: Feed) -> dict[str, Any]:
         recipe, device = self.recipe, self.device
-        batch_size = min(recipe.batch_size, len(feed))
-        steps = len(feed) // batch_size
+        before = epoch * self.steps_per_epoch
+        steps = min(self.steps_per_epoch, self.total - before)
+        share = Share(first=self.peers.rank * self.part, total=self.batch_size)
         generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", epoch))
         # A rest smaller than a batch waits for another epoch's order: batch norm's statistics of a few are poor.
-        order = torch.randperm(len(feed), generator=generator)[: steps * batch_size]
+        order = torch.randperm(len(feed), generator=generator)[: steps * self.batch_size]
+        own = order.view(steps, self.batch_size)[:, share.first : share.first + self.part].reshape(-1)
         fill = pad_colour(recipe, self.normaliser)
+        drops = recipe.plateaus([_error(row) for row in self.history]) if recipe.schedule == "plateau" else 0
         look_every = 1 if device.type == "cpu" else 25  # to look at a loss makes a GPU wait
         right = torch.zeros((), dtype=torch.int64, device=device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        rate = 0.0
-        module.train()
-        start = time.perf_counter()
-        for step, (pictures, labels) in enumerate(feed.batches(order, batch_size, epoch=epoch)):
-            inputs = self.normaliser(augment(pictures, recipe, fill, generator))
-            rate = recipe.learning_rate_at(epoch * steps + step, recipe.epochs * steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = module(inputs)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            right += (logits.detach().argmax(1) == labels).sum()
-            loss_sum += loss.detach()
+        rate = input_seconds = 0.0
+        learner.train_mode()
+        watch = Stopwatch()
+        batches = feed.batches(own, self.part, epoch=epoch)
+        for step in range(steps):
+            waiting = Stopwatch()
+            pictures, labels = next(batches)
+            inputs = self.normaliser(augment(pictures, recipe, fill, generator, share))
+            if recipe.colour:
+                inputs += colour_shift(inputs, recipe, generator, share) * self.normaliser.per_white
+            targets = labels
+            if recipe.mixup or recipe.cutmix:
+                seed = seed_for(self.seed, "mix", epoch, step)
+                inputs, targets = mix(inputs, labels, classes=len(self.labels), recipe=recipe, seed=seed)
+            input_seconds += waiting.seconds
+            rate = recipe.learning_rate_at(before + step, self.total, drops=drops)
+            loss, logits = learner.step(inputs, targets, rate)
+            right += (logits.argmax(1) == labels).sum()
+            loss_sum += loss
             if step % look_every == 0 or step == steps - 1:
-                value = float(loss.detach())
+                self.peers.sum(loss)
+                value = float(loss) / self.peers.count
                 if not math.isfinite(value):
                     raise self._diverged(f"the loss is {value}", epoch, step + 1)
                 self.report(
                     Progress(
                         stage="training",
                         epoch=epoch + 1,
-                        epochs=recipe.epochs,
+                        epochs=self.epochs,
                         step=step + 1,
                         steps=steps,
+                        done=before + step + 1,
+                        total=self.total,
                         loss=value,
-                        images_per_second=(step + 1) * batch_size / (time.perf_counter() - start),
+                        images_per_second=(step + 1) * self.batch_size / watch.seconds,
                     )
                 )
-        seconds = time.perf_counter() - start
+        seconds = watch.seconds
+        next(batches, None)  # lets the feed end its epoch
+        self.peers.sum(right, loss_sum)
         return {
             "epoch": epoch + 1,
             "steps": steps,
-            "train_loss": float(loss_sum) / steps,
-            "train_top1": int(right) / (steps * batch_size),
+            "train_loss": float(loss_sum) / steps / self.peers.count,
+            "train_top1": int(right) / (steps * self.batch_size),
             "seconds": seconds,
-            "images_per_second": steps * batch_size / seconds,
+            "images_per_second": steps * self.batch_size / seconds,
+            "input_seconds": input_seconds,
             "learning_rate": rate,
         }
 
     def test(self, open_test: Callable[[], Feed]) -> float:
         """Returns the best checkpoint's accuracy on the test split, and keeps it in that checkpoint."""
-        best = read_checkpoint(self.out / BEST)
+        best, state = self.peers.share(lambda: self._best())
         known = best.metrics.get("test_top1")
         if known is not None:
             return float(known)
         feed = open_test()
-        self.report(Progress(stage="testing", epoch=best.epoch, epochs=self.recipe.epochs))
+        self.report(Progress(stage="testing", epoch=best.epoch, epochs=self.epochs, done=self.total, total=self.total))
         module = build(self.config)
-        state = best.module_state()
         _fill(module, state)
-        top1, _ = measure(module.to(self.device), feed, self.normaliser)
-        self._write(self.out / BEST, state, best.epoch, test_top1=top1)
+        top1, _ = measure(module.to(self.device), feed, self.normaliser, peers=self.peers)
+        self.peers.share(lambda: self._write(self.out / BEST, state, best.epoch, test_top1=top1))
         return top1
+
+    def _best(self) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+        best = read_checkpoint(self.out / BEST)
+        return best, best.module_state()
 
     def _diverged(self, what: str, epoch: int, step: int) -> CheckFailed:
         kept = f"the last good checkpoint is {self.out / LAST} (epoch {epoch})" if epoch else "no epoch was finished"
@@ -446,9 +516,156 @@ class _Run:
         return states
 
     def _set_rng(self, states: Mapping[str, torch.Tensor]) -> None:
-        torch.set_rng_state(states["cpu"])
-        if self.device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], self.device)
+        suffix = f".{self.peers.rank}" if self.peers.rank else ""
+        if f"cpu{suffix}" not in states:  # there were fewer processes before
+            torch.manual_seed(seed_for(self.seed, "dropout", self.peers.rank))
+            return
+        torch.set_rng_state(states[f"cpu{suffix}"])
+        if self.device.type == "cuda" and f"cuda{suffix}" in states:
+            torch.cuda.set_rng_state(states[f"cuda{suffix}"], self.device)
+
+
+class _Learner:
+    """A network with its optimizer, and what stands between them: frozen layers, averages, precision, peers."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, device: torch.device, peers: Peers) -> None:
+        self.recipe, self.device, self.peers = recipe, device, peers
+        if recipe.sync_batch_norm:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        self.layout = torch.channels_last if recipe.layout == "channels-last" else torch.contiguous_format
+        self.module = module.to(device).to(memory_format=self.layout)
+        self.frozen = freeze(module, recipe.freeze)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained}]
+        if not recipe.decay_norms:
+            groups = [
+                {"params": [p for p in trained if p.ndim > 1]},
+                {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            ]
+        self.optimizer = torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+        self.average = None if not recipe.ema else AveragedModel(module, multi_avg_fn=_moving_average(recipe.ema))
+        self.forward = self.module
+
+    def restore(self, result: Mapping[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Takes over the state of an earlier run: the module that it came to, and what ``state`` returned."""
+        trained = state.pop("trained_weights", None)
+        scaler = state.pop("scaler", None)
+        steps = state.pop("averaged_steps", 0)
+        if self.average is not None and trained is not None:
+            _fill(self.average.module, result)
+            self.average.n_averaged.fill_(steps)
+        _fill(self.module, result if trained is None else trained)
+        self.optimizer.load_state_dict(state)
+        if scaler:
+            self.scaler.load_state_dict(scaler)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what ``restore`` needs beside the module that this one has come to."""
+        state: dict[str, Any] = dict(self.optimizer.state_dict())
+        if self.average is not None:
+            state["trained_weights"] = self.module.state_dict()
+            state["averaged_steps"] = int(self.average.n_averaged)
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        return state
+
+    def connect(self) -> None:
+        """Puts the processes and the compiler around the network, once its weights are there."""
+        self.forward = self.peers.wrap(self.module)
+        if self.recipe.compile == "on":
+            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to validate and to keep: the moving average, where there is one."""
+        if self.average is None:
+            return self.module
+        averaged: nn.Module = self.average.module
+        return averaged
+
+    def train_mode(self) -> None:
+        """Batch norm computes its statistics, except where it is frozen."""
+        self.forward.train()
+        for part in self.frozen:
+            part.eval()
+
+    def step(self, inputs: torch.Tensor, targets: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the loss and the logits [batch, class] of one step, both without gradient."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
+            logits = self.forward(inputs.contiguous(memory_format=self.layout))
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        return loss.detach(), logits.detach()
+
+    def end_epoch(self) -> None:
+        """Gives all processes the same statistics of batch norm."""
+        self.peers.average_statistics(self.module)
+        if self.average is not None:
+            self.peers.average_statistics(self.average.module)
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Returns an exponential average whose decay is min(decay, (1 + steps) / (10 + steps)), so that it starts quickly.
+
+    It is that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
+    """
+
+    def update(averaged: Any, current: Any, steps: Any) -> None:
+        count = int(steps)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
+
+
+def _error(row: Mapping[str, Any]) -> float:
+    held = row["validation_top1"]
+    return 1.0 - float(row["train_top1"] if held is None else held)
+
+
+def _check(recipe: Recipe, entry: CatalogEntry, device: torch.device, peers: Peers) -> None:
+    """Refuses what the recipe, the network, the device and the number of processes can't do together."""
+    count = peers.count
+    if recipe.batch_size % count:
+        fitting = recipe.batch_size // count * count or count
+        raise UsageError(
+            f"a batch of {recipe.batch_size} can't be divided evenly among {count} processes",
+            fix=f"a batch of {fitting} or {fitting + count}, or --batch-per-process",
+        )
+    if recipe.batch_size < 2 * count:
+        raise UsageError(
+            f"a batch of {recipe.batch_size} leaves each of {count} processes one picture, and batch norm needs two",
+            fix=f"a batch of at least {2 * count}",
+        )
+    if recipe.sync_batch_norm and (device.type == "cpu" or count == 1):
+        why = "torch's SyncBatchNorm has no CPU form" if device.type == "cpu" else "there is one process only"
+        raise UsageError(
+            f"batch norm can't be synchronised between processes here: {why}",
+            fix="leave out --sync-batch-norm; each process then uses the statistics of its own pictures",
+        )
+    if recipe.precision == "fp16" and device.type == "cpu":
+        raise RuntimeUnavailable(
+            "precision fp16 trains on GPUs only; this training is on a CPU", fix="use bf16, fp32 or auto"
+        )
+    if recipe.crop == "scaled" and recipe.shorter_side[0] < entry.image_size:
+        raise UsageError(
+            f"recipe: shorter_side begins at {recipe.shorter_side[0]} pixels, below the network's {entry.image_size}",
+            fix=f"--set shorter_side={entry.image_size},{max(recipe.shorter_side[1], entry.image_size)}",
+        )
 
 
 def _digest_state(state: Mapping[str, torch.Tensor]) -> str:
@@ -467,26 +684,16 @@ def _fill(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         raise BadWeights(f"the weights do not fit the network: {' '.join(str(error).split())[:300]}") from error
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device is cpu, cuda or cuda:N, not '{name}'") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device is cpu, cuda or cuda:N, not '{name}'")
-    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise RuntimeUnavailable(f"device '{name}' is not here: torch sees no such GPU", fix="train with device cpu")
-    return device
-
-
 def _resolved(recipe: Recipe, before: Checkpoint | None, device: torch.device) -> Recipe:
-    if recipe.precision != "auto":
-        return recipe
+    """Decides what the recipe leaves open; a resumed run goes on as it was."""
+    decided = {
+        "precision": "bf16" if computes_bf16(device) else "fp32",
+        "layout": "channels-last" if device.type == "cuda" else "contiguous",
+        "compile": "off",
+    }
     if before is not None:
-        return recipe.override(precision=before.recipe["precision"])
-    return recipe.override(precision="bf16" if computes_bf16(device) else "fp32")
+        decided |= {name: before.recipe[name] for name in decided if name in before.recipe}
+    return recipe.override(**{name: value for name, value in decided.items() if getattr(recipe, name) == "auto"})
 
 
 def _earlier_run(out: Path, identity: Mapping[str, Any], recipe: Recipe, *, resume: bool) -> Checkpoint | None:
@@ -506,7 +713,7 @@ def _earlier_run(out: Path, identity: Mapping[str, Any], recipe: Recipe, *, resu
     differences = [
         f"recipe {name} was {value!r}, now {asked[name]!r}"
         for name, value in before.recipe.items()
-        if name in asked and name != "source" and asked[name] != value and (name, asked[name]) != ("precision", "auto")
+        if name in asked and name != "source" and asked[name] not in (value, "auto")
     ]
     differences += [
         f"another {name.replace('_', ' ')}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.data.batches import Skipped, batches
 from resnet_onnx.data.datasets import PictureSet, open_dataset
+from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadData
 
 
@@ -71,6 +74,52 @@ class TrainingData:
                 fix="add pictures, or train without validation (share 0)",
             )
         return replace(self, train=self.train.subset(kept), validation=self.train.subset(held))
+
+    def unreadable(self, preprocessing: Preprocessing, workers: int) -> dict[str, list[Skipped]]:
+        """Decodes every picture once and returns those that can't be, by split.
+
+        Args:
+            preprocessing: The network's.
+            workers: Processes that decode; 0 decodes in this one.
+        """
+        found: dict[str, list[Skipped]] = {}
+        for name, pictures in self._splits().items():
+            with batches(
+                pictures, preprocessing, batch_size=256, workers=workers, as_bytes=True, skip_bad=True
+            ) as decoded:
+                for _ in decoded:
+                    pass
+                found[name] = list(decoded.skipped)
+        return found
+
+    def without(
+        self, unreadable: Mapping[str, Sequence[Skipped]], *, at_most: int
+    ) -> tuple[TrainingData, tuple[Skipped, ...]]:
+        """Returns the data without some pictures, and what was left out.
+
+        Args:
+            unreadable: As ``unreadable`` returns it.
+            at_most: So many may be left out.
+
+        Raises:
+            BadData: There are more, or a class has no picture left.
+        """
+        bad = tuple(one for skipped in unreadable.values() for one in skipped)
+        if len(bad) > at_most:
+            raise BadData(
+                f"{len(bad)} pictures can't be decoded, and at most {at_most} may be left out: "
+                f"{'; '.join(one.reason for one in bad[:3])}{'; …' if len(bad) > 3 else ''}",
+                fix=f"repair them, or allow more: --skip-bad {len(bad)}",
+            )
+        kept: dict[str, PictureSet] = {}
+        for name, pictures in self._splits().items():
+            names = {one.name for one in unreadable.get(name, ())}
+            kept[name] = pictures.subset([i for i in range(len(pictures)) if pictures.item_name(i) not in names])
+        return replace(self, **kept), bad
+
+    def _splits(self) -> dict[str, PictureSet]:
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: pictures for name, pictures in found.items() if pictures is not None}
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns plain values that identify the pictures by name, class and order, without reading them."""
