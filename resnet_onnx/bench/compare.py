@@ -261,7 +261,7 @@ def _compared(base: Mapping[str, Any], new: Mapping[str, Any], tolerance: float)
             failed=failed,
             notes=tuple(notes),
         )
-    interval = _ratio_interval(old, now)
+    interval = ratio_interval(old, now)
     if interval is None:
         notes.append("too few independent samples for a 95 % interval: measure longer (--duration)")
     elif not (base["stable"] and new["stable"]):
@@ -320,7 +320,7 @@ def _speed(row: Mapping[str, Any]) -> Speed | None:
     return float(row["images_per_second"]), (float(interval[0]), float(interval[1])) if interval else None
 
 
-def _ratio_interval(base: Speed, new: Speed) -> tuple[float, float] | None:
+def ratio_interval(base: Speed, new: Speed) -> tuple[float, float] | None:
     """Returns the interval of new over base, recovered from the two (MOVER on the logarithmic scale)."""
     (x, x_range), (y, y_range) = base, new
     if x_range is None or y_range is None:

@@ -33,6 +33,7 @@ COMMANDS = (
     "bench",
     "compare",
     "report",
+    "reproduce",
     "predict",
     "doctor",
 )  # fmt: skip

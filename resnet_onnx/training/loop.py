@@ -121,6 +121,7 @@ def train(
     device: str | None = None,
     initial_state: Mapping[str, torch.Tensor] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    after_epoch: Callable[[int, nn.Module], Mapping[str, Any]] | None = None,
     peers: Peers = ALONE,
     batch_per_process: int | None = None,
     skip_bad: int = 0,
@@ -142,6 +143,8 @@ def train(
         device: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
         initial_state: State dict to start from, or None for He initialisation.
         progress: Called at every step.
+        after_epoch: Called with the number of an epoch, from 1, and the network, when it is trained and validated. The
+            finite figures that it returns join those of the epoch. It chooses nothing and must not train.
         peers: The processes that train together; ``recipe.batch_size`` is divided among them, so that their number
             does not change the training. Only the first one writes. Restarted ones resume.
         batch_per_process: Pictures that each process takes in a step, instead of its part of the recipe's batch; the
@@ -205,6 +208,7 @@ def train(
             identity=identity,
             device=chosen,
             report=report,
+            after_epoch=after_epoch,
             peers=peers,
             pictures=len(kept),
         )
@@ -275,12 +279,13 @@ class _Run:
         identity: Mapping[str, Any],
         device: torch.device,
         report: Callable[[Progress], None],
+        after_epoch: Callable[[int, nn.Module], Mapping[str, Any]] | None,
         peers: Peers,
         pictures: int,
     ) -> None:
         self.name, self.config, self.preprocessing, self.labels = name, config, preprocessing, labels
         self.recipe, self.out, self.seed, self.identity = recipe, out, seed, identity
-        self.device, self.report, self.peers = device, report, peers
+        self.device, self.report, self.after_epoch, self.peers = device, report, after_epoch, peers
         whole = min(recipe.batch_size, pictures)
         self.part = whole // peers.count  # of each process
         self.batch_size = self.part * peers.count
@@ -352,6 +357,8 @@ class _Run:
         if loss is not None and not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss}", epoch, row["steps"])
         row |= {"validation_loss": loss, "validation_top1": top1}
+        if self.after_epoch is not None:
+            row |= self.after_epoch(epoch + 1, module)
         self.history.append(row)
         better = top1 is None or not self.best or (top1, -float(loss or 0)) > (self.best["top1"], -self.best["loss"])
         if better:

@@ -1,0 +1,197 @@
+"""``resnet-onnx reproduce``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from resnet_onnx.cli.options import WholeNumbers, make_command, runtime_option, threads_option
+from resnet_onnx.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from resnet_onnx.reproduction.degradation import Degradation, Plan
+    from resnet_onnx.reproduction.shortcut import Cost
+    from resnet_onnx.training.loop import Progress
+
+
+@make_command("reproduce", example="resnet-onnx reproduce degradation --data cifar10 --epochs 15 --depths 20,56")
+@click.argument("experiment", type=click.Choice(["degradation"]))
+@click.option("--data", metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.  [default: digits]")
+@click.option(
+    "--depths", type=WholeNumbers(), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
+)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data; the recipe's by default.")
+@click.option(
+    "--recipe", "recipe_name", metavar="NAME", help="Named recipe of all networks; chosen by data by default."
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of all trainings.  [default: 0]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to fill, or to go on in.  [default: degradation]")
+@runtime_option(default="all", several=True)
+@click.option("--no-bench", is_flag=True, help="Leave out what the shortcut costs in throughput.")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that load pictures; chosen by default.")
+@click.option("--device", help="Of the training: cpu, cuda or cuda:N; a GPU where there is one by default.")
+@threads_option
+def command(
+    terminal: Terminal,
+    *,
+    experiment: str,
+    data: str | None,
+    depths: tuple[int, ...] | None,
+    epochs: int | None,
+    recipe_name: str | None,
+    seed: int | None,
+    out: Path | None,
+    runtimes: str,
+    no_bench: bool,
+    workers: int | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Run an experiment of the ResNet paper again (arXiv:1512.03385).
+
+    \b
+    degradation  plain and residual nets of several depths, trained alike: figures 1 and 6.
+                 It goes on where it was stopped.
+    """  # noqa: D301  (click keeps the lines of a paragraph that begins with this sign)
+    _degradation(
+        terminal,
+        data=data or "digits",
+        depths=depths or (20, 56),
+        epochs=epochs,
+        recipe_name=recipe_name,
+        seed=seed or 0,
+        out=out or Path("degradation"),
+        runtimes=None if no_bench else runtimes,
+        workers=workers,
+        device=device,
+        threads=threads,
+    )
+
+
+def _degradation(
+    terminal: Terminal,
+    *,
+    data: str,
+    depths: Sequence[int],
+    epochs: int | None,
+    recipe_name: str | None,
+    seed: int,
+    out: Path,
+    runtimes: str | None,
+    workers: int | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    from resnet_onnx.reproduction import degradation
+    from resnet_onnx.training.recipes import lookup_recipe
+    from runtimes import registry
+
+    networks = degradation.contestants(depths)
+    recipe = lookup_recipe(recipe_name) if recipe_name else None
+    names = registry.parse_names(runtimes) if runtimes is not None else []
+    registry.require_all(names)
+    planned = degradation.plan(data, networks=networks, recipe=recipe, epochs=epochs, seed=seed, out=out)
+    terminal.note(_announcement(planned))
+    with terminal.progress() as display:
+        task = display.add_task("training", total=None)
+        result = degradation.run(
+            planned,
+            runtimes=names,
+            workers=workers,
+            device=device,
+            threads=threads,
+            tell=terminal.note,
+            progress=lambda name, seen: _show(terminal, display, task, name, seen),
+            busy=lambda text: display.update(task, description=text, completed=0, total=None),
+        )
+    _print(terminal, result)
+    terminal.emit({"experiment": "degradation", "data": data, **result.to_json()})
+
+
+def _announcement(planned: Plan) -> str:
+    recipe = planned.recipe
+    names = ", ".join(contestant.entry.name for contestant in planned.contestants)
+    return (
+        f"{names} on {len(planned.data.train)} pictures of {planned.data.train.name}, {len(planned.test)} to test on\n"
+        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, seed {planned.seed}\n"
+        "Time and memory are told after the first epoch. An interruption loses at most one epoch: "
+        f"the same command goes on in {planned.out}."
+    )
+
+
+def _show(terminal: Terminal, display: Any, task: Any, name: str, progress: Progress) -> None:
+    label = f"{name}: epoch {progress.epoch} of {progress.epochs}, {progress.stage}"
+    if progress.images_per_second is not None:
+        label += f", {progress.images_per_second:.0f} img/s"
+    display.update(task, description=label, completed=progress.step, total=progress.steps or None)
+    if progress.finished is not None:
+        figures = progress.finished
+        terminal.note(
+            f"{name}  epoch {figures['epoch']:>3}  loss {figures['train_loss']:.4f}"
+            f"  training error {100 * (1 - figures['train_top1']):.2f} %"
+            f"  test error {100 * (1 - figures['test_top1']):.2f} %  {figures['images_per_second']:.0f} img/s"
+        )
+
+
+def _print(terminal: Terminal, result: Degradation) -> None:
+    from resnet_onnx.reproduction.forecast import duration
+
+    terminal.table(
+        ["network", "parameters", "epochs", "training error %", "test error %", "img/s", "training time"],
+        [
+            [
+                row["model"],
+                f"{row['parameters']:,}",
+                str(row["epochs"]),
+                f"{100 * row['training_error']:.2f}",
+                f"{100 * row['test_error']:.2f}",
+                f"{row['images_per_second']:.0f}",
+                duration(row["seconds"]),
+            ]
+            for row in result.rows
+        ],
+    )
+    terminal.line("Errors after the last epoch, in fp32 on unchanged pictures; the test pictures chose nothing.")
+    terminal.line()
+    terminal.line(result.verdict)
+    for comparison in result.comparisons:
+        if comparison.pictures == "test":
+            terminal.line(f"  On test pictures, {comparison.sentence()}.")
+    terminal.line(
+        "Decided by the pictures on which exactly one of the two is right (exact binomial test, 95 %).\n"
+        "That covers the chance in the pictures, for these trainings; another seed moves every network a little."
+    )
+    if result.costs:
+        terminal.line()
+        _print_costs(terminal, result.costs)
+    terminal.line()
+    terminal.line(f"Figure: {result.plot} · numbers: {result.csv}")
+
+
+def _print_costs(terminal: Terminal, costs: Sequence[Cost]) -> None:
+    terminal.line("What the shortcut costs: images per second of residual over plain, fp32")
+    terminal.table(
+        ["runtime", "layers", "batch", "plain", "residual", "ratio", "95 % interval"],
+        [
+            [
+                cost.runtime + (" ~" if cost.doubts else ""),
+                str(cost.depth),
+                str(cost.batch),
+                "–" if cost.plain is None else f"{cost.plain:,.0f}",
+                "–" if cost.residual is None else f"{cost.residual:,.0f}",
+                "–" if cost.ratio is None else f"{cost.ratio:.3f}",
+                "–" if cost.ci95 is None else f"{cost.ci95[0]:.3f} – {cost.ci95[1]:.3f}",
+            ]
+            for cost in sorted(costs, key=lambda cost: (cost.runtime, cost.depth, cost.batch))
+        ],
+    )
+    doubtful = [cost for cost in costs if cost.doubts]
+    if doubtful:
+        first = doubtful[0]
+        terminal.line(
+            f"~ {len(doubtful)} of {len(costs)} are not stable, {first.runtime} at {first.depth} layers and batch "
+            f"{first.batch} since {first.doubts[0]}. The JSON has all reasons."
+        )

@@ -1,0 +1,114 @@
+"""The paper's figure: error against steps, plain networks beside residual ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from runtimes.files import atomic_file, write_text
+
+_COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+"""By depth, the shallowest first. Okabe and Ito, "Color Universal Design" (2008): colour-blind eyes tell them apart."""
+_THIN, _BOLD = 1.0, 2.4
+
+COLUMNS = (
+    "model", "kind", "depth", "epoch", "step", "training_error", "training_loss", "test_error", "test_loss",
+    "learning_rate", "images_per_second",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One network's way through its training.
+
+    Attributes:
+        model: Its name.
+        kind: ``plain`` or ``residual``.
+        depth: Weighted layers.
+        epochs: Per epoch what ``train`` keeps of it, with ``test_top1`` and ``test_loss`` of the network after it.
+    """
+
+    model: str
+    kind: str
+    depth: int
+    epochs: Sequence[dict[str, Any]]
+
+    def points(self) -> list[dict[str, Any]]:
+        """Returns a row per epoch, with ``COLUMNS`` as keys; errors are shares, 0 to 1."""
+        return [
+            {
+                "model": self.model,
+                "kind": self.kind,
+                "depth": self.depth,
+                "epoch": epoch["epoch"],
+                "step": step,
+                "training_error": 1 - epoch["train_top1"],
+                "training_loss": epoch["train_loss"],
+                "test_error": 1 - epoch["test_top1"],
+                "test_loss": epoch["test_loss"],
+                "learning_rate": epoch["learning_rate"],
+                "images_per_second": epoch["images_per_second"],
+            }
+            for epoch, step in zip(self.epochs, accumulate(epoch["steps"] for epoch in self.epochs), strict=True)
+        ]
+
+
+def write_csv(curves: Sequence[Curve], path: Path) -> None:
+    """Writes every epoch of every network, a row each; raises ``FileProblem``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for curve in curves:
+        writer.writerows(curve.points())
+    write_text(path, text.getvalue())
+
+
+def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
+    """Draws a panel for plain and one for residual networks; thin is training error, bold is test error. A PNG.
+
+    Args:
+        curves: Of both kinds; networks that are not trained yet are left out.
+        path: Where to write it.
+        title: What was trained, and how.
+
+    Raises:
+        FileProblem: The file can't be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10.0, 4.8), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    depths = sorted({curve.depth for curve in curves})
+    for axes, kind in zip(panels, ("plain", "residual"), strict=True):
+        for curve in (c for c in curves if c.kind == kind):
+            points = curve.points()
+            colour = _COLOURS[depths.index(curve.depth) % len(_COLOURS)]
+            epochs = [point["epoch"] for point in points]
+            mark = "o" if len(points) == 1 else None
+            for name, width in (("training", _THIN), ("test", _BOLD)):
+                errors = [100 * point[f"{name}_error"] for point in points]
+                axes.plot(
+                    epochs, errors, color=colour, linewidth=width, marker=mark, markersize=2 + width,
+                    label=f"{curve.depth} layers, {name} {errors[-1]:.1f} %",
+                )  # fmt: skip
+        axes.set_title(kind)
+        axes.set_xlabel("epochs")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    panels[0].set_ylabel("error, %")
+    panels[0].set_ylim(bottom=0)
+    steps = next((curve.epochs[0]["steps"] for curve in curves), 1)
+    note = f"{steps} steps an epoch. Thin: training error, on augmented pictures while training. Bold: test error."
+    figure.suptitle(f"{title}\n{note}", fontsize=10)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})

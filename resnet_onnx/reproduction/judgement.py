@@ -1,0 +1,93 @@
+"""Which of two networks is better on the same pictures, and whether that could be chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.95
+
+Outcome = Literal["worse", "better", "undecided"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The deeper network against the shallower one, on the same pictures.
+
+    Attributes:
+        shallow_error: Share of the pictures that the shallower one gets wrong, 0 to 1.
+        deep_error: Of the deeper one.
+        ci95: Interval of ``deep_error − shallow_error``; None where the two are right on the same pictures.
+        p_value: Probability that chance alone splits the pictures on which they differ at least as unevenly.
+        outcome: The deeper one is ``worse`` or ``better`` where the interval leaves zero out, otherwise ``undecided``.
+        pictures: How many.
+    """
+
+    shallow_error: float
+    deep_error: float
+    ci95: tuple[float, float] | None
+    p_value: float
+    outcome: Outcome
+    pictures: int
+
+    @property
+    def difference(self) -> float:
+        """How much more of the pictures the deeper one gets wrong."""
+        return self.deep_error - self.shallow_error
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "shallow_error": self.shallow_error,
+            "deep_error": self.deep_error,
+            "difference": self.difference,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "p_value": self.p_value,
+            "outcome": self.outcome,
+            "pictures": self.pictures,
+        }
+
+
+def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Difference:
+    """Compares two networks on the same pictures by those on which exactly one of them is right.
+
+    Of these n pictures, k are lost by the deeper one; were both equally good, each would fall to either side like a
+    coin (McNemar, Psychometrika 12, 1947). The interval is Clopper and Pearson's of k/n (Biometrika 26, 1934), in
+    errors: (2 k/n − 1) · n / pictures. Its 95 % and the exact binomial test's 5 % decide alike.
+
+    Args:
+        shallow: bool [pictures], where the shallower network is right.
+        deep: bool [pictures], where the deeper one is, in the same order.
+
+    Raises:
+        ValueError: They are not about the same number of pictures, or about none.
+    """
+    from scipy import stats
+
+    if shallow.shape != deep.shape or shallow.size == 0:
+        raise ValueError(f"answers of shapes {shallow.shape} and {deep.shape} can't be compared")
+    lost, won = int((shallow & ~deep).sum()), int((~shallow & deep).sum())
+    differing, pictures = lost + won, shallow.size
+    errors = {"shallow_error": float((~shallow).mean()), "deep_error": float((~deep).mean())}
+    if not differing:
+        return Difference(**errors, ci95=None, p_value=1.0, outcome="undecided", pictures=pictures)
+    test = stats.binomtest(lost, differing, 0.5)
+    found = test.proportion_ci(CONFIDENCE, method="exact")
+    low, high = ((2 * share - 1) * differing / pictures for share in (float(found.low), float(found.high)))
+    outcome: Outcome = "worse" if low > 0 else "better" if high < 0 else "undecided"
+    return Difference(**errors, ci95=(low, high), p_value=float(test.pvalue), outcome=outcome, pictures=pictures)
+
+
+def error_interval(right: NDArray[np.bool_]) -> tuple[float, float]:
+    """Returns the 95 % interval of an error, 0 to 1 (Wilson, JASA 22, 1927): of pictures like these, for this network.
+
+    Args:
+        right: bool [pictures], at least one.
+    """
+    from scipy import stats
+
+    found = stats.binomtest(int((~right).sum()), right.size).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)

@@ -1,0 +1,108 @@
+"""What the shortcut costs in throughput: residual networks over plain ones of the same depth, on each runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resnet_onnx import workflow
+
+if TYPE_CHECKING:
+    from resnet_onnx.bench.measure import Row
+
+BATCHES = (1, 64)
+_SECONDS_A_ROW = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One runtime at one batch size, for one depth.
+
+    Attributes:
+        depth: Weighted layers of both networks.
+        runtime: Where.
+        batch: Pictures a run.
+        plain: Images per second of the plain network, or None where it could not be measured.
+        residual: Of the residual one.
+        ratio: Residual over plain; below 1, the shortcut costs something.
+        ci95: Of the ratio; None where there were too few samples.
+        doubts: Why the two are not stable measurements, or what went wrong; empty where nothing is in doubt.
+    """
+
+    depth: int
+    runtime: str
+    batch: int
+    plain: float | None
+    residual: float | None
+    ratio: float | None
+    ci95: tuple[float, float] | None
+    doubts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "depth": self.depth,
+            "runtime": self.runtime,
+            "batch": self.batch,
+            "plain_images_per_second": self.plain,
+            "residual_images_per_second": self.residual,
+            "ratio": self.ratio,
+            "ci95": None if self.ci95 is None else list(self.ci95),
+            "doubts": list(self.doubts),
+        }
+
+
+def measure_cost(
+    models: Mapping[tuple[int, str], workflow.Model],
+    names: Sequence[str],
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Cost]:
+    """Measures all networks on all runtimes in turns, so that what disturbs the machine meets each alike.
+
+    Args:
+        models: By depth and kind (``plain`` or ``residual``), both kinds of every depth.
+        names: Runtimes.
+        progress: Told what is going on.
+    """
+    from resnet_onnx.bench.measure import Contender, Plan, measure
+
+    keys = [(depth, kind, name) for depth, kind in models for name in names]
+    contenders = [
+        Contender(runtime=name, source=workflow.source(models[depth, kind], name, batches=BATCHES))
+        for depth, kind, name in keys
+    ]
+    feeds = workflow.sample_feeds(next(iter(models.values())), 16)
+    rows = iter(measure(contenders, feeds, Plan(batches=BATCHES, duration_s=_SECONDS_A_ROW), progress=progress))
+    found = {(*key, batch): next(rows) for key in keys for batch in BATCHES}
+    return [
+        _cost(depth, name, batch, found[depth, "plain", name, batch], found[depth, "residual", name, batch])
+        for depth in dict.fromkeys(depth for depth, _ in models)
+        for name in names
+        for batch in BATCHES
+    ]
+
+
+def _cost(depth: int, runtime: str, batch: int, plain: Row, residual: Row) -> Cost:
+    from resnet_onnx.bench.compare import ratio_interval
+    from resnet_onnx.bench.record import images_per_second, unstable_reason
+
+    speeds = []
+    doubts = []
+    for kind, row in (("plain", plain), ("residual", residual)):
+        doubt = row.error.message if row.error is not None else unstable_reason(row)
+        if doubt:
+            doubts.append(f"{kind}: {doubt}")
+        speeds.append(None if row.error is not None else images_per_second(row))
+    base, new = speeds
+    return Cost(
+        depth=depth,
+        runtime=runtime,
+        batch=batch,
+        plain=base[0] if base else None,
+        residual=new[0] if new else None,
+        ratio=new[0] / base[0] if base and new else None,
+        ci95=ratio_interval(base, new) if base and new else None,
+        doubts=tuple(doubts),
+    )
