@@ -10,6 +10,7 @@ import click
 
 from resnet_onnx.cli.options import WholeNumbers, make_command, runtime_option, threads_option
 from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.reproduction.degradation import Degradation, Plan
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @make_command("reproduce", example="resnet-onnx reproduce degradation --data cifar10 --epochs 15 --depths 20,56")
-@click.argument("experiment", type=click.Choice(["degradation"]))
+@click.argument("experiment", type=click.Choice(["degradation", "table1"]))
 @click.option("--data", metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.  [default: digits]")
 @click.option(
     "--depths", type=WholeNumbers(), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
@@ -55,7 +56,23 @@ def command(
     \b
     degradation  plain and residual nets of several depths, trained alike: figures 1 and 6.
                  It goes on where it was stopped.
+    table1       layers, output sizes, parameters and multiply-adds, beside the printed ones.
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with this sign)
+    if experiment == "table1":
+        _refuse_options(
+            data=data,
+            depths=depths,
+            epochs=epochs,
+            recipe=recipe_name,
+            seed=seed,
+            out=out,
+            no_bench=no_bench or None,
+            workers=workers,
+            device=device,
+            threads=threads,
+        )
+        _table1(terminal)
+        return
     _degradation(
         terminal,
         data=data or "digits",
@@ -161,7 +178,7 @@ def _print(terminal: Terminal, result: Degradation) -> None:
         if comparison.pictures == "test":
             terminal.line(f"  On test pictures, {comparison.sentence()}.")
     terminal.line(
-        "Decided by the pictures on which exactly one of the two is right (exact binomial test, 95 %).\n"
+        "Decided by the pictures on which exactly one of the two is right (exact McNemar test, 5 %).\n"
         "That covers the chance in the pictures, for these trainings; another seed moves every network a little."
     )
     if result.costs:
@@ -195,3 +212,47 @@ def _print_costs(terminal: Terminal, costs: Sequence[Cost]) -> None:
             f"~ {len(doubtful)} of {len(costs)} are not stable, {first.runtime} at {first.depth} layers and batch "
             f"{first.batch} since {first.doubts[0]}. The JSON has all reasons."
         )
+
+
+def _refuse_options(**given: object) -> None:
+    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if useless:
+        raise UsageError(f"table1 counts and trains nothing, and {', '.join(useless)} was given", fix="leave it out")
+
+
+def _table1(terminal: Terminal) -> None:
+    from resnet_onnx.reproduction.table1 import conclude, table1
+
+    lines = table1()
+    terminal.table(
+        [
+            "network", "layers", "output side × convolutions, by stage", "parameters", "printed M", "G multiply-adds",
+            "printed G", "difference", "the printed figure is",
+        ],
+        [
+            [
+                line.entry.name,
+                str(line.counts.layers),
+                "  ".join(f"{stage.side}×{stage.convolutions}" for stage in line.stages),
+                f"{line.counts.parameters:,}",
+                f"{line.printed_parameters_m:.0f}" if line.printed_parameters_m else "–",
+                f"{line.counts.multiply_adds / 1e9:.3f}",
+                f"{line.printed_g:.1f}" if line.printed_g else "–",
+                f"{100 * (line.counts.multiply_adds / (1e9 * line.printed_g) - 1):+.1f} %" if line.printed_g else "–",
+                line.convention or "–",
+            ]
+            for line in lines
+        ],
+        left=3,
+    )  # fmt: skip
+    terminal.line()
+    terminal.line(conclude(lines))
+    terminal.emit(
+        {
+            "experiment": "table1",
+            "rows": [line.to_json() for line in lines],
+            "verdict": conclude(lines),
+            "agrees": not any(line.differences for line in lines),
+            "plot": None,
+        }
+    )

@@ -104,7 +104,8 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9)
+        if axes.lines:  # no network of a kind may be trained yet
+            axes.legend(frameon=False, fontsize=9)
     panels[0].set_ylabel("error, %")
     panels[0].set_ylim(bottom=0)
     steps = next((curve.epochs[0]["steps"] for curve in curves), 1)

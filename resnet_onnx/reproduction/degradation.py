@@ -108,8 +108,6 @@ class Comparison:
             f"{self.kind} {self.deep} has {100 * found.deep_error:.2f} % {self.pictures} error, "
             f"{self.kind} {self.shallow} has {100 * found.shallow_error:.2f} %"
         )
-        if found.ci95 is None:
-            return f"{what}: the same pictures, undecided"
         low, high = (100 * bound for bound in found.ci95)
         verdict = "undecided" if found.outcome == "undecided" else f"the deeper one is {found.outcome}"
         return f"{what}: {verdict} ({100 * found.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f})"
@@ -373,7 +371,8 @@ def _train(
             forecast.saw(entry.name, step.finished)
             if not said:
                 said = True
-                tell(_forecast_line(forecast))
+                if line := _forecast_line(forecast):
+                    tell(line)
         progress(entry.name, step)
 
     def test(epoch: int, module: nn.Module) -> Mapping[str, Any]:
@@ -411,7 +410,7 @@ def _train(
 
 def _forecast_line(forecast: Forecast) -> str:
     seconds, peak = forecast.seconds_left(), forecast.peak_bytes()
-    parts = [f"still about {duration(seconds)} of training, all networks together" if seconds is not None else ""]
+    parts = [f"still about {duration(seconds)} of training, all networks together" if seconds else ""]
     if peak is not None:
         parts.append(f"memory at its peak about {peak / 2**30:.1f} GiB")
     return " · ".join(filter(None, parts))
