@@ -353,3 +353,11 @@ def test_table_1_takes_no_options_of_a_training(capfd: Any) -> None:
 def test_one_family_of_depths_only() -> None:
     with pytest.raises(UsageError, match="two families"):
         contestants([34, 56])
+
+
+def test_table1_refuses_every_option_that_it_would_ignore(capfd: Any) -> None:
+    code, document = run_json(capfd, "reproduce", "table1", "--runtimes", "ort-cpu", "--no-bench")
+    assert code == 2
+    assert "--no-bench" in document["error"]["message"]
+    assert "--runtime" in document["error"]["message"]
+    assert "--json" not in document["error"]["message"]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from resnet_onnx.cli.main import main
+from resnet_onnx.training.checkpoint import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,28 @@ def test_training_starts_from_given_weights(pictures: Path, tmp_path: Path, capf
     assert result["best"]["top1"] >= 0.9
 
 
+def test_any_field_of_a_recipe_can_be_set(pictures: Path, tmp_path: Path, capfd: Any) -> None:
+    out = tmp_path / "run"
+    train = ("train", "--model", "cifar-resnet8", "--data", str(pictures), "--out", str(out), "--threads", "1",
+             "--epochs", "1")  # fmt: skip
+    for wrong, said in (("momentum", "FIELD=VALUE"), ("momentum=much", "a number"), ("speed=1", "no field 'speed'")):
+        code, refused = run_json(capfd, *train, "--set", wrong)
+        assert (code, said in refused["error"]["message"]) == (2, True)
+    assert not out.exists()
+    code, result = run_json(capfd, *train, "--set", "momentum=0.8", "--set", "nesterov=false", "--set", "freeze=conv1")
+    assert code == 0
+    recipe = result["recipe"]
+    assert (recipe["momentum"], recipe["nesterov"], recipe["freeze"]) == (0.8, False, ["conv1"])
+    assert read_checkpoint(out / "last").recipe == recipe
+
+
 def test_recipes_are_listed(capfd: Any) -> None:
     code, result = run_json(capfd, "train", "--list-recipes")
     assert code == 0
     assert {"digits", "cifar-fast", "cifar-paper"} <= {recipe["name"] for recipe in result["recipes"]}
     assert all(recipe["source"] for recipe in result["recipes"])
+    assert main(["train", "--list-recipes"]) == 0
+    shown = capfd.readouterr().out
+    for recipe in result["recipes"]:  # whole, however long a source is and however narrow the terminal
+        assert f"{recipe['name']}: {recipe['epochs']} epochs" in shown
+        assert recipe["source"] in shown

@@ -215,6 +215,12 @@ def runtime_option(*, default: str, several: bool) -> Callable[[F], F]:
 
 device_option = click.option("--device", help="cpu, cuda or cuda:N; the runtime's own by default.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads; all usable cores by default.")
+training_data_option = click.option(
+    "--data", metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.  [default: digits]"
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(0, 256), help="Processes that load pictures; chosen by default."
+)
 save_option = click.option("--save", type=OutputFile(), help="Write the result as JSON.")
 
 

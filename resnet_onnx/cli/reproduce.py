@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from resnet_onnx.cli.options import WholeNumbers, make_command, runtime_option, threads_option
+from resnet_onnx.cli.options import (
+    WholeNumbers,
+    make_command,
+    runtime_option,
+    threads_option,
+    training_data_option,
+    workers_option,
+)
 from resnet_onnx.cli.terminal import Terminal
+from resnet_onnx.cli.train import show_step
 from runtimes.errors import UsageError
+
+_GENERAL = frozenset({"experiment", "as_json", "quiet", "verbose", "cache_dir"})
 
 if TYPE_CHECKING:
     from resnet_onnx.reproduction.degradation import Degradation, Plan
@@ -20,7 +31,7 @@ if TYPE_CHECKING:
 
 @make_command("reproduce", example="resnet-onnx reproduce degradation --data cifar10 --epochs 15 --depths 20,56")
 @click.argument("experiment", type=click.Choice(["degradation", "table1"]))
-@click.option("--data", metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.  [default: digits]")
+@training_data_option
 @click.option(
     "--depths", type=WholeNumbers(), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
 )
@@ -32,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to fill, or to go on in.  [default: degradation]")
 @runtime_option(default="all", several=True)
 @click.option("--no-bench", is_flag=True, help="Leave out what the shortcut costs in throughput.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that load pictures; chosen by default.")
+@workers_option
 @click.option("--device", help="Of the training: cpu, cuda or cuda:N; a GPU where there is one by default.")
 @threads_option
 def command(
@@ -59,18 +70,7 @@ def command(
     table1       layers, output sizes, parameters and multiply-adds, beside the printed ones.
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with this sign)
     if experiment == "table1":
-        _refuse_options(
-            data=data,
-            depths=depths,
-            epochs=epochs,
-            recipe=recipe_name,
-            seed=seed,
-            out=out,
-            no_bench=no_bench or None,
-            workers=workers,
-            device=device,
-            threads=threads,
-        )
+        _refuse_options()
         _table1(terminal)
         return
     _degradation(
@@ -140,10 +140,7 @@ def _announcement(planned: Plan) -> str:
 
 
 def _show(terminal: Terminal, display: Any, task: Any, name: str, progress: Progress) -> None:
-    label = f"{name}: epoch {progress.epoch} of {progress.epochs}, {progress.stage}"
-    if progress.images_per_second is not None:
-        label += f", {progress.images_per_second:.0f} img/s"
-    display.update(task, description=label, completed=progress.step, total=progress.steps or None)
+    show_step(display, task, progress, name=name)
     if progress.finished is not None:
         figures = progress.finished
         terminal.note(
@@ -214,8 +211,14 @@ def _print_costs(terminal: Terminal, costs: Sequence[Cost]) -> None:
         )
 
 
-def _refuse_options(**given: object) -> None:
-    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+def _refuse_options() -> None:
+    """Refuses what was given on the command line and means nothing to an experiment that only counts."""
+    context = click.get_current_context()
+    useless = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in _GENERAL and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
     if useless:
         raise UsageError(f"table1 counts and trains nothing, and {', '.join(useless)} was given", fix="leave it out")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_onnx.cli.options import Triple, make_command, threads_option
+from resnet_onnx.cli.options import Triple, make_command, threads_option, training_data_option, workers_option
 from resnet_onnx.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 @make_command("train", example="resnet-onnx train --model cifar-resnet20 --data digits --out runs/digits")
 @click.option("--model", "name", default="cifar-resnet20", show_default=True, metavar="NAME", help="Network to train.")
-@click.option("--data", metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.  [default: digits]")
+@training_data_option
 @click.option("--recipe", "recipe_name", metavar="NAME", help="Named recipe; chosen by data and network by default.")
 @click.option("--list-recipes", is_flag=True, help="List the recipes and leave.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; the recipe's by default.")
 @click.option("--batch", type=click.IntRange(1), help="Pictures a step; the recipe's by default.")
 @click.option("--lr", type=float, help="Peak learning rate; the recipe's by default.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic; the recipe's by default.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Any other field of the recipe; repeat it."
+)
 @click.option("--image-size", type=click.IntRange(8, 4096), help="Side of the input picture, pixels.")
 @click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255.")
 @click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255.")
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; runs/NAME by default.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out; start where there is none.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that load pictures; chosen by default.")
+@workers_option
 @click.option("--device", help="cpu, cuda or cuda:N; a GPU where there is one by default.")
 @threads_option
 def command(
@@ -46,6 +49,7 @@ def command(
     batch: int | None,
     lr: float | None,
     precision: str | None,
+    assignments: tuple[str, ...],
     image_size: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
@@ -67,14 +71,15 @@ def command(
         return
 
     from resnet_onnx import workflow
-    from resnet_onnx.training.recipes import default_recipe, lookup_recipe
+    from resnet_onnx.training.recipes import default_recipe, lookup_recipe, read_assignments
     from resnet_onnx.training.splits import open_training_data
 
     entry = workflow.training_entry(name, image_size=image_size, mean=mean, std=std)
-    recipe = lookup_recipe(recipe_name) if recipe_name else None
+    recipe = lookup_recipe(recipe_name, depth=entry.depth) if recipe_name else None
     spec = data or "digits"
     opened = open_training_data(spec)
     recipe = recipe or default_recipe(spec, image_size=entry.image_size, pictures=len(opened.train))
+    recipe = recipe.override(**read_assignments(assignments))
     recipe = recipe.override(epochs=epochs, batch_size=batch, learning_rate=lr, precision=precision)
     initial = None if weights is None else workflow.initial_state(entry, weights, len(opened.train.classes))
     folder = out or Path("runs") / f"{entry.name}-{Path(spec).stem}"
@@ -126,13 +131,18 @@ def command(
     )
 
 
-def _show(terminal: Terminal, display: Any, task: Any, progress: Progress) -> None:
-    label = f"epoch {progress.epoch} of {progress.epochs}, {progress.stage}"
+def show_step(display: Any, task: Any, progress: Progress, *, name: str = "") -> None:
+    """Shows on a progress display where a training stands, after the network's name where there are several."""
+    label = f"{name}: " * bool(name) + f"epoch {progress.epoch} of {progress.epochs}, {progress.stage}"
     if progress.loss is not None:
         label += f", loss {progress.loss:.3f}"
     if progress.images_per_second is not None:
         label += f", {progress.images_per_second:.0f} img/s"
     display.update(task, description=label, completed=progress.step, total=progress.steps or None)
+
+
+def _show(terminal: Terminal, display: Any, task: Any, progress: Progress) -> None:
+    show_step(display, task, progress)
     if progress.finished is not None:
         figures = progress.finished
         held = figures.get("validation_top1")
@@ -147,9 +157,7 @@ def _list_recipes(terminal: Terminal) -> None:
     from resnet_onnx.training.recipes import lookup_recipe, recipe_names
 
     recipes: list[Recipe] = [lookup_recipe(name) for name in recipe_names()]
-    terminal.table(
-        ["recipe", "source", "epochs", "batch", "lr"],
-        [[r.name, r.source, str(r.epochs), str(r.batch_size), f"{r.learning_rate:g}"] for r in recipes],
-        left=2,
-    )
+    for recipe in recipes:
+        figures = f"{recipe.epochs} epochs, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
+        terminal.line(f"{recipe.name}: {figures}\n  {recipe.source}")
     terminal.emit({"recipes": [dataclasses.asdict(recipe) for recipe in recipes]})

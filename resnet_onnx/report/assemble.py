@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_onnx.bench.statistics import rounded
+from resnet_onnx.parity.proportions import share_interval
 from resnet_onnx.report import charts, conversion, speed
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Chart, Finding, Section, write_page
@@ -176,19 +177,11 @@ def _evaluate_findings(document: Document) -> list[Finding]:
     ]
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share (Wilson, J. American Statistical Association 22, 1927)."""
-    from scipy import stats
-
-    found = stats.binomtest(round(min(share, 1.0) * count), count).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
 def _evaluate(document: Document, palette: dict[str, str]) -> Section:
     items, cells = [], []
     for row in rows(document):
         count = int(row["images"])
-        low, high = _wilson(row["top1"], count) if count else (0.0, 1.0)
+        low, high = share_interval(round(min(row["top1"], 1.0) * count), count) if count else (0.0, 1.0)
         items.append(
             Bar(
                 label=row["runtime"],

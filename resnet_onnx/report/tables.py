@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _CSV = {
@@ -38,16 +38,19 @@ _CSV = {
 
 
 def bench_csv(document: Mapping[str, Any]) -> str:
-    """Returns the rows of a result of ``bench`` as CSV with a line of headings.
+    """Returns the rows of a result of ``bench`` as CSV. Numbers have all their digits; what is not known is empty."""
+    return csv_text(_CSV, ([_cell(_at(row, place)) for place in _CSV.values()] for row in document["results"]))
 
-    Quoted as in RFC 4180, but with lines that end as Unix tools expect it. Numbers have all their digits; what is not
-    known is empty.
+
+def csv_text(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Returns CSV with a line of headings.
+
+    Quoted as in RFC 4180, but with lines that end as Unix tools expect it; None is an empty cell.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV)
-    for row in document["results"]:
-        writer.writerow([_cell(_at(row, place)) for place in _CSV.values()])
+    writer.writerow(columns)
+    writer.writerows(rows)
     return text.getvalue()
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from resnet_onnx.training.augmentation import Normaliser
     from resnet_onnx.training.feeds import Feed
 
-_BATCH = 256
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
@@ -58,17 +56,10 @@ class Answers:
 
 def ask(module: nn.Module, feed: Feed, normaliser: Normaliser) -> Answers:
     """Returns a network's answers on a feed, in fp32 and without augmentation, batch norm in its final state."""
-    import torch
-    import torch.nn.functional as F
+    from resnet_onnx.training.loop import answers
 
-    module.eval()
-    right, loss = [], torch.zeros((), dtype=torch.float64, device=feed.device)
-    with torch.inference_mode():
-        for pictures, labels in feed.batches(torch.arange(len(feed)), _BATCH, epoch=0):
-            logits = module(normaliser(pictures))
-            right.append((logits.argmax(1) == labels).cpu())
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-    return Answers(right=torch.cat(right).numpy(), loss=float(loss) / len(feed))
+    right, loss = answers(module, feed, normaliser)
+    return Answers(right=right.cpu().numpy(), loss=float(loss) / len(feed))
 
 
 class AnswerBook:
@@ -83,9 +74,8 @@ class AnswerBook:
     """
 
     def __init__(self, checkpoint: Path, path: Path) -> None:
-        self._checkpoint = read_checkpoint(checkpoint)
+        self._network = read_checkpoint(checkpoint).network()
         self._path = path
-        self._weights = self._checkpoint.network().weights_sha256
         self._known = self._read()
 
     def known(self, fingerprint: str) -> Answers | None:
@@ -94,14 +84,13 @@ class AnswerBook:
 
     def module(self, device: torch.device) -> nn.Module:
         """Returns the network, to be asked."""
-        module = self._checkpoint.network().load()
-        return module.to(device)
+        return self._network.load().to(device)
 
     def write(self, fingerprint: str, answers: Answers) -> None:
         """Keeps answers; raises ``FileProblem``."""
         self._known[fingerprint] = answers
         document = {
-            "weights_sha256": self._weights,
+            "weights_sha256": self._network.weights_sha256,
             "answers": {name: found.to_json() for name, found in self._known.items()},
         }
         files.write_json(self._path, document)
@@ -109,7 +98,7 @@ class AnswerBook:
     def _read(self) -> dict[str, Answers]:
         try:
             document = json.loads(self._path.read_bytes())
-            if document["weights_sha256"] != self._weights:
+            if document["weights_sha256"] != self._network.weights_sha256:
                 return {}
             return {name: Answers.from_json(found) for name, found in document["answers"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from resnet_onnx.report.charts import COLOURS
+from resnet_onnx.report.tables import csv_text
 from runtimes.files import atomic_file, write_text
 
-_COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-"""By depth, the shallowest first. Okabe and Ito, "Color Universal Design" (2008): colour-blind eyes tell them apart."""
 _THIN, _BOLD = 1.0, 2.4
 
 COLUMNS = (
@@ -60,12 +58,8 @@ class Curve:
 
 def write_csv(curves: Sequence[Curve], path: Path) -> None:
     """Writes every epoch of every network, a row each; raises ``FileProblem``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for curve in curves:
-        writer.writerows(curve.points())
-    write_text(path, text.getvalue())
+    points = (point for curve in curves for point in curve.points())
+    write_text(path, csv_text(COLUMNS, ([point[name] for name in COLUMNS] for point in points)))
 
 
 def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
@@ -90,7 +84,7 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
     for axes, kind in zip(panels, ("plain", "residual"), strict=True):
         for curve in (c for c in curves if c.kind == kind):
             points = curve.points()
-            colour = _COLOURS[depths.index(curve.depth) % len(_COLOURS)]
+            colour = COLOURS[depths.index(curve.depth) % len(COLOURS)]
             epochs = [point["epoch"] for point in points]
             mark = "o" if len(points) == 1 else None
             for name, width in (("training", _THIN), ("test", _BOLD)):

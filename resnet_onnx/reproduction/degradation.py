@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_onnx import workflow
+from resnet_onnx.bench.clock import Stopwatch
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.counting import count
 from resnet_onnx.reproduction.forecast import Forecast, duration
@@ -272,6 +273,7 @@ def run(
         FileProblem: The folder can't be written.
     """
     from resnet_onnx.reproduction.curves import draw, write_csv
+    from resnet_onnx.training.loop import limited_threads
 
     figure, table = experiment.out / FIGURE, experiment.out / NUMBERS
     forecast = Forecast(entries=[c.entry for c in experiment.contestants], epochs=_epochs(experiment))
@@ -281,7 +283,7 @@ def run(
     with contextlib.ExitStack() as stack:
         pictures = _Pictures(experiment, device=device, workers=workers)
         stack.callback(pictures.close)
-        stack.enter_context(_threads(threads))
+        stack.enter_context(limited_threads(threads))
         for number, contestant in enumerate(experiment.contestants, 1):
             name = contestant.entry.name
             tell(f"{number} of {len(experiment.contestants)}: {name}")
@@ -376,11 +378,9 @@ def _train(
         progress(entry.name, step)
 
     def test(epoch: int, module: nn.Module) -> Mapping[str, Any]:
-        from resnet_onnx.bench.clock import Watch
-
-        watch = Watch()
+        watch = Stopwatch()
         found = pictures.ask_test(module)
-        return {"test_top1": 1 - found.error, "test_loss": found.loss, "test_seconds": watch.stop().wall_s}
+        return {"test_top1": 1 - found.error, "test_loss": found.loss, "test_seconds": watch.seconds}
 
     result = train(
         entry,
@@ -426,11 +426,11 @@ class _Pictures:
     """The pictures that networks are asked about, loaded when the first one is asked and kept for the others."""
 
     def __init__(self, experiment: Plan, *, device: str | None, workers: int | None) -> None:
-        import torch
+        from resnet_onnx.training.distributed import ALONE
 
         self._experiment = experiment
         self._workers = workers
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = ALONE.device(device)
         self._feeds: dict[str, Feed] = {}
 
     def ask_test(self, module: nn.Module) -> Answers:
@@ -440,12 +440,13 @@ class _Pictures:
     def answers(self, checkpoint: Path) -> tuple[Answers, Answers]:
         """Returns a checkpoint's answers on the training and on the test pictures."""
         from resnet_onnx.reproduction.answers import AnswerBook
+        from resnet_onnx.training.splits import names_sha256
 
         book = AnswerBook(checkpoint, checkpoint.parent / "answers.json")
         module: nn.Module | None = None
         found = []
         for which in ("train", "test"):
-            fingerprint = self._fingerprint(which)
+            fingerprint = names_sha256(self._set(which))
             known = book.known(fingerprint)
             if known is None:
                 module = module or book.module(self._device)
@@ -467,11 +468,6 @@ class _Pictures:
     def _set(self, which: str) -> PictureSet:
         return self._experiment.data.train if which == "train" else self._experiment.test
 
-    def _fingerprint(self, which: str) -> str:
-        from resnet_onnx.training.splits import TrainingData
-
-        return str(TrainingData(train=self._set(which)).fingerprint()["train"]["sha256"])
-
     def _ask(self, which: str, module: nn.Module) -> Answers:
         from resnet_onnx.reproduction.answers import ask
         from resnet_onnx.training.augmentation import Normaliser
@@ -480,31 +476,15 @@ class _Pictures:
         return ask(module, self._feed(which), Normaliser(preprocessing, self._device))
 
     def _feed(self, which: str) -> Feed:
-        from resnet_onnx.data.batches import default_workers
         from resnet_onnx.training.feeds import open_feed
-        from resnet_onnx.training.loop import FEW_PICTURES
+        from resnet_onnx.training.loop import loading_workers
 
         if which not in self._feeds:
             dataset = self._set(which)
-            workers = self._workers
-            if workers is None:
-                workers = 0 if len(dataset) <= FEW_PICTURES else default_workers()
+            workers = loading_workers(self._workers, len(dataset))
             preprocessing = self._experiment.contestants[0].entry.preprocessing
             self._feeds[which] = open_feed(dataset, preprocessing, self._device, recipe=None, seed=0, workers=workers)
         return self._feeds[which]
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _compare(depths: Sequence[int], answers: Mapping[tuple[int, str], tuple[Answers, Answers]]) -> list[Comparison]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
+from resnet_onnx.parity.proportions import paired_interval, share_interval
+
+SIGNIFICANCE = 0.05
+"""Of the test; the intervals are of 95 %."""
 
 Outcome = Literal["worse", "better", "undecided"]
 
@@ -57,9 +59,8 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
     """Compares two networks on the same pictures by those on which exactly one of them is right.
 
     Of these n pictures, k are lost by the deeper one; were both equally good, each would fall to either side like a
-    coin (McNemar, Psychometrika 12, 1947; exact binomial). The interval is Wald's with half a picture added to each
-    of the four cells (Agresti and Min, Statistics in Medicine 24, 2005), which knows that n is chance too. Decided is
-    what test and interval agree on.
+    coin (McNemar, Psychometrika 12, 1947; exact binomial). The interval (``parity/proportions.py``) knows that n is
+    chance too. Decided is what test and interval agree on.
 
     Args:
         shallow: bool [pictures], where the shallower network is right.
@@ -74,13 +75,10 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
         raise ValueError(f"answers of shapes {shallow.shape} and {deep.shape} can't be compared")
     lost, won = int((shallow & ~deep).sum()), int((~shallow & deep).sum())
     p_value = float(stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
-    pictures, surplus = shallow.size + 2, lost - won
-    deviation = math.sqrt(lost + won + 1 - surplus**2 / pictures) / pictures
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * deviation
-    low, high = surplus / pictures - half, surplus / pictures + half
+    low, high = paired_interval(lost, won, shallow.size)
     outcome: Outcome = "undecided"
-    if p_value <= 1 - CONFIDENCE and not low <= 0 <= high:
-        outcome = "worse" if surplus > 0 else "better"
+    if p_value <= SIGNIFICANCE and not low <= 0 <= high:
+        outcome = "worse" if lost > won else "better"
     return Difference(
         shallow_error=float((~shallow).mean()),
         deep_error=float((~deep).mean()),
@@ -92,12 +90,9 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
 
 
 def error_interval(right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Returns the 95 % interval of an error, 0 to 1 (Wilson, JASA 22, 1927): of pictures like these, for this network.
+    """Returns the 95 % interval of an error, 0 to 1: of pictures like these, for this network.
 
     Args:
         right: bool [pictures], at least one.
     """
-    from scipy import stats
-
-    found = stats.binomtest(int((~right).sum()), right.size).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    return share_interval(int((~right).sum()), right.size)

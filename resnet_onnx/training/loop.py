@@ -31,10 +31,10 @@ from resnet_onnx.models.configs import NetworkConfig, config_to_json, with_class
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training.augmentation import Normaliser, Share, augment, colour_shift, mix, pad_colour, seed_for
 from resnet_onnx.training.checkpoint import BEST, LAST, RECORD, Checkpoint, read_checkpoint, write_checkpoint
-from resnet_onnx.training.curves import history_csv
 from resnet_onnx.training.distributed import ALONE, Peers
 from resnet_onnx.training.feeds import Feed, open_feed
 from resnet_onnx.training.freezing import freeze
+from resnet_onnx.training.history import history_csv
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.splits import TrainingData
 from runtimes import files
@@ -166,12 +166,14 @@ def train(
         recipe = recipe.with_batch(batch_per_process * peers.count)
     _check(recipe, entry, chosen, peers)
     report = progress or (lambda _: None)
-    with peers.connected(chosen), _threads(threads), contextlib.ExitStack() as stack:
+    with peers.connected(chosen), limited_threads(threads), contextlib.ExitStack() as stack:
         peers.share(lambda: stack.enter_context(_claimed(out)))
         skipped: tuple[Skipped, ...] = ()
         if skip_bad:
             report(Progress(stage="checking", epoch=0, epochs=recipe.epochs))
-            unreadable = peers.share(lambda: data.unreadable(entry.preprocessing, _workers(workers, len(data.train))))
+            unreadable = peers.share(
+                lambda: data.unreadable(entry.preprocessing, loading_workers(workers, len(data.train)))
+            )
             data, skipped = data.without(unreadable, at_most=skip_bad)
         labels, test_set = data.train.classes, data.test
         data = data.with_validation(recipe.validation, seed)
@@ -192,7 +194,7 @@ def train(
 
         def open_(dataset: PictureSet, changes: Recipe | None) -> Feed:
             report(Progress(stage="loading", epoch=before.epoch if before else 0, epochs=recipe.epochs))
-            asked = _workers(workers, len(dataset))
+            asked = loading_workers(workers, len(dataset))
             feed = open_feed(dataset, entry.preprocessing, chosen, recipe=changes, seed=seed, workers=asked)
             stack.callback(feed.close)
             return feed
@@ -235,7 +237,8 @@ def train(
     )
 
 
-def _workers(asked: int | None, pictures: int) -> int:
+def loading_workers(asked: int | None, pictures: int) -> int:
+    """Returns how many processes load a data set: as many as were asked for, or what its size is worth."""
     if asked is not None:
         return asked
     return 0 if pictures <= FEW_PICTURES else default_workers()
@@ -250,17 +253,31 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 @torch.inference_mode()
-def measure(module: nn.Module, feed: Feed, normaliser: Normaliser, *, peers: Peers = ALONE) -> tuple[float, float]:
-    """Returns top-1 accuracy and mean cross-entropy over a feed, in fp32, not augmented; peers share the work."""
+def answers(
+    module: nn.Module, feed: Feed, normaliser: Normaliser, *, peers: Peers = ALONE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Asks a network about a feed, in fp32, not augmented, batch norm in its final state.
+
+    Returns:
+        Whether it is right, bool [pictures] in the order of the feed, and the sum of the cross-entropies, float64 [].
+        Of several processes, each gets every n-th picture, beginning with its rank.
+    """
     module.eval()
-    right = torch.zeros((), dtype=torch.int64, device=feed.device)
+    right = []
     loss = torch.zeros((), dtype=torch.float64, device=feed.device)
     for pictures, labels in feed.batches(torch.arange(len(feed))[peers.rank :: peers.count], EVALUATION_BATCH, epoch=0):
         logits = module(normaliser(pictures))
-        right += (logits.argmax(1) == labels).sum()
+        right.append(logits.argmax(1) == labels)
         loss += F.cross_entropy(logits, labels, reduction="sum")
-    peers.sum(right, loss)
-    return int(right) / len(feed), float(loss) / len(feed)
+    return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool, device=feed.device), loss
+
+
+def measure(module: nn.Module, feed: Feed, normaliser: Normaliser, *, peers: Peers = ALONE) -> tuple[float, float]:
+    """Returns top-1 accuracy and mean cross-entropy over a feed, in fp32, not augmented; peers share the work."""
+    right, loss = answers(module, feed, normaliser, peers=peers)
+    count = right.sum()
+    peers.sum(count, loss)
+    return int(count) / len(feed), float(loss) / len(feed)
 
 
 class _Run:
@@ -644,7 +661,7 @@ def _check(recipe: Recipe, entry: CatalogEntry, device: torch.device, peers: Pee
         fitting = recipe.batch_size // count * count or count
         raise UsageError(
             f"a batch of {recipe.batch_size} can't be divided evenly among {count} processes",
-            fix=f"a batch of {fitting} or {fitting + count}, or --batch-per-process",
+            fix=f"a batch of {fitting} or {fitting + count}",
         )
     if recipe.batch_size < 2 * count:
         raise UsageError(
@@ -655,7 +672,7 @@ def _check(recipe: Recipe, entry: CatalogEntry, device: torch.device, peers: Pee
         why = "torch's SyncBatchNorm has no CPU form" if device.type == "cpu" else "there is one process only"
         raise UsageError(
             f"batch norm can't be synchronised between processes here: {why}",
-            fix="leave out --sync-batch-norm; each process then uses the statistics of its own pictures",
+            fix="leave out sync_batch_norm; each process then uses the statistics of its own pictures",
         )
     if recipe.precision == "fp16" and device.type == "cpu":
         raise RuntimeUnavailable(
@@ -754,7 +771,8 @@ def _claimed(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def limited_threads(count: int | None) -> Iterator[None]:
+    """Lets torch use so many CPU threads for as long as the block runs; None leaves its setting."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -109,7 +109,7 @@ class TrainingData:
             raise BadData(
                 f"{len(bad)} pictures can't be decoded, and at most {at_most} may be left out: "
                 f"{'; '.join(one.reason for one in bad[:3])}{'; …' if len(bad) > 3 else ''}",
-                fix=f"repair them, or allow more: --skip-bad {len(bad)}",
+                fix=f"repair them, or allow more: skip_bad={len(bad)}",
             )
         kept: dict[str, PictureSet] = {}
         for name, pictures in self._splits().items():
@@ -123,14 +123,22 @@ class TrainingData:
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns plain values that identify the pictures by name, class and order, without reading them."""
+        return {
+            "train": _identified(self.train),
+            "validation": None if self.validation is None else _identified(self.validation),
+        }
 
-        def one(pictures: PictureSet) -> dict[str, Any]:
-            digest = hashlib.sha256()
-            for index, label in enumerate(pictures.labels.tolist()):
-                digest.update(f"{label} {pictures.item_name(index)}\n".encode())
-            return {"pictures": len(pictures), "sha256": digest.hexdigest()}
 
-        return {"train": one(self.train), "validation": None if self.validation is None else one(self.validation)}
+def names_sha256(pictures: PictureSet) -> str:
+    """Returns a hash that identifies pictures by name, class and order, without reading them."""
+    digest = hashlib.sha256()
+    for index, label in enumerate(pictures.labels.tolist()):
+        digest.update(f"{label} {pictures.item_name(index)}\n".encode())
+    return digest.hexdigest()
+
+
+def _identified(pictures: PictureSet) -> dict[str, Any]:
+    return {"pictures": len(pictures), "sha256": names_sha256(pictures)}
 
 
 def open_training_data(spec: str) -> TrainingData:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.parity.proportions import paired_interval
+
 
 @dataclass(kw_only=True)
 class Comparison:
@@ -69,13 +71,6 @@ class Comparison:
         self.only_candidate += int((still & ~right).sum())
 
     def drop_interval(self) -> tuple[float, float]:
-        """Returns the 95 % interval of the drop, in points.
-
-        Of the difference of two matched proportions, with half a picture added to each of the four counts: Agresti and
-        Min, Statistics in Medicine 24(5), 2005.
-        """
-        count = self.labelled + 2
-        lost, won = self.only_fp32 + 0.5, self.only_candidate + 0.5
-        middle = (lost - won) / count
-        deviation = math.sqrt(max(0.0, (lost + won) - (lost - won) ** 2 / count)) / count
-        return 100 * (middle - 1.959964 * deviation), 100 * (middle + 1.959964 * deviation)
+        """Returns the 95 % interval of the drop, in points."""
+        low, high = paired_interval(self.only_fp32, self.only_candidate, self.labelled)
+        return 100 * low, 100 * high
