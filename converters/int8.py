@@ -30,7 +30,7 @@ RECTIFIERS = ("Relu", "Clip")
 _MOVERS = ("MaxPool", "Slice", "Pad", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 """Operators whose output has no value that their input does not have (padding: besides zero)."""
 
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**20
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**20
 """For a channel whose weights are all zero, and a guard against scales that vanish in float32."""
 
 
@@ -177,10 +177,18 @@ def quantised_weight(weight: NDArray[Any], axis: int, *, per_channel: bool = Tru
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others if per_channel else None)
-    scale = np.maximum(largest.astype(np.float64) / LEVELS, _SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum(largest.astype(np.float64) / LEVELS, SMALLEST_SCALE).astype(np.float32)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     steps = weight.astype(np.float64) / (scale.reshape(shape) if per_channel else scale)
     return np.clip(np.rint(steps), -LEVELS, LEVELS).astype(np.int8), np.asarray(scale)
+
+
+def rounded_weight(node: Any, weight: NDArray[Any], *, per_channel: bool = True) -> NDArray[np.float32]:
+    """Returns a product's weights as int8 holds them, back in float32 of the same shape."""
+    axis = weight_axis(node, weight)
+    whole, scale = quantised_weight(weight, axis, per_channel=per_channel)
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    return np.asarray(whole * (scale.reshape(shape) if per_channel else scale), np.float32)
 
 
 def signal_to_noise_db(signal: NDArray[Any], noise: NDArray[Any]) -> float:
@@ -196,9 +204,7 @@ def weight_sqnr_db(node: Any, weight: NDArray[Any], *, per_channel: bool = True)
     One huge channel hides what rounding does to the others in any sum over all of them.
     """
     axis = weight_axis(node, weight)
-    whole, scale = quantised_weight(weight, axis, per_channel=per_channel)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    back = whole.astype(np.float64) * (scale.reshape(shape) if per_channel else scale)
+    back = rounded_weight(node, weight, per_channel=per_channel)
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
     errors = np.moveaxis(weight - back, axis, 0).reshape(rows.shape)
     ratios = [signal_to_noise_db(row, error) for row, error in zip(rows, errors, strict=True) if row.any()]
@@ -233,7 +239,7 @@ def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
     def scale(name: str) -> str:
         source = chosen.scale_of[name]
         if source not in scales:
-            step = np.float32(max(ranges[source] / LEVELS, _SMALLEST_SCALE))
+            step = np.float32(max(ranges[source] / LEVELS, SMALLEST_SCALE))
             scales[source] = graph.add_constant(f"{source}.scale", np.asarray(step))
         return scales[source]
 

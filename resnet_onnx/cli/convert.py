@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from resnet_onnx.workflow import Model, Request
 
 _METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
-_SHOWN = 4
+_SHOWN, _RANKED = 4, 10
 
 
 @make_command("convert", example="resnet-onnx convert resnet50.onnx --to int8 --calibration imagenet/", polite=True)
@@ -35,6 +35,9 @@ _SHOWN = 4
 @click.option("--runtime", "--runtimes", "runtimes",
               help="Where --min-speedup is measured.  [default: ort-cpu,openvino; bf16: openvino]")  # fmt: skip
 @click.option("--keep-fp32", multiple=True, metavar="PATTERN", help="Layers to keep in fp32 ('layer4.*'); repeatable.")
+@click.option("--budget-minutes", type=click.FloatRange(min=0, min_open=True),
+              help="Where int8 is refused: look so long for the layers to keep in fp32.")  # fmt: skip
+@click.option("--sensitivity", is_flag=True, help="Rank the layers: each alone in int8.")
 @click.option("--half-io", is_flag=True, help="Inputs and outputs in half too (fp16, bf16).")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per layer, not per channel (int8; worse).")
 @save_option
@@ -52,6 +55,8 @@ def command(
     min_speedup: float | None,
     runtimes: str | None,
     keep_fp32: tuple[str, ...],
+    budget_minutes: float | None,
+    sensitivity: bool,
     half_io: bool,
     per_tensor: bool,
     save: Path | None,
@@ -79,6 +84,8 @@ def command(
         keep_fp32=keep_fp32,
         half_io=half_io,
         per_channel=not per_tensor,
+        ranking=sensitivity,
+        budget_minutes=budget_minutes,
     )
     if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
         raise UsageError(f"--output {output}: an ONNX file ends in .onnx", fix=f"--output {output}.onnx")
@@ -136,8 +143,37 @@ def _print(terminal: Terminal, model: Model, result: Mapping[str, Any]) -> None:
                 f"{name}: {row['images_per_second']:.0f} img/s, {row['speedup']:.2f}× fp32 (batch "
                 f"{result['speed']['batch']})"
             )
+    _print_sensitivity(terminal, result.get("sensitivity") or [])
     _print_kept(terminal, result["kept_fp32"])
+    if result.get("search"):
+        _print_search(terminal, result["search"])
     terminal.line(f"Next: resnet-onnx bench {result['path']} --runtime ort-cpu,openvino")
+
+
+def _print_sensitivity(terminal: Terminal, layers: Sequence[Mapping[str, Any]]) -> None:
+    if not layers:
+        return
+    whole = sum(row["multiply_adds"] or 0 for row in layers)
+    terminal.line()
+    terminal.table(
+        ["layer alone in int8", "SQNR dB", "multiply-adds %"],
+        [
+            [
+                str(row["layer"]),
+                f"{row['sqnr_db']:.1f}",
+                f"{100 * row['multiply_adds'] / whole:.1f}" if row["multiply_adds"] and whole else "–",
+            ]
+            for row in layers[:_RANKED]
+        ],
+    )
+    if len(layers) > _RANKED:
+        terminal.line(f"  and {len(layers) - _RANKED} less sensitive ones (--json names all)")
+
+
+def _print_search(terminal: Terminal, search: Mapping[str, Any]) -> None:
+    tried, share = len(search["tried"]), search["cost_share"]
+    cost = "" if share is None else f"; they do {100 * share:.1f} % of the multiply-adds"
+    terminal.line(f"Found after {tried} {'choice' if tried == 1 else 'choices'} of layers{cost}")
 
 
 def _print_kept(terminal: Terminal, kept: Sequence[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,31 @@ def half_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
     return made.model, {"record": {"kept_fp32": kept, "calibration": work.data.described()}, "shown": shown}
 
 
-def int8_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
-    """Returns the portable int8 model, and details: ``record``, ``shown``, ``plan`` and ``ranges``.
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A model whose ranges are known; which layers become int8 is still open.
+
+    Attributes:
+        prepared: The float32 ``ModelProto``, ready to be quantised.
+        plan: With all layers but those that the user keeps.
+        kept: Names of layers that the user keeps in float32.
+        observed: What calibration saw.
+        method: How ranges come out of it.
+        tried: What ``auto`` measured, a row per method.
+        ranges: Clipping threshold by value.
+    """
+
+    prepared: Any
+    plan: Plan
+    kept: frozenset[str]
+    observed: Observed
+    method: Method
+    tried: list[dict[str, Any]]
+    ranges: Mapping[str, float]
+
+
+def calibrated(work: Work) -> Calibrated:
+    """Runs the calibration pictures and chooses the method.
 
     Raises:
         CheckFailed: The float32 model computes NaN or Inf on the calibration pictures.
@@ -54,10 +78,9 @@ def int8_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
     """
     from converters import calibration, graph, int8
 
-    wishes = work.wishes
     work.progress("preparing the graph")
     prepared = int8.prepared(graph.load(work.source), what=work.model.name)
-    kept = _kept_layers(prepared, wishes)
+    kept = frozenset(_kept_layers(prepared, work.wishes))
     plan = int8.plan(prepared, keep_fp32=kept)
     observed = calibration.observe(
         prepared,
@@ -68,32 +91,57 @@ def int8_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
         progress=lambda done: work.progress(f"calibrating: {done} pictures"),
     )
     method, tried = _choose(work, plan, observed)
-    ranges = observed.ranges(method)
+    return Calibrated(
+        prepared=prepared,
+        plan=plan,
+        kept=kept,
+        observed=observed,
+        method=method,
+        tried=tried,
+        ranges=observed.ranges(method),
+    )
+
+
+def int8_candidate(
+    work: Work, found: Calibrated, given_back: Mapping[str, str] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the portable int8 model, and details: ``record`` and ``shown``.
+
+    Args:
+        work: The conversion under way.
+        found: Its calibration.
+        given_back: Further layers that stay in float32, each with the reason.
+    """
+    from converters import int8
+
+    given_back = given_back or {}
+    reasons = dict.fromkeys(found.kept, "asked for") | dict(given_back)
+    plan = int8.plan(found.prepared, keep_fp32=set(reasons)) if given_back else found.plan
+    ranges, per_channel = found.ranges, work.wishes.per_channel
     final, corrected = _corrected(work, plan, ranges)
-    candidate = int8.quantise(final, ranges, per_channel=wishes.per_channel)
+    candidate = int8.quantise(final, ranges, per_channel=per_channel)
     record = {
-        "method": method,
+        "method": found.method,
         "calibration": work.data.described(),
-        "kept_fp32": sorted(kept),
+        "kept_fp32": sorted(reasons),
         "ranges": {name: float(ranges[name]) for name in plan.observed},
-        "per_channel": wishes.per_channel,
+        "per_channel": per_channel,
         "bias_corrected": corrected,
     }
     shown = {
-        "method": method,
+        "method": found.method,
         "bias_corrected": corrected,
-        "tried": tried,
+        "tried": found.tried,
         "calibration": record["calibration"],
-        "kept_fp32": [{"node": name, "operator": "", "reason": "asked for"} for name in sorted(kept)],
+        "kept_fp32": [{"node": name, "operator": "", "reason": why} for name, why in sorted(reasons.items())],
         "layers": len(plan.layers),
         "ranges": record["ranges"],
-        "weights": weight_noise(prepared, plan, per_channel=wishes.per_channel),
+        "weights": weight_noise(found.prepared, plan, per_channel=per_channel),
         "activations": [
-            {"tensor": name, "sqnr_db": range_noise_db(observed, name, ranges[name])} for name in plan.observed
+            {"tensor": name, "sqnr_db": range_noise_db(found.observed, name, ranges[name])} for name in plan.observed
         ],
     }
-    # A layer by itself is measured with the biases as they were: the corrections are for all layers together.
-    return candidate, {"record": record, "shown": shown, "plan": plan, "ranges": ranges}
+    return candidate, {"record": record, "shown": shown}
 
 
 def _corrected(work: Work, plan: Plan, ranges: Mapping[str, float]) -> tuple[Plan, bool]:

@@ -13,8 +13,11 @@ from typing import Any
 from resnet_onnx import __version__
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision import gate as gates
-from resnet_onnx.workflow.precision.candidates import half_candidate, int8_candidate
+from resnet_onnx.workflow.precision.candidates import calibrated, half_candidate, int8_candidate
+from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.pictures import Pictures
+from resnet_onnx.workflow.precision.search import give_back, held_out
+from resnet_onnx.workflow.precision.sensitivity import sensitivity
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.precision.work import Progress, Work
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model
@@ -53,12 +56,7 @@ def convert(model: Model, output: Path, wishes: Wishes, *, progress: Progress = 
     data = Pictures(model, wishes)
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
         work = Work(model=model, source=source, wishes=wishes, data=data, folder=Path(name), progress=progress)
-        candidate, details = int8_candidate(work) if wishes.to == "int8" else half_candidate(work)
-        progress("comparing with fp32 on pictures held out")
-        forms = work.forms(candidate)
-        compared = work.compare(forms, data.held_out())
-        judged = compared[work.judge]
-        gate = gates.judge(work, judged, details)
+        candidate, details, judged, gate = _int8(work) if wishes.to == "int8" else _half(work)
         speed = gates.speed(work, candidate) if wishes.min_speedup is not None else None
         record = {
             "to": wishes.to,
@@ -91,6 +89,33 @@ def convert(model: Model, output: Path, wishes: Wishes, *, progress: Progress = 
         "source": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
         **details["shown"],
     }
+
+
+Made = tuple[Any, dict[str, Any], Comparison, dict[str, Any]]
+"""The model, its details, how it compares with float32 on the pictures held out, and how the gate was passed."""
+
+
+def _half(work: Work) -> Made:
+    candidate, details = half_candidate(work)
+    judged = held_out(work, candidate)
+    verdict = gates.judge(work, judged)
+    if verdict.problem is not None:
+        raise gates.refusal(work, verdict.problem, [])
+    return candidate, details, judged, verdict.gate
+
+
+def _int8(work: Work) -> Made:
+    found = calibrated(work)
+    candidate, details = int8_candidate(work, found)
+    judged = held_out(work, candidate)
+    verdict = gates.judge(work, judged)
+    layers = sensitivity(work, found.plan, found.ranges) if work.wishes.ranking or verdict.problem else []
+    if verdict.problem is not None:
+        if work.wishes.budget_minutes is None:
+            raise gates.refusal(work, verdict.problem, layers)
+        candidate, details, judged, verdict = give_back(work, found, candidate, verdict, layers)
+    details["shown"]["sensitivity"] = layers
+    return candidate, details, judged, verdict.gate
 
 
 def _total_bytes(checked: files.CheckedModel) -> int:

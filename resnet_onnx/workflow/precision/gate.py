@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB
 from resnet_onnx.workflow.feeds import sample_feeds
 from resnet_onnx.workflow.precision.comparison import Comparison
-from resnet_onnx.workflow.precision.sensitivity import sensitivity
 from resnet_onnx.workflow.precision.work import Work
 from runtimes.errors import CheckFailed, UnsupportedModel
 from runtimes.spec import ModelSource
 
 
-def judge(work: Work, found: Comparison, details: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns how the gate was passed, or raises ``CheckFailed`` naming the layers that cost most."""
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate says of a candidate.
+
+    Attributes:
+        gate: The figures, as the record has them.
+        problem: Why it is refused; None where it passed.
+        excess: By which factor the noise of the outputs, as energy, should fall for it to pass; at most 1.
+    """
+
+    gate: dict[str, Any]
+    problem: str | None = None
+    excess: float = 1.0
+
+
+def judge(work: Work, found: Comparison) -> Verdict:
+    """Returns whether a candidate loses too much on the pictures held out."""
     wishes = work.wishes
     if found.labelled >= LABELLED_NEEDED:
         low, high = found.drop_interval()
@@ -31,36 +46,50 @@ def judge(work: Work, found: Comparison, details: Mapping[str, Any]) -> dict[str
             "sqnr_db": found.sqnr_db,
         }
         if high <= wishes.max_drop and math.isfinite(found.noise):
-            return gate
+            return Verdict(gate=gate)
         problem = (
             f"{wishes.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
             f"{found.labelled} pictures held out, allowed are {wishes.max_drop:g}"
         )
-    else:
-        gate = {
-            "kind": "sqnr",
-            "images": found.images,
-            "sqnr_db": found.sqnr_db,
-            "least_sqnr_db": LEAST_SQNR_DB,
-            "agreement": found.agreement,
-        }
-        if found.sqnr_db >= LEAST_SQNR_DB:
-            return gate
-        problem = (
-            f"{wishes.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
-            f"pictures held out, needed are {LEAST_SQNR_DB:g}"
-        )
-    if wishes.to != "int8":
-        raise CheckFailed(f"{problem}; nothing was written", fix="keep the layers that need it: --keep-fp32 PATTERN")
-    worst = sensitivity(work, details["plan"], details["ranges"])[:3]
-    named = ", ".join(f"{row['layer']} ({row['sqnr_db']:.0f} dB)" for row in worst)
-    advice = [f"--keep-fp32 '{worst[0]['layer']}'"]
+        # Changed decisions are about as many as the noise is large, and its energy goes with the square.
+        return Verdict(gate=gate, problem=problem, excess=min(1.0, (wishes.max_drop / max(high, 1e-9)) ** 2))
+    gate = {
+        "kind": "sqnr",
+        "images": found.images,
+        "sqnr_db": found.sqnr_db,
+        "least_sqnr_db": LEAST_SQNR_DB,
+        "agreement": found.agreement,
+    }
+    if found.sqnr_db >= LEAST_SQNR_DB:
+        return Verdict(gate=gate)
+    problem = (
+        f"{wishes.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
+        f"pictures held out, needed are {LEAST_SQNR_DB:g}"
+    )
+    return Verdict(gate=gate, problem=problem, excess=10 ** ((found.sqnr_db - LEAST_SQNR_DB) / 10))
+
+
+def refusal(work: Work, problem: str, layers: Sequence[Mapping[str, Any]]) -> CheckFailed:
+    """Returns the error that says why nothing was written.
+
+    Args:
+        work: The conversion under way.
+        problem: What is wrong.
+        layers: What ``sensitivity`` measured; empty for half precision.
+    """
+    wishes = work.wishes
+    if not layers:
+        return CheckFailed(f"{problem}; nothing was written", fix="keep the layers that need it: --keep-fp32 PATTERN")
+    named = ", ".join(f"{row['layer']} ({row['sqnr_db']:.0f} dB)" for row in layers[:3])
+    advice = [f"--keep-fp32 '{layers[0]['layer']}'"]
+    if wishes.budget_minutes is None:
+        advice.append("--budget-minutes 5 to look for the layers to keep")
     if not wishes.per_channel:
         advice.append("scales per channel (leave --per-tensor out)")
     if wishes.method != "auto":
         advice.append("--method auto")
     advice.append("more or other calibration pictures")
-    raise CheckFailed(
+    return CheckFailed(
         f"{problem}; nothing was written. Layers that cost most by themselves: {named}", fix=", ".join(advice)
     )
 

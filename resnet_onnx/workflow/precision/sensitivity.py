@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.work import Work
+from runtimes.errors import BadData
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
 if TYPE_CHECKING:
     from converters.calibration import Observed
     from converters.int8 import Plan
+
+_FEWEST, _VALUES = 4, 4 * 3 * 224 * 224
+"""Pictures on which layers are measured alone: four of ImageNet's size, as many values of smaller ones."""
 
 
 def weight_noise(prepared: Any, plan: Plan, *, per_channel: bool) -> list[dict[str, Any]]:
@@ -38,21 +45,55 @@ def range_noise_db(observed: Observed, name: str, threshold: float) -> float:
     return math.inf if noise == 0 or signal == 0 else 10 * math.log10(signal / noise)
 
 
-def sensitivity(work: Work, plan: Plan, ranges: Mapping[str, float], *, images: int = 16) -> list[dict[str, Any]]:
+def sensitivity(work: Work, plan: Plan, ranges: Mapping[str, float]) -> list[dict[str, Any]]:
     """Measures what each layer costs by itself: the outputs' signal-to-noise ratio with that layer alone in int8.
 
-    Returns:
-        Rows of ``layer`` and ``sqnr_db``, the most sensitive layer first.
-    """
-    from converters import int8
+    One session runs all of them, on a few pictures that did not calibrate: noise is a mean over outputs, pixels and
+    channels, so that few tell it well.
 
+    Returns:
+        Rows of ``layer``, ``sqnr_db`` (infinite where nothing changes) and ``multiply_adds`` of one sample (None where
+        its shapes are unknown), the most sensitive layer first.
+    """
+    from converters import switches
+
+    model, switch_of = switches.switched(plan, ranges, per_channel=work.wishes.per_channel)
+    path = work.folder / "switched.onnx"
+    path.write_bytes(model.SerializeToString())
+    del model
+    feeds, count = _few(work)
+    off = {name: np.asarray(False) for name in switch_of.values()}
+    adds = _multiply_adds(work, feeds)
+    source = ModelSource(path=path, label=f"{work.model.name} (layers alone)")
     rows = []
-    for number, layer in enumerate(plan.layers):
-        work.progress(f"measuring layers alone: {number + 1} of {len(plan.layers)}")
-        alone = int8.plan(plan.model, keep_fp32=set(plan.layers) - {layer})
-        made = int8.quantise(alone, ranges, per_channel=work.wishes.per_channel)
-        path = work.draft(made, work.judge)
-        found = work.compare({layer: (work.judge, path)}, work.data.choosing(), most=images)[layer]
-        path.unlink()
-        rows.append({"layer": layer, "sqnr_db": found.sqnr_db})
+    with open_runtime("ort-cpu", source, options=RuntimeOptions(spin=False)) as runtime:
+        output = runtime.outputs[0].name
+        expected = runtime.run({**feeds, **off})[output][:count]
+        for number, (layer, switch) in enumerate(switch_of.items(), 1):
+            work.progress(f"measuring layers alone: {number} of {len(switch_of)}")
+            found = Comparison()
+            found.add(expected, runtime.run({**feeds, **off, switch: np.asarray(True)})[output][:count], None)
+            rows.append({"layer": layer, "sqnr_db": found.sqnr_db, "multiply_adds": adds.get(layer)})
+    path.unlink()
     return sorted(rows, key=lambda row: float(row["sqnr_db"]))
+
+
+def _few(work: Work) -> tuple[Feeds, int]:
+    """Returns feeds of some pictures, fewer where they are large, and how many of them count."""
+    feeds, counted, _ = next(iter(work.data.choosing()), (None, None, None))
+    if feeds is None:
+        raise BadData("none of the pictures held out could be read", fix="name other pictures: --calibration D")
+    size = max((len(array) for array in feeds.values() if array.ndim), default=1)
+    count = size if counted is None else counted
+    if work.model.form.batch is None:
+        values = max(int(np.prod(array.shape[1:])) for array in feeds.values())
+        count = min(count, max(_FEWEST, _VALUES // max(1, values)))
+        feeds = {name: array[:count] for name, array in feeds.items()}
+    return feeds, count
+
+
+def _multiply_adds(work: Work, feeds: Feeds) -> dict[str, int]:
+    from resnet_onnx.bench.roofline import node_work
+
+    found = node_work(work.source.path, {name: (1, *array.shape[1:]) for name, array in feeds.items()})
+    return {name: node.work.multiply_adds for name, node in found.items() if node.is_product and node.work}

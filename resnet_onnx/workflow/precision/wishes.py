@@ -36,6 +36,8 @@ class Wishes:
         keep_fp32: Patterns of names of layers that stay in float32.
         half_io: Whether inputs and outputs become half too.
         per_channel: Weight scales per output channel.
+        ranking: Whether each layer is measured alone in int8, whatever the gate says.
+        budget_minutes: How long to look for layers to keep in float32 where the gate refuses int8; None: not at all.
     """
 
     to: Precision
@@ -50,12 +52,22 @@ class Wishes:
     keep_fp32: tuple[str, ...] = ()
     half_io: bool = False
     per_channel: bool = True
+    ranking: bool = False
+    budget_minutes: float | None = None
 
     def __post_init__(self) -> None:
         if self.to not in PRECISIONS:
             raise UsageError(f"precision is {', '.join(PRECISIONS)}, not '{self.to}'")
         if self.half_io and self.to == "int8":
             raise UsageError("--half-io is for fp16 and bf16; inputs and outputs of an int8 file stay float32")
+        if self.to != "int8":
+            for name, asked in (("--sensitivity", self.ranking), ("--budget-minutes", self.budget_minutes is not None)):
+                if asked:
+                    raise UsageError(
+                        f"{name} is for int8; {self.to} keeps in fp32 what needs it by itself", fix="leave it out"
+                    )
+        if self.budget_minutes is not None and not 0 < self.budget_minutes < math.inf:
+            raise UsageError(f"--budget-minutes must be a number above 0, not {self.budget_minutes}")
         if not self.max_drop > 0:
             raise UsageError(f"--max-drop must be more than 0 points, not {self.max_drop}")
         if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:

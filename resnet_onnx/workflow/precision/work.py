@@ -47,9 +47,12 @@ class Work:
         """The runtime whose outputs are judged: the one that a user meets first, or the one that runs bfloat16."""
         return "openvino" if self.wishes.to == "bf16" else "ort-cpu"
 
-    def forms(self, candidate: Any) -> dict[str, tuple[str, Path]]:
-        """Writes a candidate as the judging runtime opens it."""
-        return {self.judge: (self.judge, self.draft(candidate, self.judge))}
+    def judge_on(self, candidate: Any, batches: Iterator[Judged], most: int | None = None) -> Comparison:
+        """Compares a candidate, as the judging runtime opens it, with float32."""
+        path = self.draft(candidate, self.judge)
+        found = self.compare({self.judge: (self.judge, path)}, batches, most)[self.judge]
+        path.unlink()
+        return found
 
     def draft(self, candidate: Any, runtime: str | None) -> Path:
         """Writes a candidate into the working folder, lowered for a runtime where that has a lowering."""

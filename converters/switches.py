@@ -1,0 +1,82 @@
+"""One float32 graph in which each layer can be switched to int8 by itself, to see what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from converters.calibration import LEVELS
+from converters.graph import Graph, name_of
+from converters.int8 import SMALLEST_SCALE, Plan, products, rounded_weight
+from runtimes.errors import UnsupportedModel
+
+
+def switched(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> tuple[Any, dict[str, str]]:
+    """Returns the float32 model with a switch for each layer; one session then measures all of them.
+
+    A layer that is switched on reads its values rounded to signed bytes and computes with rounded weights: what
+    keeping it in float32 would give back. All others stay as they are.
+
+    Args:
+        chosen: What is quantised.
+        ranges: Clipping threshold by value, for all of ``chosen.observed``.
+        per_channel: A weight scale per output channel.
+
+    Returns:
+        The model, and by layer the name of its switch: a further input, bool [].
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(chosen.model)
+    graph = Graph(copy)
+    layers = set(chosen.layers)
+    zero = graph.add_constant("int8_zero", np.zeros((), np.int8))
+    rounded: dict[str, str] = {}
+    switches: dict[str, str] = {}
+    nodes: list[Any] = []
+    changing = {id(node) for node in products(graph) if name_of(node) in layers}
+    for node in list(graph.proto.node):
+        if id(node) not in changing:
+            nodes.append(node)
+            continue
+        layer, (data, weight) = name_of(node), node.input[:2]
+        step = max(ranges[chosen.scale_of[data]] / LEVELS, SMALLEST_SCALE)
+        scale = graph.add_constant(f"{layer}.switch_scale", np.asarray(np.float32(step)))
+        if weight not in rounded:
+            array = graph.array(weight)
+            if array is None:
+                raise UnsupportedModel(f"the weights {weight} are no constant")
+            rounded[weight] = graph.add_constant(
+                f"{weight}.rounded", rounded_weight(node, array, per_channel=per_channel)
+            )
+        names = {part: graph.free_name(f"{layer}.{part}") for part in ("on", "whole", "back", "int8", "float")}
+        twin, plain = onnx.NodeProto(), onnx.NodeProto()
+        twin.CopyFrom(node)
+        plain.CopyFrom(node)
+        twin.input[0], twin.input[1], twin.output[0] = names["back"], rounded[weight], names["int8"]
+        plain.output[0] = names["float"]
+        pair = [
+            helper.make_node("QuantizeLinear", [data, scale, zero], [names["whole"]]),
+            helper.make_node("DequantizeLinear", [names["whole"], scale, zero], [names["back"]]),
+        ]
+        branches: dict[str, Any] = {
+            "then_branch": helper.make_graph([*pair, twin], names["int8"], [], [_unshaped(names["int8"])]),
+            "else_branch": helper.make_graph([plain], names["float"], [], [_unshaped(names["float"])]),
+        }
+        nodes.append(helper.make_node("If", [names["on"]], [node.output[0]], name=layer, **branches))
+        graph.proto.input.append(helper.make_tensor_value_info(names["on"], TensorProto.BOOL, []))
+        switches[layer] = names["on"]
+    graph.replace_nodes(nodes)
+    # What is known of shapes would have to hold inside the branches too; ONNX Runtime infers it anew.
+    del graph.proto.value_info[:]
+    return copy, switches
+
+
+def _unshaped(name: str) -> Any:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)

@@ -1,0 +1,128 @@
+"""Mixed precision by itself: which layers stay in float32 so that int8 passes the gate at the least cost of speed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resnet_onnx.workflow.precision import gate as gates
+from resnet_onnx.workflow.precision.candidates import Calibrated, int8_candidate
+from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.gate import Verdict
+from resnet_onnx.workflow.precision.work import Work
+
+_ENOUGH = 256
+"""Pictures on which a step of the search is measured."""
+
+_STRICTER = 0.8
+"""By how much less noise is aimed at where the pictures held out refuse what those that choose let pass."""
+
+
+def held_out(work: Work, candidate: Any) -> Comparison:
+    """Compares a candidate with float32 on the pictures that judge."""
+    work.progress("comparing with fp32 on pictures held out")
+    return work.judge_on(candidate, work.data.held_out())
+
+
+def give_back(
+    work: Work, found: Calibrated, refused: Any, verdict: Verdict, layers: Sequence[Mapping[str, Any]]
+) -> tuple[Any, dict[str, Any], Comparison, Verdict]:
+    """Keeps layers in float32 until the gate lets the model pass.
+
+    The model of it: noise of different layers adds up as energy, and a layer costs speed by its multiply-adds. Layers
+    are given back by noise removed per multiply-add, as many as the model says are needed; then the noise is measured
+    on pictures that choose, and more are given back where it is still too much. The pictures held out judge only what
+    has come so far.
+
+    Args:
+        work: The conversion under way.
+        found: Its calibration.
+        refused: The candidate with all layers in int8.
+        verdict: What the gate said of it.
+        layers: What ``sensitivity`` measured.
+
+    Returns:
+        The model, its details with ``search`` among them, its comparison and its verdict.
+
+    Raises:
+        CheckFailed: The minutes are over, or no layer is left, before the gate lets it pass.
+    """
+    minutes = work.wishes.budget_minutes or 0.0
+    end = time.monotonic() + 60 * minutes
+    before = _noise(work.judge_on(refused, work.data.choosing(), most=_ENOUGH))
+    target = before * verdict.excess * _STRICTER if math.isfinite(before) else 0.0
+    goal = target
+    order = _by_worth(layers)
+    tried: list[dict[str, Any]] = []
+    count = 0
+    problem = verdict.problem
+    while True:
+        count = max(count + 1, _needed(order, before, goal))
+        if count >= len(order):
+            raise gates.refusal(work, f"{problem}; with all layers but one in fp32 it is no better", layers)
+        if time.monotonic() > end:
+            raise gates.refusal(
+                work,
+                f"{problem}; {minutes:g} minutes were not enough to find the layers to keep "
+                f"({len(tried)} {'choice' if len(tried) == 1 else 'choices'} tried)",
+                layers,
+            )
+        kept = {row["layer"]: f"costs {row['sqnr_db']:.0f} dB alone" for row in order[:count]}
+        work.progress(f"keeping {len(kept)} layers in fp32")
+        candidate, details = int8_candidate(work, found, kept)
+        noise = _noise(work.judge_on(candidate, work.data.choosing(), most=_ENOUGH))
+        step = {"kept_fp32": list(kept), "sqnr_db": -10 * math.log10(noise) if noise > 0 else math.inf, "passed": None}
+        tried.append(step)
+        if noise > target:
+            goal *= max(0.25, target / noise)
+            continue
+        judged = held_out(work, candidate)
+        verdict = gates.judge(work, judged)
+        step["passed"] = verdict.problem is None
+        if verdict.problem is None:
+            search = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(order, count)}
+            details["record"]["search"] = search
+            details["shown"]["search"] = search
+            return candidate, details, judged, verdict
+        problem = verdict.problem
+        target, goal = target * _STRICTER, goal * _STRICTER
+
+
+def _noise(found: Comparison) -> float:
+    """Returns the noise of the outputs as a share of their energy."""
+    return found.noise / found.signal if found.signal else math.inf
+
+
+def _energy(row: Mapping[str, Any]) -> float:
+    return float(10 ** (-row["sqnr_db"] / 10))
+
+
+def _by_worth(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns layers by noise per multiply-add; one whose work is unknown counts as the mean of the others."""
+    known = [row["multiply_adds"] for row in layers if row["multiply_adds"]]
+    mean = sum(known) / len(known) if known else 1.0
+    return sorted(layers, key=lambda row: _energy(row) / (row["multiply_adds"] or mean), reverse=True)
+
+
+def _needed(order: Sequence[Mapping[str, Any]], before: float, goal: float) -> int:
+    """Returns how many layers must be given back for the noise to fall from `before` to `goal`, by the model."""
+    energies = [_energy(row) for row in order]
+    alone = sum(energies)
+    # The pairs on additions, which no layer has by itself, are shared out; the next measurement corrects it.
+    scale = before / alone if alone > 0 and math.isfinite(before) else 1.0
+    left = before if math.isfinite(before) else alone
+    for count, energy in enumerate(energies, 1):
+        left -= scale * energy
+        if left <= goal:
+            return count
+    return len(energies)
+
+
+def _cost_share(order: Sequence[Mapping[str, Any]], count: int) -> float | None:
+    """Returns the share of the multiply-adds that stays in float32."""
+    if any(not row["multiply_adds"] for row in order):
+        return None
+    given, whole = (sum(row["multiply_adds"] for row in rows) for rows in (order[:count], order))
+    return float(given / whole)
