@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from resnet_onnx.workflow.precision.sensitivity import range_noise_db, weight_noise
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.precision.work import Work
@@ -57,6 +60,7 @@ class Calibrated:
         method: How ranges come out of it.
         tried: What ``auto`` measured, a row per method.
         ranges: Clipping threshold by value.
+        shifts: How far int8 moves the mean of each layer by itself, float64 [channels].
     """
 
     prepared: Any
@@ -66,6 +70,7 @@ class Calibrated:
     method: Method
     tried: list[dict[str, Any]]
     ranges: Mapping[str, float]
+    shifts: Mapping[str, NDArray[np.float64]]
 
 
 def calibrated(work: Work) -> Calibrated:
@@ -91,6 +96,7 @@ def calibrated(work: Work) -> Calibrated:
         progress=lambda done: work.progress(f"calibrating: {done} pictures"),
     )
     method, tried = _choose(work, plan, observed)
+    ranges = observed.ranges(method)
     return Calibrated(
         prepared=prepared,
         plan=plan,
@@ -98,14 +104,15 @@ def calibrated(work: Work) -> Calibrated:
         observed=observed,
         method=method,
         tried=tried,
-        ranges=observed.ranges(method),
+        ranges=ranges,
+        shifts=_shifts(work, plan, ranges),
     )
 
 
 def int8_candidate(
     work: Work, found: Calibrated, given_back: Mapping[str, str] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Returns the portable int8 model, and details: ``record`` and ``shown``.
+    """Returns the portable int8 model, and details: ``record``, ``shown`` and ``choosing_sqnr_db``.
 
     Args:
         work: The conversion under way.
@@ -118,7 +125,7 @@ def int8_candidate(
     reasons = dict.fromkeys(found.kept, "asked for") | dict(given_back)
     plan = int8.plan(found.prepared, keep_fp32=set(reasons)) if given_back else found.plan
     ranges, per_channel = found.ranges, work.wishes.per_channel
-    final, corrected = _corrected(work, plan, ranges)
+    final, corrected, sqnr_db = _corrected(work, plan, found)
     candidate = int8.quantise(final, ranges, per_channel=per_channel)
     record = {
         "method": found.method,
@@ -141,29 +148,36 @@ def int8_candidate(
             {"tensor": name, "sqnr_db": range_noise_db(found.observed, name, ranges[name])} for name in plan.observed
         ],
     }
-    return candidate, {"record": record, "shown": shown}
+    return candidate, {"record": record, "shown": shown, "choosing_sqnr_db": sqnr_db}
 
 
-def _corrected(work: Work, plan: Plan, ranges: Mapping[str, float]) -> tuple[Plan, bool]:
-    """Returns the plan with corrected biases where that lowers the noise of the outputs, and whether it did."""
+def _shifts(work: Work, plan: Plan, ranges: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
+    """Returns how far int8 moves the mean of each layer by itself, float64 [channels]."""
     from converters import calibration, int8
 
-    work.progress("correcting biases")
-    per_channel = work.wishes.per_channel
-    model, names = int8.with_shifts(plan, ranges, per_channel=per_channel)
+    work.progress("looking how far int8 moves the layers")
+    model, names = int8.with_shifts(plan, ranges, per_channel=work.wishes.per_channel)
     batch = max(1, _calibration_batch(plan.model, plan) // 2)
     feeds = itertools.islice(work.data.calibration(batch), max(1, _CORRECTING // batch))
     means = calibration.mean_values(model, list(names.values()), feeds, folder=work.folder, what=work.model.name)
-    changed = int8.corrected(plan, {layer: means[name] for layer, name in names.items()})
+    return {layer: means[name] for layer, name in names.items()}
+
+
+def _corrected(work: Work, plan: Plan, found: Calibrated) -> tuple[Plan, bool, float]:
+    """Returns the plan with corrected biases where that lowers the noise of the outputs, whether it did, and dB."""
+    from converters import int8
+
+    work.progress("correcting biases")
+    changed = int8.corrected(plan, {layer: found.shifts[layer] for layer in plan.layers if layer in found.shifts})
     forms = {
-        name: (work.judge, work.draft(int8.quantise(one, ranges, per_channel=per_channel), work.judge))
+        name: work.draft(int8.quantise(one, found.ranges, per_channel=work.wishes.per_channel), work.judge)
         for name, one in (("as it was", plan), ("corrected", changed))
     }
-    found = work.compare(forms, work.data.choosing(), most=_CORRECTING)
-    for _, path in forms.values():
+    compared = work.compare(forms, "choosing", most=_CORRECTING)
+    for path in forms.values():
         path.unlink()
-    better = found["corrected"].sqnr_db > found["as it was"].sqnr_db
-    return (changed if better else plan), better
+    before, after = compared["as it was"].sqnr_db, compared["corrected"].sqnr_db
+    return (changed, True, after) if after > before else (plan, False, before)
 
 
 def _kept_layers(prepared: Any, wishes: Wishes) -> set[str]:
@@ -193,12 +207,12 @@ def _choose(work: Work, plan: Plan, observed: Observed) -> tuple[Method, list[di
         chosen: Any = work.wishes.method
         return chosen, []
     work.progress("choosing the method")
-    forms: dict[str, tuple[str, Path]] = {}
+    forms: dict[str, Path] = {}
     for method in METHODS:
         made = int8.quantise(plan, observed.ranges(method), per_channel=work.wishes.per_channel)
-        forms[method] = (work.judge, work.draft(made, work.judge))
-    compared = work.compare(forms, work.data.choosing())
-    for _, path in forms.values():
+        forms[method] = work.draft(made, work.judge)
+    compared = work.compare(forms, "choosing")
+    for path in forms.values():
         path.unlink()
     rows = [{"method": name, "agreement": c.agreement, "sqnr_db": c.sqnr_db} for name, c in compared.items()]
     highest = max(found.agreement for found in compared.values())

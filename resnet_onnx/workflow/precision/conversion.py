@@ -113,7 +113,7 @@ def _int8(work: Work) -> Made:
     if verdict.problem is not None:
         if work.wishes.budget_minutes is None:
             raise gates.refusal(work, verdict.problem, layers)
-        candidate, details, judged, verdict = give_back(work, found, candidate, verdict, layers)
+        candidate, details, judged, verdict = give_back(work, found, details["choosing_sqnr_db"], verdict, layers)
     details["shown"]["sensitivity"] = layers
     return candidate, details, judged, verdict.gate
 

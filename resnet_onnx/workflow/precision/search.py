@@ -13,9 +13,6 @@ from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.gate import Verdict
 from resnet_onnx.workflow.precision.work import Work
 
-_ENOUGH = 256
-"""Pictures on which a step of the search is measured."""
-
 _STRICTER = 0.8
 """By how much less noise is aimed at where the pictures held out refuse what those that choose let pass."""
 
@@ -23,11 +20,11 @@ _STRICTER = 0.8
 def held_out(work: Work, candidate: Any) -> Comparison:
     """Compares a candidate with float32 on the pictures that judge."""
     work.progress("comparing with fp32 on pictures held out")
-    return work.judge_on(candidate, work.data.held_out())
+    return work.judge_on(candidate, "held out")
 
 
 def give_back(
-    work: Work, found: Calibrated, refused: Any, verdict: Verdict, layers: Sequence[Mapping[str, Any]]
+    work: Work, found: Calibrated, refused: float, verdict: Verdict, layers: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, dict[str, Any], Comparison, Verdict]:
     """Keeps layers in float32 until the gate lets the model pass.
 
@@ -39,7 +36,7 @@ def give_back(
     Args:
         work: The conversion under way.
         found: Its calibration.
-        refused: The candidate with all layers in int8.
+        refused: Signal-to-noise ratio, decibels, of all layers in int8 on the pictures that choose.
         verdict: What the gate said of it.
         layers: What ``sensitivity`` measured.
 
@@ -51,7 +48,7 @@ def give_back(
     """
     minutes = work.wishes.budget_minutes or 0.0
     end = time.monotonic() + 60 * minutes
-    before = _noise(work.judge_on(refused, work.data.choosing(), most=_ENOUGH))
+    before = _energy(refused)
     target = before * verdict.excess * _STRICTER if math.isfinite(before) else 0.0
     goal = target
     order = _by_worth(layers)
@@ -72,8 +69,9 @@ def give_back(
         kept = {row["layer"]: f"costs {row['sqnr_db']:.0f} dB alone" for row in order[:count]}
         work.progress(f"keeping {len(kept)} layers in fp32")
         candidate, details = int8_candidate(work, found, kept)
-        noise = _noise(work.judge_on(candidate, work.data.choosing(), most=_ENOUGH))
-        step = {"kept_fp32": list(kept), "sqnr_db": -10 * math.log10(noise) if noise > 0 else math.inf, "passed": None}
+        sqnr_db = details["choosing_sqnr_db"]
+        noise = _energy(sqnr_db)
+        step = {"kept_fp32": list(kept), "sqnr_db": sqnr_db, "passed": None}
         tried.append(step)
         if noise > target:
             goal *= max(0.25, target / noise)
@@ -90,25 +88,21 @@ def give_back(
         target, goal = target * _STRICTER, goal * _STRICTER
 
 
-def _noise(found: Comparison) -> float:
-    """Returns the noise of the outputs as a share of their energy."""
-    return found.noise / found.signal if found.signal else math.inf
-
-
-def _energy(row: Mapping[str, Any]) -> float:
-    return float(10 ** (-row["sqnr_db"] / 10))
+def _energy(sqnr_db: float) -> float:
+    """Returns the noise as a share of the signal's energy."""
+    return float(10 ** (-sqnr_db / 10))
 
 
 def _by_worth(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns layers by noise per multiply-add; one whose work is unknown counts as the mean of the others."""
     known = [row["multiply_adds"] for row in layers if row["multiply_adds"]]
     mean = sum(known) / len(known) if known else 1.0
-    return sorted(layers, key=lambda row: _energy(row) / (row["multiply_adds"] or mean), reverse=True)
+    return sorted(layers, key=lambda row: _energy(row["sqnr_db"]) / (row["multiply_adds"] or mean), reverse=True)
 
 
 def _needed(order: Sequence[Mapping[str, Any]], before: float, goal: float) -> int:
     """Returns how many layers must be given back for the noise to fall from `before` to `goal`, by the model."""
-    energies = [_energy(row) for row in order]
+    energies = [_energy(row["sqnr_db"]) for row in order]
     alone = sum(energies)
     # The pairs on additions, which no layer has by itself, are shared out; the next measurement corrects it.
     scale = before / alone if alone > 0 and math.isfinite(before) else 1.0

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from resnet_onnx.workflow.precision.comparison import Comparison
-from resnet_onnx.workflow.precision.pictures import Judged, Pictures
+from resnet_onnx.workflow.precision.pictures import Pictures
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model
 from runtimes import files
+from runtimes.base import Runtime
 from runtimes.errors import BadData
 from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource, RuntimeOptions
 
 Progress = Callable[[str], None]
+Which = Literal["choosing", "held out"]
+
+_KEPT_BYTES = 2**26
+"""Outputs of float32 on the pictures that choose, which several steps look at; there are 1,024 pictures at most."""
 
 
 @dataclass(kw_only=True)
@@ -41,16 +48,17 @@ class Work:
     folder: Path
     progress: Progress
     number: int = field(default=0)
+    _expected: list[NDArray[Any]] = field(default_factory=list)
 
     @property
     def judge(self) -> str:
         """The runtime whose outputs are judged: the one that a user meets first, or the one that runs bfloat16."""
         return "openvino" if self.wishes.to == "bf16" else "ort-cpu"
 
-    def judge_on(self, candidate: Any, batches: Iterator[Judged], most: int | None = None) -> Comparison:
+    def judge_on(self, candidate: Any, which: Which, most: int | None = None) -> Comparison:
         """Compares a candidate, as the judging runtime opens it, with float32."""
         path = self.draft(candidate, self.judge)
-        found = self.compare({self.judge: (self.judge, path)}, batches, most)[self.judge]
+        found = self.compare({self.judge: path}, which, most)[self.judge]
         path.unlink()
         return found
 
@@ -70,31 +78,39 @@ class Work:
         path.write_bytes(candidate.SerializeToString())
         return path
 
-    def compare(
-        self,
-        forms: Mapping[str, tuple[str, Path]],
-        batches: Iterator[Judged],
-        most: int | None = None,
-    ) -> dict[str, Comparison]:
-        """Runs the float32 model and some forms on the same pictures, a batch at a time."""
+    def compare(self, forms: Mapping[str, Path], which: Which, most: int | None = None) -> dict[str, Comparison]:
+        """Runs the float32 model and some forms on the same pictures, a batch at a time.
+
+        Args:
+            forms: Files for the judging runtime, by name.
+            which: The pictures that choose, or those that judge.
+            most: Stop after so many pictures.
+
+        Raises:
+            BadData: No picture could be read.
+        """
         options = RuntimeOptions(spin=False)
         found = {name: Comparison() for name in forms}
+        batches = self.data.choosing() if which == "choosing" else self.data.held_out()
         with contextlib.ExitStack() as stack:
-            gold = stack.enter_context(
-                open_runtime("ort-cpu", ModelSource(path=self.source.path, label=self.model.name), options=options)
-            )
-            opened = {
-                name: stack.enter_context(
-                    open_runtime(runtime, ModelSource(path=path, label=f"{self.model.name} ({name})"), options=options)
-                )
-                for name, (runtime, path) in forms.items()
-            }
-            output = gold.outputs[0].name
-            for feeds, count, labels in batches:
-                expected = gold.run(feeds)[output][:count]
-                for name, runtime in opened.items():
+
+            def opened(runtime: str, path: Path, what: str) -> Runtime:
+                source = ModelSource(path=path, label=what)
+                return stack.enter_context(open_runtime(runtime, source, options=options))
+
+            gold: Runtime | None = None
+            runtimes = {name: opened(self.judge, path, f"{self.model.name} ({name})") for name, path in forms.items()}
+            for number, (feeds, count, labels) in enumerate(batches):
+                if which == "choosing" and number < len(self._expected):
+                    expected = self._expected[number]
+                else:
+                    gold = gold or opened("ort-cpu", self.source.path, self.model.name)
+                    expected = gold.run(feeds)[gold.outputs[0].name][:count]
+                    if which == "choosing" and sum(kept.nbytes for kept in self._expected) < _KEPT_BYTES:
+                        self._expected.append(expected)
+                for name, runtime in runtimes.items():
                     cast = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runtime.inputs}
-                    found[name].add(expected, runtime.run(cast)[output][:count], labels)
+                    found[name].add(expected, runtime.run(cast)[runtime.outputs[0].name][:count], labels)
                 images = next(iter(found.values())).images
                 self.progress(f"comparing with fp32: {images} pictures")
                 if most is not None and images >= most:
