@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_onnx.cli.options import OutputFile, early_problem, make_command, model_options, save_option
+from resnet_onnx.cli.options import OutputFile, check_drawing, early_problem, make_command, model_options, save_option
 from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import UsageError
 
@@ -38,6 +38,7 @@ _SHOWN, _RANKED = 4, 10
 @click.option("--budget-minutes", type=click.FloatRange(min=0, min_open=True),
               help="Where int8 is refused: look so long for the layers to keep in fp32.")  # fmt: skip
 @click.option("--sensitivity", is_flag=True, help="Rank the layers: each alone in int8.")
+@click.option("--plot", type=OutputFile(), help="Draw sensitivity and ranges (int8; .png, .svg, .pdf).")
 @click.option("--half-io", is_flag=True, help="Inputs and outputs in half too (fp16, bf16).")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per layer, not per channel (int8; worse).")
 @save_option
@@ -57,6 +58,7 @@ def command(
     keep_fp32: tuple[str, ...],
     budget_minutes: float | None,
     sensitivity: bool,
+    plot: Path | None,
     half_io: bool,
     per_tensor: bool,
     save: Path | None,
@@ -87,6 +89,10 @@ def command(
         ranking=sensitivity,
         budget_minutes=budget_minutes,
     )
+    if plot is not None:
+        if to != "int8":
+            raise UsageError(f"--plot draws the ranges of int8, and {to} has none", fix="leave --plot out")
+        check_drawing(plot)
     if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
         raise UsageError(f"--output {output}: an ONNX file ends in .onnx", fix=f"--output {output}.onnx")
     problem = early_problem(request)
@@ -98,8 +104,10 @@ def command(
         target = output or workflow.default_output(model, to)
         if target.is_dir():
             target = target / workflow.default_output(model, to)
-        result = workflow.convert(model, target, wishes, progress=status.update)
+        result = workflow.convert(model, target, wishes, plot=plot, progress=status.update)
     _print(terminal, model, result)
+    if plot is not None:
+        terminal.line(f"Drawn: {plot}")
     if save is not None:
         files.write_json(save, workflow.saved_result("convert", model, result))
     terminal.emit(result)

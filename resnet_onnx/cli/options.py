@@ -194,6 +194,12 @@ def _request(kwargs: dict[str, Any]) -> Request:
     )
 
 
+def check_drawing(path: Path) -> None:
+    """Raises ``UsageError`` where a drawing is asked for in a form that is none of ours."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot {path}: a drawing is a .png, .svg or .pdf")
+
+
 def early_problem(request: Request) -> ToolkitError | None:
     """Raises a usage error at once; a problem with the model itself has to wait for the check of the runtimes."""
     from resnet_onnx import workflow

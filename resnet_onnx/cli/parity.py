@@ -10,6 +10,7 @@ import click
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     OutputFile,
+    check_drawing,
     device_option,
     make_command,
     model_options,
@@ -76,8 +77,8 @@ def command(
     from resnet_onnx.parity.summary import write_markdown
     from runtimes import files, registry
 
-    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {plot}: a drawing is a .png, .svg or .pdf")
+    if plot is not None:
+        check_drawing(plot)
     allowed = dict(_tolerance(text) for text in tolerances)
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)

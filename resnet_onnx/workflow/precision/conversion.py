@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision import gate as gates
 from resnet_onnx.workflow.precision.candidates import calibrated, half_candidate, int8_candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.drawing import draw
 from resnet_onnx.workflow.precision.pictures import Pictures
 from resnet_onnx.workflow.precision.search import give_back, held_out
 from resnet_onnx.workflow.precision.sensitivity import sensitivity
@@ -25,13 +26,17 @@ from runtimes import files
 from runtimes.errors import UsageError
 
 
-def convert(model: Model, output: Path, wishes: Wishes, *, progress: Progress = lambda _: None) -> dict[str, Any]:
+def convert(
+    model: Model, output: Path, wishes: Wishes, *, plot: Path | None = None, progress: Progress = lambda _: None
+) -> dict[str, Any]:
     """Converts a float32 model to another precision and writes it, if it passes the gate.
 
     Args:
         model: The model; exported first where it has no ONNX form yet.
         output: Where to write.
         wishes: What is wanted.
+        plot: Where to draw sensitivity per layer and the histograms of ranges (int8 only); drawn of what the gate
+            refuses too, since that is when one looks.
         progress: Told what is being done.
 
     Returns:
@@ -56,7 +61,7 @@ def convert(model: Model, output: Path, wishes: Wishes, *, progress: Progress = 
     data = Pictures(model, wishes)
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
         work = Work(model=model, source=source, wishes=wishes, data=data, folder=Path(name), progress=progress)
-        candidate, details, judged, gate = _int8(work) if wishes.to == "int8" else _half(work)
+        candidate, details, judged, gate = _int8(work, plot) if wishes.to == "int8" else _half(work)
         speed = gates.speed(work, candidate) if wishes.min_speedup is not None else None
         record = {
             "to": wishes.to,
@@ -104,12 +109,26 @@ def _half(work: Work) -> Made:
     return candidate, details, judged, verdict.gate
 
 
-def _int8(work: Work) -> Made:
+def _int8(work: Work, plot: Path | None) -> Made:
     found = calibrated(work)
     candidate, details = int8_candidate(work, found)
     judged = held_out(work, candidate)
     verdict = gates.judge(work, judged)
-    layers = sensitivity(work, found.plan, found.ranges) if work.wishes.ranking or verdict.problem else []
+    layers = sensitivity(work, found.plan, found.ranges) if work.wishes.ranking or plot or verdict.problem else []
+
+    def drawn(kept: Sequence[Mapping[str, Any]]) -> None:
+        if plot is not None:
+            draw(
+                plot,
+                title=f"{work.model.name}: int8, ranges by {found.method}",
+                layers=layers,
+                order=found.plan.layers,
+                kept=[str(row["node"]) for row in kept],
+                observed=found.observed,
+                ranges=found.ranges,
+            )
+
+    drawn(details["shown"]["kept_fp32"])
     if verdict.problem is not None:
         if work.wishes.budget_minutes is None:
             raise gates.refusal(work, verdict.problem, layers)

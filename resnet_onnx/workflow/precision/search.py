@@ -51,12 +51,12 @@ def give_back(
     before = _energy(refused)
     target = before * verdict.excess * _STRICTER if math.isfinite(before) else 0.0
     goal = target
-    order = _by_worth(layers)
+    order = by_worth(layers)
     tried: list[dict[str, Any]] = []
     count = 0
     problem = verdict.problem
     while True:
-        count = max(count + 1, _needed(order, before, goal))
+        count = max(count + 1, needed(order, before, goal))
         if count >= len(order):
             raise gates.refusal(work, f"{problem}; with all layers but one in fp32 it is no better", layers)
         if time.monotonic() > end:
@@ -93,14 +93,14 @@ def _energy(sqnr_db: float) -> float:
     return float(10 ** (-sqnr_db / 10))
 
 
-def _by_worth(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def by_worth(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns layers by noise per multiply-add; one whose work is unknown counts as the mean of the others."""
     known = [row["multiply_adds"] for row in layers if row["multiply_adds"]]
     mean = sum(known) / len(known) if known else 1.0
     return sorted(layers, key=lambda row: _energy(row["sqnr_db"]) / (row["multiply_adds"] or mean), reverse=True)
 
 
-def _needed(order: Sequence[Mapping[str, Any]], before: float, goal: float) -> int:
+def needed(order: Sequence[Mapping[str, Any]], before: float, goal: float) -> int:
     """Returns how many layers must be given back for the noise to fall from `before` to `goal`, by the model."""
     energies = [_energy(row["sqnr_db"]) for row in order]
     alone = sum(energies)
