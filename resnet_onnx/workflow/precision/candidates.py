@@ -163,21 +163,48 @@ def _shifts(work: Work, plan: Plan, ranges: Mapping[str, float]) -> dict[str, ND
     return {layer: means[name] for layer, name in names.items()}
 
 
-def _corrected(work: Work, plan: Plan, found: Calibrated) -> tuple[Plan, bool, float]:
-    """Returns the plan with corrected biases where that lowers the noise of the outputs, whether it did, and dB."""
+def _corrected(work: Work, plan: Plan, found: Calibrated) -> tuple[Plan, str, float]:
+    """Returns the plan with the biases that leave the least noise at the outputs, what was corrected, and dB.
+
+    Corrections are of each layer by itself ("layers"), and after that of what is left at the outputs ("layers and
+    outputs"); where neither helps on pictures that did not calibrate, the biases stay ("").
+    """
     from converters import int8
 
+    def drafted(chosen: Plan) -> Path:
+        return work.draft(int8.quantise(chosen, found.ranges, per_channel=work.wishes.per_channel), work.judge)
+
     work.progress("correcting biases")
-    changed = int8.corrected(plan, {layer: found.shifts[layer] for layer in plan.layers if layer in found.shifts})
-    forms = {
-        name: work.draft(int8.quantise(one, found.ranges, per_channel=work.wishes.per_channel), work.judge)
-        for name, one in (("as it was", plan), ("corrected", changed))
-    }
+    layers = int8.corrected(plan, {layer: found.shifts[layer] for layer in plan.layers if layer in found.shifts})
+    plans = {"": plan, "layers": layers}
+    forms = {name: drafted(one) for name, one in plans.items()}
+    last = _last_layer(plan)
+    if last is not None:
+        plans["layers and outputs"] = int8.corrected(layers, {last: _output_shift(work, forms["layers"], plan)})
+        forms["layers and outputs"] = drafted(plans["layers and outputs"])
     compared = work.compare(forms, "choosing", most=_CORRECTING)
     for path in forms.values():
         path.unlink()
-    before, after = compared["as it was"].sqnr_db, compared["corrected"].sqnr_db
-    return (changed, True, after) if after > before else (plan, False, before)
+    best = max(plans, key=lambda name: compared[name].sqnr_db)
+    return plans[best], best, compared[best].sqnr_db
+
+
+def _last_layer(plan: Plan) -> str | None:
+    """Returns the product that makes the first output, where there is one and the output is [sample, channel]."""
+    from converters import int8
+    from converters.graph import Graph, name_of, shapes
+
+    graph = Graph(plan.model)
+    output = graph.outputs[0]
+    rank = len(shapes(plan.model).get(output, ()))
+    return next((name_of(n) for n in int8.products(graph) if n.output[0] == output and rank == 2), None)
+
+
+def _output_shift(work: Work, path: Path, plan: Plan) -> NDArray[np.float64]:
+    """Returns how far a candidate moves the mean of the first output on calibration pictures, float64 [channels]."""
+    batch = _calibration_batch(plan.model, plan)
+    feeds = itertools.islice(work.data.calibration(batch), max(1, _CORRECTING // batch))
+    return work.mean_difference(path, feeds)
 
 
 def _kept_layers(prepared: Any, wishes: Wishes) -> set[str]:

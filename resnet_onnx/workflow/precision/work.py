@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.workflow.precision.comparison import Comparison
@@ -18,7 +19,7 @@ from runtimes import files
 from runtimes.base import Runtime
 from runtimes.errors import BadData
 from runtimes.registry import open_runtime
-from runtimes.spec import ModelSource, RuntimeOptions
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
 Progress = Callable[[str], None]
 Which = Literal["choosing", "held out"]
@@ -49,6 +50,7 @@ class Work:
     progress: Progress
     number: int = field(default=0)
     _expected: list[NDArray[Any]] = field(default_factory=list)
+    _mean: NDArray[np.float64] | None = None
 
     @property
     def judge(self) -> str:
@@ -77,6 +79,33 @@ class Work:
             candidate = copy
         path.write_bytes(candidate.SerializeToString())
         return path
+
+    def mean_difference(self, path: Path, batches: Iterable[Feeds]) -> NDArray[np.float64]:
+        """Returns the mean of a candidate's first output less that of float32, float64 [channels].
+
+        Args:
+            path: The candidate, for the judging runtime.
+            batches: Feeds, the same in every call: the mean of float32 is kept.
+        """
+        options = RuntimeOptions(spin=False)
+        sources = {path: self.judge} | ({} if self._mean is not None else {self.source.path: "ort-cpu"})
+        means: dict[Path, NDArray[np.float64]] = {}
+        samples = 0
+        with contextlib.ExitStack() as stack:
+            opened = {
+                name: stack.enter_context(
+                    open_runtime(runtime, ModelSource(path=name, label=self.model.name), options=options)
+                )
+                for name, runtime in sources.items()
+            }
+            for feeds in batches:
+                for name, runtime in opened.items():
+                    found = runtime.run(feeds)[runtime.outputs[0].name]
+                    means[name] = means.get(name, 0.0) + found.astype(np.float64).sum(axis=0)
+                samples += len(found)
+        if self._mean is None:
+            self._mean = means[self.source.path] / samples
+        return np.asarray(means[path] / samples - self._mean, np.float64)
 
     def compare(self, forms: Mapping[str, Path], which: Which, most: int | None = None) -> dict[str, Comparison]:
         """Runs the float32 model and some forms on the same pictures, a batch at a time.
