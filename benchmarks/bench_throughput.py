@@ -80,17 +80,18 @@ def hand_written(path: str, feed: str, sessions: int, threads: int) -> None:
 
 
 def served(stack: ExitStack, path: Path, feed: Path, sessions: int, threads: int) -> Turn:
-    process = stack.enter_context(
-        subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(path), str(feed), str(sessions), str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-    )  # fmt: skip
+    return speaking(stack, [sys.executable, __file__, "--serve", str(path), str(feed), str(sessions), str(threads)])
+
+
+def speaking(stack: ExitStack, command: list[str]) -> Turn:
+    """Starts a process that says when it is ready and then answers seconds with images per second, a line each."""
+    process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     stack.callback(process.kill)
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a process was started without pipes")
     requests, answers = process.stdin, process.stdout
-    answers.readline()
+    if not answers.readline():
+        sys.exit(f"{' '.join(command)} ended before it was ready")
 
     def turn(seconds: float) -> float:
         requests.write(f"{seconds}\n")
@@ -113,10 +114,12 @@ def ours(stack: ExitStack, name: str, source: ModelSource, feeds: dict[str, Any]
     return turn
 
 
-def benchmark_app(path: Path, shape: tuple[int, ...], seconds: float) -> float:
+def benchmark_app(path: Path, shape: tuple[int, ...], seconds: float, *, precision: str | None = "f32") -> float:
+    """Returns the images per second that OpenVINO's own tool measures; its process starts anew."""
     command = [
         str(Path(sys.executable).with_name("benchmark_app")), "-m", str(path), "-d", "CPU", "-hint", "throughput",
-        "-infer_precision", "f32", "-t", f"{max(1, round(seconds))}", "-shape", str(list(shape)).replace(" ", ""),
+        *(["-infer_precision", precision] if precision else []), "-t", f"{max(1, round(seconds))}",
+        "-shape", str(list(shape)).replace(" ", ""),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"Throughput:\s+([\d.]+) FPS", done.stdout)
