@@ -211,7 +211,8 @@ def observe(
     path = folder / "observed.onnx"
     inputs = {value.name for value in model.graph.input}
     computed = [name for name in values if name not in inputs]
-    path.write_bytes(expose(model, computed).SerializeToString())
+    # A network of one layer needs the range of its input alone, but a graph has to have an output.
+    path.write_bytes(expose(model, computed or [model.graph.output[0].name]).SerializeToString())
     histograms = {name: Histogram() for name in values}
     done = 0
     with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)) as runtime:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +250,50 @@ class TestComparison:
 
     def test_a_failed_gate_is_the_exit_code_of_a_check(self) -> None:
         assert CheckFailed.exit_code == 1
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_pictures(trained: Path, shared_data: Path, tmp_path: Path) -> None:
+    """Row 26: peak resident memory with ten times the pictures that calibrate and judge is within 5 %."""
+
+    def peak_bytes(count: int) -> int:
+        work = (
+            "import resource, sys\n"
+            "from resnet_onnx.cli.main import main\n"
+            "code = main(sys.argv[1:])\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+            "sys.exit(code)\n"
+        )
+        arguments = [
+            "convert", str(trained), "--to", "int8", "--calibration", str(shared_data / "cifar10-jpeg.zip"),
+            "--method", "minmax", "--count", str(count), "--held-out", str(count), "--quiet",
+            "-o", str(tmp_path / f"{count}.onnx"),
+        ]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", work, *arguments], capture_output=True, text=True, check=True, timeout=300
+        )
+        return int(done.stdout.split()[-1])
+
+    few, many = peak_bytes(400), peak_bytes(4_000)
+    assert many < 1.05 * few
+
+
+def test_int8_that_is_slower_is_refused(shared_data: Path, tmp_path: Path, capfd: Any) -> None:
+    """Row 21: a factor per channel leaves nothing for int8 to save, and rounding costs a pass over the picture."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.full((3, 1, 1, 1), 0.5, np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=3)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 256, 256]) for name in "xy")
+    net = helper.make_graph([node], "thin", [x], [y], [weight])
+    thin, target = tmp_path / "thin.onnx", tmp_path / "out.onnx"
+    onnx.save(helper.make_model(net, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), thin)
+    code, result = run_json(
+        capfd, "convert", str(thin), "--to", "int8", "--calibration", str(shared_data / "cifar10-jpeg.zip"),
+        "--mean", "0,0,0", "--std", "1,1,1", "--count", "16", "--held-out", "32", "--method", "minmax",
+        "--min-speedup", "1", "--runtime", "ort-cpu", "-o", str(target),
+    )  # fmt: skip
+    assert code == 1, result
+    assert "is not 1× as fast as fp32 at batch 8: ort-cpu 0." in result["error"]["message"]
+    assert not target.exists()
