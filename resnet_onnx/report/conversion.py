@@ -51,8 +51,9 @@ def section(document: Document, palette: dict[str, str]) -> Section:
             else f"Needed: {gate['least_sqnr_db']:g} dB at the outputs; too few labels to judge accuracy.",
         ),
         charts=[
-            *_losses(body.get("weights") or (), "layer", "weights of a layer", palette),
-            *_losses(body.get("activations") or (), "tensor", "values of a tensor", palette),
+            *_losses(body.get("sensitivity") or (), "layer", "outputs with one layer alone in int8", palette),
+            *_losses(body.get("weights") or (), "layer", "weights of a layer by themselves", palette),
+            *_losses(body.get("activations") or (), "tensor", "values of a tensor by themselves", palette),
         ],
         columns=["precision", "ranges", "same decision", "top-1 %", "drop, points", "95 %", "SQNR dB", "size"],
         rows=[
@@ -86,7 +87,7 @@ def _losses(losses: Sequence[Mapping[str, Any]], name: str, what: str, palette: 
     return [
         Chart(
             svg=charts.bars(bars, unit="signal over quantisation noise, dB", palette=palette),
-            caption=f"The {what} by themselves, the {len(worst)} that lose most of {len(known)}: "
+            caption=f"{what[0].upper()}{what[1:]}, the {len(worst)} that lose most of {len(known)}: "
             "the lower, the more is lost.",
         )
     ]

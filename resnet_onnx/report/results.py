@@ -174,6 +174,7 @@ _GATES = {
 _LISTS = {
     "weights": {"layer": "text", "sqnr_db": "signed?"},
     "activations": {"tensor": "text", "sqnr_db": "signed?"},
+    "sensitivity": {"layer": "text", "sqnr_db": "signed?"},
     "kept_fp32": {"node": "text"},
 }
 """What a conversion need not have."""
