@@ -289,10 +289,27 @@ def findings(speeds: Sequence[Speed], *, proven: Collection[tuple[str, str, str]
     if doubtful:
         text = f"{doubtful} of {len(every)} rows are not stable. They are hatched and marked ~."
         found.append(Finding(state="doubt", text=text))
-    lost = [f"{each.model} {each.label(row)}" for each in speeds for row in each.lost]
+    lost = _lost(speeds)
     if lost:
         found.append(Finding(state="doubt", text=f"Not measured to the end: {listed(lost)}."))
     return found
+
+
+def _lost(speeds: Sequence[Speed]) -> list[str]:
+    """Returns what could not be measured; a runtime that lacks a precision is told once for all models."""
+    whole: dict[tuple[str, str], list[str]] = {}
+    for each in speeds:
+        for key in dict.fromkeys((row["runtime"], row["precision"]) for row in each.lost):
+            if not any((row["runtime"], row["precision"]) == key for row in each.measured):
+                whole.setdefault(key, []).append(each.model)
+    several = {key for key, models in whole.items() if len(models) > 1}
+    single = [
+        f"{each.model} {each.label(row)}"
+        for each in speeds
+        for row in each.lost
+        if (row["runtime"], row["precision"]) not in several
+    ]
+    return [f"{joined(*key)} on {len(whole[key])} models" for key in sorted(several)] + single
 
 
 def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None:
