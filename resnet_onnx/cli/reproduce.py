@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.argument("experiment", type=click.Choice(["degradation", "table1"]))
 @training_data_option
 @click.option(
-    "--depths", type=WholeNumbers(), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
+    "--depths", type=WholeNumbers("20,56"), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; the recipe's by default.")
 @click.option(
