@@ -155,7 +155,7 @@ def _print(terminal: Terminal, results: list[dict[str, Any]], views: str) -> Non
     several = views != "1 crop"
     rows = []
     for r in results:
-        measured = [str(r["images"]), str(len(r["skipped"])), f"{float(r['images_per_second']):.0f}"]
+        measured = [str(r["images"]), str(len(r["skipped"])), _speed(r["images_per_second"])]
         if several:
             rows.append([str(r["runtime"]), "1 crop", *_percent(r["one_crop"]), str(r["images"]), "–", "–"])
         rows.append([str(r["runtime"]), views, *_percent(r), *measured])
@@ -168,6 +168,10 @@ def _print(terminal: Terminal, results: list[dict[str, Any]], views: str) -> Non
             f"{views[0].upper()}{views[1:]}: the mean of the views' probabilities (softmax) decides. "
             "1 crop: the centre of the same pictures, in the same run."
         )
+
+
+def _speed(images_per_second: float) -> str:
+    return f"{images_per_second:.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 
 def _percent(shares: dict[str, Any]) -> list[str]:
