@@ -242,11 +242,13 @@ def evaluate(
                 scores = model.scores(views, at_once=at_once).reshape(len(batch.indices), crops, -1)
                 tally.add(batch.indices, probabilities(scores).mean(axis=1))
                 centre.add(batch.indices, scores[:, CENTRE])
-            if not before and tally.images >= ahead and tally.images < total:
+            if not before and tally.images >= ahead and tally.images + len(batches.skipped) < total:
                 # What was decoded before the watch started is computed: from here on every picture pays for both.
                 steady, before = Watch(), tally.images
             if progress is not None:
                 progress(tally.images + len(batches.skipped), total)
+        if before == tally.images:  # what came after the watch started could not be decoded
+            steady, before = watch, 0
         steady_s = (steady if before else watch).stop().wall_s
         skipped = tuple(batches.skipped)
     return _evaluation(
@@ -360,13 +362,18 @@ def _alike(pictures: Sequence[NDArray[np.uint8]], pixels: int) -> Iterator[list[
         yield from (places[start : start + step] for start in range(0, len(places), step))
 
 
-def _selection(dataset: PictureSet, limit: int | None) -> PictureSet:
-    """Returns the labelled pictures to evaluate; raises ``BadData`` and ``UsageError``."""
+def need_labels(dataset: PictureSet) -> None:
+    """Raises ``BadData`` for pictures without labels."""
     if not dataset.labelled:
         raise BadData(
             f"{dataset.name}: these pictures have no labels, so that there is no accuracy to measure",
             fix="put them into one folder per class, or use predict",
         )
+
+
+def _selection(dataset: PictureSet, limit: int | None) -> PictureSet:
+    """Returns the labelled pictures to evaluate; raises ``BadData`` and ``UsageError``."""
+    need_labels(dataset)
     if limit is not None and limit < 1:
         raise UsageError(f"the number of pictures must be at least 1, not {limit}")
     if limit is not None and limit < len(dataset):

@@ -115,7 +115,7 @@ def command(
     terminal.line(f"{model.description} · {data}" + f" · shorter side {resize}" * (resize is not None))
     _print(terminal, results, views)
     for skipped in results[0]["skipped"]:
-        terminal.note(f"skipped: {skipped['image']}: {skipped['reason']}")
+        terminal.note(f"skipped: {skipped['reason']}")
     document = {
         "model": model.name,
         "precision": model.precision,
@@ -137,7 +137,7 @@ def _check_scales_alone(names: list[str], *, crops: str | None, resize: int | No
     others = [name for name in names if name != "torch"]
     if others:
         raise UsageError(
-            f"--scales needs a network that takes pictures of any size, which is torch's, not {', '.join(others)}'s",
+            f"--scales runs on torch only, not on {' or '.join(others)}: they take pictures of one size",
             fix="--runtime torch",
         )
     for option, value in (("--crops", crops), ("--resize", resize), ("--workers", workers)):

@@ -141,9 +141,12 @@ def check_scales(model: Model, scales: Sequence[int]) -> None:
 
 def _test_pictures(data: str) -> PictureSet:
     from resnet_onnx.data.datasets import open_dataset
+    from resnet_onnx.evaluation import need_labels
 
     refuse_special(Path(data), BadData)
-    return open_dataset(data, split="test")
+    dataset = open_dataset(data, split="test")
+    need_labels(dataset)
+    return dataset
 
 
 def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> NDArray[np.int64]:
