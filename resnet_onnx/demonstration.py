@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_onnx import workflow
+from resnet_onnx.report.words import counted
 from runtimes import registry
 from runtimes.environment import describe_machine
 
@@ -64,7 +65,7 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     data = open_training_data(DATA)
     recipe = default_recipe(DATA, image_size=entry.image_size, pictures=len(data.train))
     # One thread: reproducible to the bit, and on a busy machine several times faster than two that wait for each other.
-    tell(f"1/5  training {NETWORK} on {len(data.train)} digits, {recipe.epochs} epochs")
+    tell(f"1/5  training {NETWORK} on {len(data.train)} digits, {counted(recipe.epochs, 'epoch')}")
     trained = train(entry, data, recipe=recipe, out=out / "training", seed=seed, resume=True, threads=1)
     tell(f"     {100 * (trained.test_top1 or 0):.1f} % on held-out digits")
 

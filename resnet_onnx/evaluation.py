@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Watch
-from resnet_onnx.data.batches import Batch, Batches, Skipped
+from resnet_onnx.data.batches import Batches, Skipped, decoded_picture
 from resnet_onnx.data.datasets import PictureSet
+from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
 from runtimes.base import Runtime
-from runtimes.errors import BadData, BadModel, UsageError
+from runtimes.errors import BadData, BadModel, BadPicture, UsageError
 from runtimes.spec import Dimension
 
 Progress = Callable[[int, int], None]
@@ -24,6 +26,25 @@ NOT_PREDICTED = -1
 """Prediction for a picture that was skipped, or whose outputs are not numbers."""
 
 _TOP = 5
+_SUM_TOLERANCE = 1e-3
+"""How far outputs in [0, 1] may sum from 1 and still be probabilities; half precision sums 1,000 of them to 5e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCrop:
+    """What the centre crop alone gives, found in the same run as an average over several views of each picture.
+
+    Attributes:
+        top1: Share of the pictures whose class has the highest output, 0 to 1.
+        top5: Share whose class is among the five highest; None for a model of fewer than five classes.
+    """
+
+    top1: float
+    top5: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Returns plain values."""
+        return {"top1": self.top1, "top5": self.top5}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,10 +59,12 @@ class Evaluation:
             run and the pictures that were decoded meanwhile. Where all were decoded meanwhile, of the whole wall time.
         seconds: Wall time of everything.
         skipped: Pictures that were left out because they can't be decoded.
-        not_finite: Pictures for which the model gave NaN; they count as wrong.
+        not_finite: Pictures for which the model gave NaN (in an average of several views: NaN or Inf); they count as
+            wrong.
         predictions: int64 [pictures of the data set, up to the limit], index of the highest output,
             ``NOT_PREDICTED`` where there is none.
         labels: int64, same shape; the right index.
+        one_crop: What the centre crop alone gives, where several views of each picture were averaged; else None.
     """
 
     top1: float
@@ -53,6 +76,7 @@ class Evaluation:
     not_finite: int
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
+    one_crop: OneCrop | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns what results and ``--json`` carry; the predictions stay out."""
@@ -64,6 +88,7 @@ class Evaluation:
             "seconds": self.seconds,
             "skipped": [{"image": skipped.name, "reason": skipped.reason} for skipped in self.skipped],
             "not_finite": self.not_finite,
+            "one_crop": None if self.one_crop is None else self.one_crop.to_json(),
         }
 
 
@@ -78,6 +103,7 @@ class PictureModel:
         as_bytes: Whether the model takes bytes and normalises them itself.
         classes: How many scores it gives, or None where the model leaves that open.
         fixed_batch: The batch size that the model insists on, or None.
+        any_size: Whether it takes pictures of any height and width.
 
     Raises:
         BadModel: The model's input or output does not have the form of a picture classifier's.
@@ -101,18 +127,21 @@ class PictureModel:
         if not rest or any(extent != 1 for extent in rest[1:]):
             raise BadModel(f"{self._model}: first output {self._output} is not [batch, classes]")
         self.classes = rest[0] if isinstance(rest[0], int) else None
+        sides = self._input.shape[2:] if self._layout == "NCHW" else self._input.shape[1:3]
+        self.any_size = not any(isinstance(extent, int) for extent in sides)
         self.fixed_batch = next((extent for extent in (self._input.shape[0], batch) if isinstance(extent, int)), None)
 
-    def scores(self, pictures: NDArray[Any]) -> NDArray[np.float64]:
+    def scores(self, pictures: NDArray[Any], *, at_once: int | None = None) -> NDArray[np.float64]:
         """Runs the model, in pieces and with padding where it insists on a batch size.
 
         Args:
             pictures: What ``Batch.pictures`` holds with this model's `as_bytes`.
+            at_once: Run no more pictures at once; a model that insists on a batch size keeps its own.
 
         Returns:
             float64 [n, classes].
         """
-        step = self.fixed_batch or len(pictures)
+        step = self.fixed_batch or at_once or len(pictures)
         return np.concatenate([self._run(pictures[start : start + step]) for start in range(0, len(pictures), step)])
 
     def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> None:
@@ -147,6 +176,7 @@ def evaluate(
     *,
     class_map: NDArray[np.int64],
     batch_size: int = 32,
+    crops: Crops = 1,
     workers: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
@@ -159,7 +189,10 @@ def evaluate(
         dataset: Labelled pictures.
         preprocessing: The model's.
         class_map: int64 [classes of the set], the model's output for each class (``labels.match_classes``).
-        batch_size: Pictures a run; a model with a fixed batch keeps its own.
+        batch_size: Pictures a run; a model with a fixed batch keeps its own. Each crop of a picture counts as one.
+        crops: 1 looks at the centre of each picture; 10 averages the probabilities of ten crops (``ten_crops``), as
+            Krizhevsky, Sutskever and Hinton (2012), section 4.1, average "the predictions made by the network's
+            softmax layer"; arXiv:1512.03385, section 3.4, tests so.
         workers: Processes that decode; 0 decodes between the runs.
         skip_bad: Leave pictures out that can't be decoded, counted and named, instead of raising.
         progress: Called after each batch.
@@ -169,63 +202,239 @@ def evaluate(
         BadData: The set has no labels, or none of its pictures could be decoded.
         BadPicture: A picture can't be decoded, and `skip_bad` is not set.
         BadModel: The model is no picture classifier, or has too few outputs for `class_map`.
-        UsageError: `limit` or `batch_size` is below 1.
+        UsageError: `limit` or `batch_size` is below 1, or all crops of a picture would be the same.
         Unavailable: A worker process died.
     """
-    if not dataset.labelled:
-        raise BadData(
-            f"{dataset.name}: these pictures have no labels, so that there is no accuracy to measure",
-            fix="put them into one folder per class, or use predict",
+    if crops != 1 and preprocessing.resize == preprocessing.image_size:
+        size = preprocessing.image_size
+        raise UsageError(
+            f"{crops} crops of {size}×{size} out of pictures whose shorter side is resized to {size} leave nothing to "
+            "choose",
+            fix=f"--resize {size + max(1, round(size / 8))} leaves room to move, or take 1 crop",
         )
-    if limit is not None and limit < 1:
-        raise UsageError(f"the number of pictures must be at least 1, not {limit}")
-    if limit is not None and limit < len(dataset):
-        dataset = dataset.subset(np.arange(limit, dtype=np.int64) * len(dataset) // limit)
+    dataset = _selection(dataset, limit)
     model = PictureModel(runtime, preprocessing)
-    if model.classes is not None and int(class_map.max()) >= model.classes:
-        raise BadModel(f"{runtime.source.name}: has {model.classes} outputs, the data set needs {class_map.max() + 1}")
+    targets = _targets(model, runtime, dataset, class_map)
     total = len(dataset)
-    batch_size = min(model.fixed_batch or batch_size, total) if batch_size >= 1 else batch_size
-    targets = class_map[dataset.labels]
-    tally = _Tally(targets)
+    at_once = batch_size
+    if batch_size >= 1:
+        batch_size = min(max(1, (model.fixed_batch or batch_size) // crops), total)
+    tally, centre = _Tally(targets), _Tally(targets)
     watch = Watch()
     with Batches(
         dataset,
         preprocessing,
         batch_size=batch_size,
+        crops=crops,
         workers=workers,
         as_bytes=model.as_bytes,
         skip_bad=skip_bad,
         take_turns=runtime.device == "cpu",
     ) as batches:
-        model.warm_up(batch_size, preprocessing)  # while the workers start
+        model.warm_up(min(batch_size * crops, at_once), preprocessing)  # while the workers start
         ahead = batches.wait_for_first()
         steady, before = Watch(), 0
         for batch in batches:
-            tally.add(batch, model.scores(batch.pictures))
-            if not before and tally.images >= ahead and tally.images < total:
+            if crops == 1:
+                tally.add(batch.indices, model.scores(batch.pictures))
+            else:
+                views = batch.pictures.reshape(-1, *batch.pictures.shape[2:])
+                scores = model.scores(views, at_once=at_once).reshape(len(batch.indices), crops, -1)
+                tally.add(batch.indices, probabilities(scores).mean(axis=1))
+                centre.add(batch.indices, scores[:, CENTRE])
+            if not before and tally.images >= ahead and tally.images + len(batches.skipped) < total:
                 # What was decoded before the watch started is computed: from here on every picture pays for both.
                 steady, before = Watch(), tally.images
             if progress is not None:
                 progress(tally.images + len(batches.skipped), total)
+        if before == tally.images:  # what came after the watch started could not be decoded
+            steady, before = watch, 0
         steady_s = (steady if before else watch).stop().wall_s
         skipped = tuple(batches.skipped)
-    if not tally.images:
-        raise BadData(
-            f"{dataset.name}: none of the {total} pictures could be decoded; {skipped[0].reason}",
-            fix="check the data set",
-        )
-    return Evaluation(
-        top1=tally.top1 / tally.images,
-        top5=tally.top5 / tally.images if tally.classes >= _TOP else None,
-        images=tally.images,
+    return _evaluation(
+        dataset,
+        tally,
+        None if crops == 1 else centre,
         images_per_second=(tally.images - before) / steady_s,
         seconds=watch.stop().wall_s,
         skipped=skipped,
+    )
+
+
+def evaluate_scales(
+    runtime: Runtime,
+    dataset: PictureSet,
+    preprocessing: Preprocessing,
+    *,
+    class_map: NDArray[np.int64],
+    scales: Sequence[int],
+    batch_size: int = 32,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+    limit: int | None = None,
+) -> Evaluation:
+    """Measures accuracy with whole pictures at several sizes (arXiv:1512.03385, section 3.4; arXiv:1409.1556, 3.2).
+
+    The network averages its scores over all positions of a picture by itself; their probabilities are averaged over
+    the sizes, as arXiv:1409.1556, section 4.2, averages "the resulting class posteriors". Pictures are decoded here,
+    one by one: next to the work on large pictures that costs little.
+
+    Args:
+        runtime: The opened model, which takes pictures of any height and width.
+        dataset: Labelled pictures.
+        preprocessing: The model's; its own size is that of the centre crop that is looked at beside.
+        class_map: int64 [classes of the set], the model's output for each class (``labels.match_classes``).
+        scales: What the shorter side of each picture is resized to, pixels, one after the other.
+        batch_size: A run has at most as many pixels as so many pictures of the model's own size, or one picture.
+        skip_bad: Leave pictures out that can't be decoded, counted and named, instead of raising.
+        progress: Called after each batch.
+        limit: Evaluate so many pictures at most, spread evenly over the data set.
+
+    Raises:
+        BadData: The set has no labels, or none of its pictures could be decoded.
+        BadPicture: A picture can't be decoded, and `skip_bad` is not set.
+        BadModel: The model is no picture classifier, takes one size only, or has too few outputs for `class_map`.
+        UsageError: `limit` or `batch_size` is below 1, or there is no scale.
+    """
+    if batch_size < 1 or not scales:
+        raise UsageError(f"batch size must be at least 1 and a scale named, not {batch_size} and {list(scales)}")
+    dataset = _selection(dataset, limit)
+    model = PictureModel(runtime, preprocessing)
+    if not model.any_size or model.fixed_batch is not None or model.as_bytes:
+        raise BadModel(f"{runtime.source.name}: does not take pictures of any size, as scales need")
+    targets = _targets(model, runtime, dataset, class_map)
+    tally, centre = _Tally(targets), _Tally(targets)
+    skipped: list[Skipped] = []
+    pixels = batch_size * preprocessing.image_size**2
+    watch = Watch()
+    model.warm_up(1, preprocessing)
+    steady = Watch()
+    for start in range(0, len(dataset), batch_size):
+        good: list[int] = []
+        crops: list[NDArray[np.uint8]] = []
+        sizes: list[list[NDArray[np.uint8]]] = [[] for _ in scales]
+        for index in range(start, min(start + batch_size, len(dataset))):
+            try:
+                picture = decoded_picture(dataset, index)
+            except BadPicture as error:
+                if not skip_bad:
+                    raise
+                skipped.append(Skipped(dataset.item_name(index), error.message))
+                continue
+            good.append(index)
+            crops.append(prepare(picture, preprocessing))
+            for scale, pictures in zip(scales, sizes, strict=True):
+                pictures.append(whole(picture, scale, preprocessing.interpolation))
+        if good:
+            indices = np.asarray(good, dtype=np.int64)
+            centre.add(indices, _scores_by_shape(model, preprocessing, crops, pixels))
+            found = [probabilities(_scores_by_shape(model, preprocessing, pictures, pixels)) for pictures in sizes]
+            tally.add(indices, np.mean(found, axis=0))
+        if progress is not None:
+            progress(tally.images + len(skipped), len(dataset))
+    return _evaluation(
+        dataset,
+        tally,
+        centre,
+        images_per_second=tally.images / steady.stop().wall_s,
+        seconds=watch.stop().wall_s,
+        skipped=tuple(skipped),
+    )
+
+
+def _scores_by_shape(
+    model: PictureModel, preprocessing: Preprocessing, pictures: Sequence[NDArray[np.uint8]], pixels: int
+) -> NDArray[np.float64]:
+    """Runs pictures of one shape together, `pixels` of them at most or one picture; returns float64 [n, classes]."""
+    scores: dict[int, NDArray[np.float64]] = {}
+    for places in _alike(pictures, pixels):
+        batch = preprocessing.normalise(np.stack([pictures[place] for place in places]))
+        scores.update(zip(places, model.scores(batch), strict=True))
+    return np.stack([scores[place] for place in range(len(pictures))])
+
+
+def _alike(pictures: Sequence[NDArray[np.uint8]], pixels: int) -> Iterator[list[int]]:
+    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for place, picture in enumerate(pictures):
+        by_shape[picture.shape].append(place)
+    for (height, width, _), places in by_shape.items():
+        step = max(1, pixels // (height * width))
+        yield from (places[start : start + step] for start in range(0, len(places), step))
+
+
+def need_labels(dataset: PictureSet) -> None:
+    """Raises ``BadData`` for pictures without labels."""
+    if not dataset.labelled:
+        raise BadData(
+            f"{dataset.name}: these pictures have no labels, so that there is no accuracy to measure",
+            fix="put them into one folder per class, or use predict",
+        )
+
+
+def _selection(dataset: PictureSet, limit: int | None) -> PictureSet:
+    """Returns the labelled pictures to evaluate; raises ``BadData`` and ``UsageError``."""
+    need_labels(dataset)
+    if limit is not None and limit < 1:
+        raise UsageError(f"the number of pictures must be at least 1, not {limit}")
+    if limit is not None and limit < len(dataset):
+        return dataset.subset(np.arange(limit, dtype=np.int64) * len(dataset) // limit)
+    return dataset
+
+
+def _targets(
+    model: PictureModel, runtime: Runtime, dataset: PictureSet, class_map: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Returns int64 [pictures], the model's output for each; raises ``BadModel`` where it has too few."""
+    if model.classes is not None and int(class_map.max()) >= model.classes:
+        raise BadModel(f"{runtime.source.name}: has {model.classes} outputs, the data set needs {class_map.max() + 1}")
+    targets: NDArray[np.int64] = class_map[dataset.labels]
+    return targets
+
+
+def _evaluation(
+    dataset: PictureSet,
+    tally: _Tally,
+    centre: _Tally | None,
+    *,
+    images_per_second: float,
+    seconds: float,
+    skipped: tuple[Skipped, ...],
+) -> Evaluation:
+    if not tally.images:
+        raise BadData(
+            f"{dataset.name}: none of the {len(dataset)} pictures could be decoded; {skipped[0].reason}",
+            fix="check the data set",
+        )
+    return Evaluation(
+        top1=tally.top1_share,
+        top5=tally.top5_share,
+        images=tally.images,
+        images_per_second=images_per_second,
+        seconds=seconds,
+        skipped=skipped,
         not_finite=tally.not_finite,
         predictions=tally.predictions,
-        labels=targets,
+        labels=tally.targets,
+        one_crop=None if centre is None else OneCrop(top1=centre.top1_share, top5=centre.top5_share),
     )
+
+
+def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turns a model's outputs into probabilities: softmax, unless all of them are probabilities already.
+
+    Args:
+        scores: float64 [..., classes], logits or probabilities.
+
+    Returns:
+        float64 [..., classes], in [0, 1], summing to 1 along the last axis; NaN where a score is NaN or +Inf.
+    """
+    with np.errstate(invalid="ignore"):
+        sums = scores.sum(axis=-1)
+        if scores.min() >= 0 and scores.max() <= 1 and (np.abs(sums - 1) <= _SUM_TOLERANCE).all():
+            return scores
+        shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
 
 
 def agreement(a: Evaluation, b: Evaluation) -> float:
@@ -247,12 +456,20 @@ class _Tally:
     """Counts hits; a tie goes to the lower index, as argmax does, so that a constant output is not always right."""
 
     def __init__(self, targets: NDArray[np.int64]) -> None:
-        self._targets = targets
+        self.targets = targets
         self.predictions = np.full(len(targets), NOT_PREDICTED, dtype=np.int64)
         self.images = self.top1 = self.top5 = self.not_finite = self.classes = 0
 
-    def add(self, batch: Batch, scores: NDArray[np.float64]) -> None:
-        targets = self._targets[batch.indices]
+    @property
+    def top1_share(self) -> float:
+        return self.top1 / self.images
+
+    @property
+    def top5_share(self) -> float | None:
+        return self.top5 / self.images if self.classes >= _TOP else None
+
+    def add(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        targets = self.targets[indices]
         rows = np.arange(len(scores))
         self.classes = scores.shape[1]
         usable = ~np.isnan(scores).any(axis=1)
@@ -265,7 +482,7 @@ class _Tally:
         self.top5 += int((usable & (rank < _TOP)).sum())
         self.images += len(scores)
         self.not_finite += int((~usable).sum())
-        self.predictions[batch.indices] = np.where(usable, scores.argmax(axis=1), NOT_PREDICTED)
+        self.predictions[indices] = np.where(usable, scores.argmax(axis=1), NOT_PREDICTED)
 
 
 def _layout(model: str, spec: str, shape: tuple[Dimension, ...], side: int) -> Layout:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.data.batches import Batches, Skipped, prepared_picture
 from resnet_onnx.data.datasets import PictureSet, picture_files
-from resnet_onnx.evaluation import PictureModel, Progress
+from resnet_onnx.evaluation import PictureModel, Progress, probabilities
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, UsageError
@@ -24,8 +24,6 @@ MAX_DRAWN = 48
 
 _COLUMNS = 4
 _BATCH = 16
-_SUM_TOLERANCE = 1e-3
-"""How far outputs in [0, 1] may sum from 1 and still be probabilities; half precision sums 1,000 of them to 5e-4."""
 
 
 @dataclass(frozen=True)
@@ -164,23 +162,6 @@ def predict(
             f"none of the {len(pictures)} pictures could be decoded" + (f"; {skipped[0].reason}" if skipped else "")
         )
     return Predictions(found, skipped)
-
-
-def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turns a model's outputs into probabilities: softmax, unless all of them are probabilities already.
-
-    Args:
-        scores: float64 [..., classes], logits or probabilities.
-
-    Returns:
-        float64 [..., classes], in [0, 1], summing to 1 along the last axis.
-    """
-    sums = scores.sum(axis=-1)
-    if scores.min() >= 0 and scores.max() <= 1 and (np.abs(sums - 1) <= _SUM_TOLERANCE).all():
-        return scores
-    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    result: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result
 
 
 def draw(predictions: Sequence[Prediction], out: Path) -> None:

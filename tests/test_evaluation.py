@@ -216,6 +216,7 @@ class TestData:
         assert [skipped.name for skipped in found.skipped] == ["c3/03.png"]
         assert (found.predictions == NOT_PREDICTED).sum() == 1
         assert found.to_json()["skipped"][0]["image"] == "c3/03.png"
+        assert found.images_per_second > 0
         only_bad = dataset.subset([[dataset.item_name(i) for i in range(12)].index("c3/03.png")])
         with pytest.raises(BadData, match=r"none of the 1 pictures could be decoded; c3/03\.png: not a picture"):
             evaluate(fake(), only_bad, PLAIN, class_map=IDENTITY, skip_bad=True)

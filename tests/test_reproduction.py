@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import stats
 
 from resnet_onnx.cli.main import main
+from resnet_onnx.report.words import counted
 from resnet_onnx.reproduction import degradation, table1
 from resnet_onnx.reproduction.answers import AnswerBook, Answers
 from resnet_onnx.reproduction.degradation import Comparison, conclude, contestants
@@ -361,3 +362,11 @@ def test_table1_refuses_every_option_that_it_would_ignore(capfd: Any) -> None:
     assert "--no-bench" in document["error"]["message"]
     assert "--runtime" in document["error"]["message"]
     assert "--json" not in document["error"]["message"]
+
+
+def test_one_epoch_is_told_in_the_singular(finished: Path, capfd: Any) -> None:
+    assert main([*SMALL, "--out", str(finished), "--no-bench"]) == 0
+    told = capfd.readouterr().err
+    assert "recipe digits: 1 epoch, batch 32, seed 0" in told
+    assert "1 epochs" not in told
+    assert (counted(1, "step"), counted(0, "step"), counted(1200, "step")) == ("1 step", "0 steps", "1,200 steps")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
+    WholeNumbers,
     device_option,
     make_command,
     model_options,
@@ -18,6 +19,7 @@ from resnet_onnx.cli.options import (
     threads_option,
 )
 from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -32,6 +34,19 @@ if TYPE_CHECKING:
 @model_options()
 @click.option("--data", required=True, metavar="D", help="Labelled pictures: a folder, a .zip, digits or cifar10.")
 @runtime_option(default="ort-cpu", several=True)
+@click.option(
+    "--crops",
+    type=click.Choice(["1", "10"]),
+    help="The centre of each picture, or the mean over corners, centre and their mirror images.  [default: 1]",
+)
+@click.option(
+    "--resize", type=click.IntRange(1, 4096), help="Shorter side before the crops, pixels; the model's own by default."
+)
+@click.option(
+    "--scales",
+    type=WholeNumbers("224,256,384,480,640"),
+    help="The mean over whole pictures with these shorter sides, pixels; torch only. The paper's: 224,256,384,480,640.",
+)
 @click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True, help="Pictures a run.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many pictures, spread evenly.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode; chosen by default.")
@@ -46,6 +61,9 @@ def command(
     request: Request,
     data: str,
     runtimes: str,
+    crops: str | None,
+    resize: int | None,
+    scales: tuple[int, ...] | None,
     batch: int,
     limit: int | None,
     workers: int | None,
@@ -60,10 +78,14 @@ def command(
     from runtimes import files, registry
 
     names = registry.parse_names(runtimes, device=device)
+    if scales is not None:
+        _check_scales_alone(names, crops=crops, resize=resize, workers=workers)
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     model = workflow.resolve(request)
     workflow.insist_on_trained(model)
+    if scales is not None:
+        workflow.check_scales(model, scales)
     names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes))
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
@@ -73,41 +95,87 @@ def command(
     with terminal.progress() as progress:
         for name in names:
             task = progress.add_task(f"{name}", total=None)
-            evaluation = workflow.evaluate_on(
-                model,
-                name,
-                data,
-                batch_size=batch,
-                limit=limit,
-                workers=workers,
-                skip_bad=skip_bad,
-                device=device,
-                threads=threads,
-                tuning=tuning,
-                progress=partial(_show, progress, task),
-            )
+            common: dict[str, Any] = {
+                "batch_size": batch,
+                "limit": limit,
+                "skip_bad": skip_bad,
+                "device": device,
+                "threads": threads,
+                "tuning": tuning,
+                "progress": partial(_show, progress, task),
+            }
+            if scales is not None:
+                evaluation = workflow.evaluate_scales_on(model, data, scales, **common)
+            else:
+                evaluation = workflow.evaluate_on(
+                    model, name, data, crops=10 if crops == "10" else 1, resize=resize, workers=workers, **common
+                )
             results.append({"runtime": name, **evaluation.to_json()})
-    terminal.line(f"{model.description} · {data}")
-    terminal.table(
-        ["runtime", "top-1 %", "top-5 %", "images", "skipped", "img/s"],
-        [
-            [
-                str(r["runtime"]),
-                f"{100 * float(r['top1']):.2f}",
-                "–" if r["top5"] is None else f"{100 * float(r['top5']):.2f}",
-                str(r["images"]),
-                str(len(r["skipped"])),
-                f"{float(r['images_per_second']):.0f}",
-            ]
-            for r in results
-        ],
-    )
+    views = _views(crops, scales)
+    terminal.line(f"{model.description} · {data}" + f" · shorter side {resize}" * (resize is not None))
+    _print(terminal, results, views)
     for skipped in results[0]["skipped"]:
-        terminal.note(f"skipped: {skipped['image']}: {skipped['reason']}")
-    document = {"model": model.name, "precision": model.precision, "data": data, **results[0], "results": results}
+        terminal.note(f"skipped: {skipped['reason']}")
+    document = {
+        "model": model.name,
+        "precision": model.precision,
+        "data": data,
+        "views": views,
+        "crops": None if scales is not None else int(crops or 1),
+        "resize": resize,
+        "scales": None if scales is None else list(scales),
+        **results[0],
+        "results": results,
+    }
     if save is not None:
         files.write_json(save, workflow.saved_result("evaluate", model, document))
     terminal.emit(document)
+
+
+def _check_scales_alone(names: list[str], *, crops: str | None, resize: int | None, workers: int | None) -> None:
+    """Raises ``UsageError`` for what does not go with whole pictures."""
+    others = [name for name in names if name != "torch"]
+    if others:
+        raise UsageError(
+            f"--scales runs on torch only, not on {' or '.join(others)}: they take pictures of one size",
+            fix="--runtime torch",
+        )
+    for option, value in (("--crops", crops), ("--resize", resize), ("--workers", workers)):
+        if value is not None:
+            raise UsageError(f"--scales looks at whole pictures, and {option} was given", fix="leave one of them out")
+
+
+def _views(crops: str | None, scales: tuple[int, ...] | None) -> str:
+    if scales is not None:
+        return f"scale {scales[0]}" if len(scales) == 1 else f"scales {', '.join(map(str, scales))}"
+    return "10 crops" if crops == "10" else "1 crop"
+
+
+def _print(terminal: Terminal, results: list[dict[str, Any]], views: str) -> None:
+    several = views != "1 crop"
+    rows = []
+    for r in results:
+        measured = [str(r["images"]), str(len(r["skipped"])), _speed(r["images_per_second"])]
+        if several:
+            rows.append([str(r["runtime"]), "1 crop", *_percent(r["one_crop"]), str(r["images"]), "–", "–"])
+        rows.append([str(r["runtime"]), views, *_percent(r), *measured])
+    headings = ["runtime", "views", "top-1 %", "top-5 %", "images", "skipped", "img/s"]
+    if not several:
+        headings, rows = [headings[0], *headings[2:]], [[row[0], *row[2:]] for row in rows]
+    terminal.table(headings, rows, left=2 if several else 1)
+    if several:
+        terminal.line(
+            f"{views[0].upper()}{views[1:]}: the mean of the views' probabilities (softmax) decides. "
+            "1 crop: the centre of the same pictures, in the same run."
+        )
+
+
+def _speed(images_per_second: float) -> str:
+    return f"{images_per_second:.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
+
+
+def _percent(shares: dict[str, Any]) -> list[str]:
+    return ["–" if shares[name] is None else f"{100 * float(shares[name]):.2f}" for name in ("top1", "top5")]
 
 
 def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:

@@ -114,9 +114,12 @@ class OutputFile(click.Path):
 
 
 class WholeNumbers(click.ParamType[Any]):
-    """A comma list of whole numbers ≥ 1: ``1,8``."""
+    """A comma list of whole numbers ≥ 1; messages show `example`."""
 
     name = "N,N"
+
+    def __init__(self, example: str = "1,8") -> None:
+        self._example = example
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Splits the text; repeats are dropped."""
@@ -125,9 +128,9 @@ class WholeNumbers(click.ParamType[Any]):
         try:
             numbers = tuple(dict.fromkeys(int(part) for part in str(value).split(",") if part.strip()))
         except ValueError:
-            self.fail(f"'{value}' is no list of whole numbers like 1,8", param, ctx)
+            self.fail(f"'{value}' is no list of whole numbers like {self._example}", param, ctx)
         if not numbers or min(numbers) < 1:
-            self.fail(f"'{value}': expected whole numbers of at least 1", param, ctx)
+            self.fail(f"'{value}': expected whole numbers of at least 1, like {self._example}", param, ctx)
         return numbers
 
 

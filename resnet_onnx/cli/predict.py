@@ -77,7 +77,7 @@ def command(
         for candidate in prediction.top:
             terminal.line(f"  {100 * candidate.probability:5.1f} %  {candidate.label}")
     for skipped in predictions.skipped:
-        terminal.note(f"skipped: {skipped.name}: {skipped.reason}")
+        terminal.note(f"skipped: {skipped.reason}")
     if plot is not None:
         draw(predictions, plot)
         terminal.line(f"Drawn: {plot}")

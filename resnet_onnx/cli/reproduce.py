@@ -19,6 +19,7 @@ from resnet_onnx.cli.options import (
 )
 from resnet_onnx.cli.terminal import Terminal
 from resnet_onnx.cli.train import show_step
+from resnet_onnx.report.words import counted
 from runtimes.errors import UsageError
 
 _GENERAL = frozenset({"experiment", "as_json", "quiet", "verbose", "cache_dir"})
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("experiment", type=click.Choice(["degradation", "table1"]))
 @training_data_option
 @click.option(
-    "--depths", type=WholeNumbers(), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
+    "--depths", type=WholeNumbers("20,56"), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
 )
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; the recipe's by default.")
 @click.option(
@@ -131,9 +132,10 @@ def _degradation(
 def _announcement(planned: Plan) -> str:
     recipe = planned.recipe
     names = ", ".join(contestant.entry.name for contestant in planned.contestants)
+    pictures = counted(len(planned.data.train), "picture")
     return (
-        f"{names} on {len(planned.data.train)} pictures of {planned.data.train.name}, {len(planned.test)} to test on\n"
-        f"recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, seed {planned.seed}\n"
+        f"{names} on {pictures} of {planned.data.train.name}, {len(planned.test):,} to test on\n"
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, seed {planned.seed}\n"
         "Time and memory are told after the first epoch. An interruption loses at most one epoch: "
         f"the same command goes on in {planned.out}."
     )
@@ -206,7 +208,8 @@ def _print_costs(terminal: Terminal, costs: Sequence[Cost]) -> None:
     if doubtful:
         first = doubtful[0]
         terminal.line(
-            f"~ {len(doubtful)} of {len(costs)} are not stable, {first.runtime} at {first.depth} layers and batch "
+            f"~ {len(doubtful)} of {len(costs)} {'is' if len(doubtful) == 1 else 'are'} not stable, "
+            f"{first.runtime} at {first.depth} layers and batch "
             f"{first.batch} since {first.doubts[0]}. The JSON has all reasons."
         )
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
-from resnet_onnx.data.transforms import prepare
+from resnet_onnx.data.transforms import Crops, prepare, ten_crops
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadPicture, Unavailable, UsageError
 
@@ -57,7 +57,8 @@ class Batch:
     """Some pictures in the data set's order.
 
     Attributes:
-        pictures: float32 [n, 3, size, size], normalised; or uint8 [n, size, size, 3] where bytes were asked for.
+        pictures: float32 [n, 3, size, size], normalised; or uint8 [n, size, size, 3] where bytes were asked for. With
+            ten crops [n, 10, …].
         labels: int64 [n], index into the data set's classes, −1 where it has none.
         names: The pictures' names.
         indices: int64 [n], their places in the data set.
@@ -80,9 +81,20 @@ def prepared_picture(dataset: PictureSet, index: int, preprocessing: Preprocessi
     Raises:
         BadPicture: It can't be read or decoded, or is refused.
     """
+    return prepare(decoded_picture(dataset, index), preprocessing)
+
+
+def decoded_picture(dataset: PictureSet, index: int) -> NDArray[np.uint8]:
+    """Reads and decodes one picture.
+
+    Returns:
+        uint8 [height, width, 3], RGB.
+
+    Raises:
+        BadPicture: It can't be read or decoded, or is refused.
+    """
     item = dataset.read(index)
-    pixels = decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
-    return prepare(pixels, preprocessing)
+    return decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
 
 
 def default_workers() -> int:
@@ -133,6 +145,7 @@ class Batches(Iterator[Batch]):
     Args:
         dataset: The pictures; those that are decoded already need no workers and start none.
         preprocessing: The model's.
+        crops: How many crops of each picture; see ``transforms.ten_crops``.
         batch_size: Pictures a batch; the last may have fewer, and others where bad pictures were left out.
         workers: Worker processes; 0 decodes in this process.
         as_bytes: Give uint8 NHWC instead of normalised float32 NCHW, for models that normalise themselves.
@@ -156,6 +169,7 @@ class Batches(Iterator[Batch]):
         preprocessing: Preprocessing,
         *,
         batch_size: int,
+        crops: Crops = 1,
         workers: int = 0,
         as_bytes: bool = False,
         skip_bad: bool = False,
@@ -169,26 +183,32 @@ class Batches(Iterator[Batch]):
         self._dataset = dataset
         self._preprocessing = preprocessing
         self._batch_size = batch_size
+        self._shape = _prepared_shape(preprocessing, crops)
         self._as_bytes = as_bytes
         self._skip_bad = skip_bad
         self._reported = 0
         self._chunks: Iterator[_Chunk] = iter(())
         self._rest: deque[_Chunk] = deque()
-        side = preprocessing.image_size
-        chunk = max(1, min(_MAX_CHUNK, _CHUNK_PIXELS // (side * side)))
+        chunk = max(1, min(_MAX_CHUNK, _CHUNK_PIXELS // int(np.prod(self._shape[:-1]))))
         self._pool: _Pool | None = None
         if workers and len(dataset) and not dataset.in_memory:
             chunk = max(1, min(chunk, -(-len(dataset) // workers)))
             self._pool = _Pool(
-                dataset, preprocessing, chunk=chunk, workers=workers, ahead=2 * batch_size, take_turns=take_turns
+                dataset,
+                preprocessing,
+                crops=crops,
+                chunk=chunk,
+                workers=workers,
+                ahead=2 * batch_size,
+                take_turns=take_turns,
             )
             self._chunks = self._pool.chunks()
         else:
-            self._chunks = _in_process(dataset, preprocessing, min(chunk, batch_size))
+            self._chunks = _in_process(dataset, preprocessing, crops, min(chunk, batch_size))
 
     def __next__(self) -> Batch:
-        side = self._preprocessing.image_size
-        shape = (side, side, 3) if self._as_bytes else (3, side, side)
+        *many, side, _, channels = self._shape
+        shape = self._shape if self._as_bytes else (*many, channels, side, side)
         pictures = np.empty((self._batch_size, *shape), np.uint8 if self._as_bytes else np.float32)
         indices: list[int] = []
         while len(indices) < self._batch_size:
@@ -201,8 +221,10 @@ class Batches(Iterator[Batch]):
             if left is not None:
                 self._rest.appendleft(left)
             self._note(taken.bad)
-            here = taken.pictures
-            pictures[start : start + len(here)] = here if self._as_bytes else self._preprocessing.normalise(here)
+            here: NDArray[Any] = taken.pictures
+            if not self._as_bytes:
+                here = self._preprocessing.normalise(here.reshape(-1, *self._shape[-3:])).reshape(-1, *shape)
+            pictures[start : start + len(taken.pictures)] = here
             indices.extend(taken.indices)
         if not indices:
             self.close()
@@ -277,15 +299,22 @@ class _Chunk:
         )
 
 
+def _prepared_shape(preprocessing: Preprocessing, crops: Crops) -> tuple[int, ...]:
+    """Returns [height, width, channel] of a prepared picture, with the number of crops in front where there are ten."""
+    side = preprocessing.image_size
+    return (side, side, 3) if crops == 1 else (crops, side, side, 3)
+
+
 def _prepare_range(
-    dataset: PictureSet, preprocessing: Preprocessing, start: int, stop: int, out: NDArray[np.uint8]
+    dataset: PictureSet, preprocessing: Preprocessing, crops: Crops, start: int, stop: int, out: NDArray[np.uint8]
 ) -> tuple[list[int], list[tuple[int, BadPicture]]]:
     """Writes the good pictures of a range to the front of `out`."""
+    cut = prepare if crops == 1 else ten_crops
     good: list[int] = []
     bad: list[tuple[int, BadPicture]] = []
     for index in range(start, stop):
         try:
-            out[len(good)] = prepared_picture(dataset, index, preprocessing)
+            out[len(good)] = cut(decoded_picture(dataset, index), preprocessing)
         except BadPicture as error:
             bad.append((index, error))
         else:
@@ -293,11 +322,10 @@ def _prepare_range(
     return good, bad
 
 
-def _in_process(dataset: PictureSet, preprocessing: Preprocessing, chunk: int) -> Iterator[_Chunk]:
-    side = preprocessing.image_size
+def _in_process(dataset: PictureSet, preprocessing: Preprocessing, crops: Crops, chunk: int) -> Iterator[_Chunk]:
     for start in range(0, len(dataset), chunk):
-        out = np.empty((chunk, side, side, 3), np.uint8)
-        good, bad = _prepare_range(dataset, preprocessing, start, min(start + chunk, len(dataset)), out)
+        out = np.empty((chunk, *_prepared_shape(preprocessing, crops)), np.uint8)
+        good, bad = _prepare_range(dataset, preprocessing, crops, start, min(start + chunk, len(dataset)), out)
         yield _Chunk(good, out[: len(good)], bad)
 
 
@@ -309,16 +337,16 @@ class _Pool:
         dataset: PictureSet,
         preprocessing: Preprocessing,
         *,
+        crops: Crops,
         chunk: int,
         workers: int,
         ahead: int,
         take_turns: bool,
     ) -> None:
         context = _context()
-        side = preprocessing.image_size
         chunks = -(-len(dataset) // chunk)
         slots = min(chunks, max(2 * workers, -(-ahead // chunk)) + 2)
-        shape = (slots, chunk, side, side, 3)
+        shape = (slots, chunk, *_prepared_shape(preprocessing, crops))
         memory: Any = context.RawArray(ctypes.c_uint8, int(np.prod(shape)))
         self._memory = np.frombuffer(memory, np.uint8).reshape(shape)
         self._free = list(range(slots))
@@ -331,7 +359,7 @@ class _Pool:
             max_workers=min(workers, chunks),
             mp_context=context,
             initializer=_start_worker,
-            initargs=(dataset, preprocessing, memory, shape),
+            initargs=(dataset, preprocessing, crops, memory, shape),
         )
         self._fill()
 
@@ -386,18 +414,20 @@ def _context() -> BaseContext:
     return multiprocessing.get_context("spawn")
 
 
-_worker: tuple[PictureSet, Preprocessing, NDArray[np.uint8]]
+_worker: tuple[PictureSet, Preprocessing, Crops, NDArray[np.uint8]]
 """What a worker process works on; set once when it starts."""
 
 
-def _start_worker(dataset: PictureSet, preprocessing: Preprocessing, memory: Any, shape: tuple[int, ...]) -> None:
+def _start_worker(
+    dataset: PictureSet, preprocessing: Preprocessing, crops: Crops, memory: Any, shape: tuple[int, ...]
+) -> None:
     global _worker  # a pool's initializer has no other place to leave what the tasks need
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle; it ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
-    _worker = (dataset, preprocessing, np.frombuffer(memory, np.uint8).reshape(shape))
+    _worker = (dataset, preprocessing, crops, np.frombuffer(memory, np.uint8).reshape(shape))
 
 
 def _end_with_parent() -> None:
@@ -409,5 +439,5 @@ def _end_with_parent() -> None:
 
 
 def _work(start: int, stop: int, slot: int) -> tuple[list[int], list[tuple[int, BadPicture]]]:
-    dataset, preprocessing, memory = _worker
-    return _prepare_range(dataset, preprocessing, start, stop, memory[slot])
+    dataset, preprocessing, crops, memory = _worker
+    return _prepare_range(dataset, preprocessing, crops, start, stop, memory[slot])

@@ -1,11 +1,19 @@
-"""From a decoded picture to the network's square: shorter side resized with antialiasing, then a centre crop."""
+"""From a decoded picture to the network's square or squares: shorter side resized with antialiasing, then crops."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.models.preprocessing import Preprocessing
+
+Crops = Literal[1, 10]
+"""How many crops of a picture are looked at: its centre, or four corners and the centre with their mirror images."""
+
+CENTRE = 4
+"""Which of the ten crops is the one that ``prepare`` makes."""
 
 _MAX_ASPECT = 8
 """Longest side over shortest that is resized whole; a longer strip loses its ends first, which the crop would drop."""
@@ -24,10 +32,48 @@ def prepare(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     Returns:
         uint8 [image_size, image_size, 3], contiguous.
     """
-    size, resize = preprocessing.image_size, preprocessing.resize
+    return _centre_crop(whole(picture, preprocessing.resize, preprocessing.interpolation), preprocessing.image_size)
+
+
+def ten_crops(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Resizes one picture and cuts its four corners and its centre out of it, and mirrors them.
+
+    The ten crops are those of Krizhevsky, Sutskever and Hinton (2012), section 4.1, which arXiv:1512.03385 cites, but
+    cut from the whole resized picture, as torchvision's ``TenCrop`` and fb.resnet.torch do, where that paper cut them
+    from its central square.
+
+    Args:
+        picture: uint8 [height, width, 3], RGB, any size.
+        preprocessing: The model's sizes and filter.
+
+    Returns:
+        uint8 [10, image_size, image_size, 3]: top left, top right, bottom left, bottom right, centre, and the same
+        mirrored left to right.
+    """
+    size = preprocessing.image_size
+    resized = whole(picture, preprocessing.resize, preprocessing.interpolation)
+    bottom, right = resized.shape[0] - size, resized.shape[1] - size
+    corners = [resized[y : y + size, x : x + size] for y in (0, bottom) for x in (0, right)]
+    five = np.stack([*corners, _centre_crop(resized, size)])
+    return np.concatenate([five, five[:, :, ::-1]])
+
+
+def whole(
+    picture: NDArray[np.uint8], shorter_side: int, interpolation: Literal["bilinear", "bicubic"]
+) -> NDArray[np.uint8]:
+    """Resizes one picture and crops nothing, but for the ends of a strip that is longer than eight times its width.
+
+    Args:
+        picture: uint8 [height, width, 3], RGB, any size.
+        shorter_side: What its shorter side becomes, pixels.
+        interpolation: Resampling filter.
+
+    Returns:
+        uint8 [height, width, 3]; `picture` itself where it is a square of that size already.
+    """
     height, width = picture.shape[:2]
-    if height == width == resize:
-        return _centre_crop(picture, size)
+    if height == width == shorter_side:
+        return picture
     longest = _MAX_ASPECT * min(height, width)
     if max(height, width) > longest:
         top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
@@ -38,8 +84,9 @@ def prepare(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     from torchvision.transforms.v2 import functional as F
 
     tensor = torch.from_numpy(_writable(picture)).permute(2, 0, 1)
-    resized = F.resize(tensor, [resize], interpolation=InterpolationMode(preprocessing.interpolation), antialias=True)
-    return _centre_crop(resized.permute(1, 2, 0).numpy(), size)
+    resized = F.resize(tensor, [shorter_side], interpolation=InterpolationMode(interpolation), antialias=True)
+    pixels: NDArray[np.uint8] = resized.permute(1, 2, 0).numpy()
+    return pixels
 
 
 def _writable(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

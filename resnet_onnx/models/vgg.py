@@ -54,3 +54,40 @@ class VGG(nn.Module):
         x = self.features(pictures)  # [B, 512, H/32, W/32]
         x = torch.flatten(self.avgpool(x), 1)  # [B, 512·7·7]
         return cast(Tensor, self.classifier(x))
+
+    def fully_convolutional(self) -> FullyConvolutionalVGG:
+        """Returns the same function for pictures of any size, from 224 pixels on; it shares this network's weights."""
+        return FullyConvolutionalVGG(self)
+
+
+class FullyConvolutionalVGG(nn.Module):
+    """VGG on whole pictures (arXiv:1409.1556, section 3.2): the fully connected layers slide over the features.
+
+    The first one becomes a 7×7 convolution, the others 1×1 convolutions, and the scores of all positions are averaged.
+    On 224 pixels there is one position, and the function is that of `vgg`.
+
+    Args:
+        vgg: The network, whose weights are used in place.
+    """
+
+    def __init__(self, vgg: VGG) -> None:
+        super().__init__()
+        self.features = vgg.features
+        layers: list[nn.Module] = []
+        channels, side = _WIDTHS[-1], _POOLED
+        for layer in vgg.classifier:
+            if isinstance(layer, nn.Linear):
+                sliding = nn.Conv2d(channels, layer.out_features, side, device="meta")  # its weights are not its own
+                sliding.weight = nn.Parameter(layer.weight.detach().view(-1, channels, side, side))
+                sliding.bias = layer.bias
+                layers.append(sliding)
+                channels, side = layer.out_features, 1
+            else:
+                layers.append(layer)
+        self.classifier = nn.Sequential(*layers)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Maps normalised pictures [B, C, H, W], H and W at least 224, to logits [B, K]."""
+        x = self.features(pictures)  # [B, 512, H/32, W/32]
+        x = self.classifier(x)  # [B, K, H/32 − 6, W/32 − 6]
+        return torch.mean(x, dim=(2, 3))

@@ -172,9 +172,15 @@ def _evaluate_findings(document: Document) -> list[Finding]:
         Finding(
             state="good",
             text=f"{_about(document)}: {told} top-1 on {found[0]['images']:,g} pictures of "
-            f"{Path(document['result']['data']).name} ({listed([row['runtime'] for row in found])}).",
+            f"{Path(document['result']['data']).name}{_views(document)} ({listed([row['runtime'] for row in found])}).",
         )
     ]
+
+
+def _views(document: Document) -> str:
+    """Says how many views of each picture were averaged, where it was more than the usual one."""
+    views = document["result"].get("views")
+    return f", the mean over {views}" if isinstance(views, str) and views != "1 crop" else ""
 
 
 def _evaluate(document: Document, palette: dict[str, str]) -> Section:
@@ -203,7 +209,7 @@ def _evaluate(document: Document, palette: dict[str, str]) -> Section:
         )
     return Section(
         heading=f"How often is it right? {_about(document)}",
-        text=f"On {document['result']['data']}.",
+        text=f"On {document['result']['data']}{_views(document)}.",
         charts=[
             Chart(
                 svg=charts.dots(items, unit="top-1 accuracy, %", palette=palette),

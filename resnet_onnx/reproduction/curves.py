@@ -10,6 +10,7 @@ from typing import Any
 
 from resnet_onnx.report.charts import COLOURS
 from resnet_onnx.report.tables import csv_text
+from resnet_onnx.report.words import counted
 from runtimes.files import atomic_file, write_text
 
 _THIN, _BOLD = 1.0, 2.4
@@ -77,7 +78,7 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(10.0, 4.8), layout="constrained", dpi=120)
+    figure = Figure(figsize=(10.0, 5.2), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     depths = sorted({curve.depth for curve in curves})
@@ -88,22 +89,32 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
             epochs = [point["epoch"] for point in points]
             mark = "o" if len(points) == 1 else None
             for name, width in (("training", _THIN), ("test", _BOLD)):
-                errors = [100 * point[f"{name}_error"] for point in points]
+                percent = [100 * point[f"{name}_error"] for point in points]
                 axes.plot(
-                    epochs, errors, color=colour, linewidth=width, marker=mark, markersize=2 + width,
-                    label=f"{curve.depth} layers, {name} {errors[-1]:.1f} %",
+                    epochs, percent, color=colour, linewidth=width, marker=mark, markersize=2 + width,
+                    label=f"{curve.depth} layers, {name} {percent[-1]:.1f} %",
                 )  # fmt: skip
         axes.set_title(kind)
         axes.set_xlabel("epochs")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:  # no network of a kind may be trained yet
-            axes.legend(frameon=False, fontsize=9)
+            # Below the panel: curves go everywhere inside, and a single epoch is a few points in the middle.
+            lines = [*axes.lines[::2], *axes.lines[1::2]]  # a column of training errors, one of test errors
+            axes.legend(
+                handles=lines, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2
+            )
     panels[0].set_ylabel("error, %")
-    panels[0].set_ylim(bottom=0)
+    errors = [point[f"{name}_error"] for curve in curves for point in curve.points() for name in ("training", "test")]
+    panels[0].set_ylim(0, 105 * max(errors, default=1.0) or 1)  # some room above the highest point
+    if all(len(curve.epochs) == 1 for curve in curves):
+        panels[0].set_xlim(0.5, 1.5)  # the tick is the one epoch, not fractions of it
     steps = next((curve.epochs[0]["steps"] for curve in curves), 1)
-    note = f"{steps} steps an epoch. Thin: training error, on augmented pictures while training. Bold: test error."
+    note = (
+        f"{counted(steps, 'step')} an epoch. Thin: training error, on augmented pictures while training. "
+        "Bold: test error."
+    )
     figure.suptitle(f"{title}\n{note}", fontsize=10)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

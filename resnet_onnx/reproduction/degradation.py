@@ -17,6 +17,7 @@ from resnet_onnx import workflow
 from resnet_onnx.bench.clock import Stopwatch
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.counting import count
+from resnet_onnx.report.words import counted
 from resnet_onnx.reproduction.forecast import Forecast, duration
 from runtimes import files
 from runtimes.errors import BadWeights, UsageError
@@ -345,8 +346,8 @@ def _epochs(experiment: Plan) -> int:
 
 
 def _title(experiment: Plan) -> str:
-    recipe = experiment.recipe
-    return f"{experiment.data.train.name}: recipe {recipe.name}, {recipe.epochs} epochs, seed {experiment.seed}"
+    recipe, epochs = experiment.recipe, counted(experiment.recipe.epochs, "epoch")
+    return f"{experiment.data.train.name}: recipe {recipe.name}, {epochs}, seed {experiment.seed}"
 
 
 def _train(

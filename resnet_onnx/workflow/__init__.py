@@ -4,7 +4,7 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 ``Model``; ``source`` gives the form of it that a runtime opens, exporting or building into the cache where needed.
 """
 
-from resnet_onnx.workflow.accuracy import evaluate_on, predict_on
+from resnet_onnx.workflow.accuracy import check_scales, evaluate_on, evaluate_scales_on, predict_on
 from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, measure_model
@@ -53,10 +53,12 @@ __all__ = [
     "build_lowered",
     "check_parity",
     "check_request",
+    "check_scales",
     "convert",
     "decoding",
     "default_output",
     "evaluate_on",
+    "evaluate_scales_on",
     "export",
     "export_half",
     "feeds_of",

@@ -7,19 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_onnx.models.configs import VGGConfig
 from resnet_onnx.workflow.feeds import need_preprocessing
-from resnet_onnx.workflow.opening import source, tuned
-from resnet_onnx.workflow.request import UNTUNED, Model, refuse_special
+from resnet_onnx.workflow.opening import source, tuned, whole_picture_source
+from resnet_onnx.workflow.request import UNTUNED, Model, need_network, refuse_special
 from resnet_onnx.workflow.resolving import classes_of
 from runtimes.base import Runtime
-from runtimes.errors import BadData, BadPicture
+from runtimes.errors import BadData, BadPicture, UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import RuntimeOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from resnet_onnx.data.datasets import PictureSet
+    from resnet_onnx.data.transforms import Crops
     from resnet_onnx.evaluation import Evaluation
     from resnet_onnx.prediction import Predictions
 
+_SCALES = (8, 4096)
+"""Shortest and longest side that a picture may be resized to, pixels."""
+_VGG_SIDE = 224
+"""Side of the picture whose features VGG's fully connected layers see, pixels (arXiv:1409.1556, section 2.1)."""
 _WORTH_WORKERS = 200
 """Below so many pictures, decoding in this process is done before worker processes have started."""
 
@@ -39,6 +49,8 @@ def evaluate_on(
     data: str,
     *,
     batch_size: int = 32,
+    crops: Crops = 1,
+    resize: int | None = None,
     limit: int | None = None,
     workers: int | None = None,
     skip_bad: bool = False,
@@ -47,35 +59,103 @@ def evaluate_on(
     tuning: RuntimeOptions = UNTUNED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measures a model's accuracy on a data set's test split; see ``evaluation.evaluate``."""
+    """Measures a model's accuracy on a data set's test split; see ``evaluation.evaluate``.
+
+    `resize` is what the shorter side of each picture becomes before it is cropped, in place of the model's own.
+    """
     from resnet_onnx.data.batches import default_workers, start_worker_server
-    from resnet_onnx.data.datasets import open_dataset
-    from resnet_onnx.data.labels import match_classes
     from resnet_onnx.evaluation import evaluate
 
     preprocessing = need_preprocessing(model)
-    refuse_special(Path(data), BadData)
-    dataset = open_dataset(data, split="test")
+    if resize is not None:
+        side = preprocessing.image_size
+        if resize < side:
+            raise UsageError(f"--resize {resize} leaves less than the {side}×{side} that {model.name} takes")
+        preprocessing = replace(preprocessing, resize=resize)
+    dataset = _test_pictures(data)
     few = min(len(dataset), limit or len(dataset)) < _WORTH_WORKERS
     count = (0 if few or dataset.in_memory else default_workers()) if workers is None else workers
     if count:
         start_worker_server()
     with _open_for_pictures(model, runtime, device, threads, tuning, batch_size) as opened:
-        classes = classes_of(opened.outputs)
-        class_map = match_classes(
-            dataset.classes, model.labels, len(model.labels or dataset.classes) if classes is None else classes
-        )
         return evaluate(
             opened,
             dataset,
             preprocessing,
-            class_map=class_map,
+            class_map=_class_map(model, opened, dataset),
             batch_size=batch_size,
+            crops=crops,
             workers=count,
             skip_bad=skip_bad,
             progress=progress,
             limit=limit,
         )
+
+
+def evaluate_scales_on(
+    model: Model,
+    data: str,
+    scales: Sequence[int],
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    tuning: RuntimeOptions = UNTUNED,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measures a model's accuracy in torch on whole pictures at several sizes; see ``evaluation.evaluate_scales``."""
+    from resnet_onnx.evaluation import evaluate_scales
+
+    preprocessing = need_preprocessing(model)
+    check_scales(model, scales)
+    dataset = _test_pictures(data)
+    found = whole_picture_source(model)
+    with open_runtime("torch", found, device=device, options=replace(tuning, threads=threads)) as opened:
+        return evaluate_scales(
+            opened,
+            dataset,
+            preprocessing,
+            class_map=_class_map(model, opened, dataset),
+            scales=scales,
+            batch_size=batch_size,
+            skip_bad=skip_bad,
+            progress=progress,
+            limit=limit,
+        )
+
+
+def check_scales(model: Model, scales: Sequence[int]) -> None:
+    """Raises ``UsageError`` for sizes that a network does not take."""
+    network = need_network(model)
+    least, most = _SCALES
+    if isinstance(network.config, VGGConfig):
+        least, side = _VGG_SIDE, network.preprocessing.image_size
+        if side // 32 != least // 32:  # what it learned is not what slides over a larger picture
+            raise UsageError(f"{model.name} takes scales only where its own pictures are {least}×{least}, not {side}")
+    wrong = [scale for scale in scales if not least <= scale <= most]
+    if wrong:
+        raise UsageError(f"{model.name} takes pictures at scales from {least} to {most} pixels, not {wrong[0]}")
+
+
+def _test_pictures(data: str) -> PictureSet:
+    from resnet_onnx.data.datasets import open_dataset
+    from resnet_onnx.evaluation import need_labels
+
+    refuse_special(Path(data), BadData)
+    dataset = open_dataset(data, split="test")
+    need_labels(dataset)
+    return dataset
+
+
+def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> NDArray[np.int64]:
+    from resnet_onnx.data.labels import match_classes
+
+    classes = classes_of(opened.outputs)
+    return match_classes(
+        dataset.classes, model.labels, len(model.labels or dataset.classes) if classes is None else classes
+    )
 
 
 def predict_on(

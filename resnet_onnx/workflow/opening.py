@@ -52,27 +52,39 @@ def source(
         _check_engine_of(model.engine, runtime)
         return ModelSource(path=model.engine, label=model.name)
     if runtime == "torch":
-        network = need_network(model)
-        if model.precision == "int8":
-            raise UnsupportedModel(
-                f"runtime 'torch' can't run {model.name} in int8: its Q/DQ graph has no torch form here",
-                fix="run it on ort-cpu, openvino or an engine, or name the fp32 model for torch",
-            )
-        return ModelSource(
-            factory="resnet_onnx.workflow.torch_form:torch_program",
-            arguments={
-                "network": network,
-                "form": model.form,
-                "names": tensor_names(model),
-                **({"dtype": TORCH_DTYPES[model.precision]} if model.precision in TORCH_DTYPES else {}),
-            },
-            label=model.name,
-        )
+        return _torch_source(model, "torch_program", form=model.form, names=tensor_names(model))
     if model.precision == "int8" and runtime in LOWERED_RUNTIMES:
         return ModelSource(path=lowered_path(onnx_path(model), runtime), label=model.name)
     if runtime in ENGINE_RUNTIMES:
         return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
     return ModelSource(path=onnx_path(model), label=model.name)
+
+
+def whole_picture_source(model: Model) -> ModelSource:
+    """Returns the torch form of a model that takes pictures of any height and width.
+
+    Raises:
+        UsageError: The weights are not at hand.
+        UnsupportedModel: The model is int8.
+    """
+    return _torch_source(model, "whole_picture_program")
+
+
+def _torch_source(model: Model, factory: str, **arguments: Any) -> ModelSource:
+    """Returns what the torch runtime opens; `factory` is one of ``torch_form``."""
+    network = need_network(model)
+    if model.precision == "int8":
+        raise UnsupportedModel(
+            f"runtime 'torch' can't run {model.name} in int8: its Q/DQ graph has no torch form here",
+            fix="run it on ort-cpu, openvino or an engine, or name the fp32 model for torch",
+        )
+    if model.precision in TORCH_DTYPES:
+        arguments["dtype"] = TORCH_DTYPES[model.precision]
+    return ModelSource(
+        factory=f"resnet_onnx.workflow.torch_form:{factory}",
+        arguments={"network": network, **arguments},
+        label=model.name,
+    )
 
 
 def lowered_path(path: Path, runtime: str, *, exact: bool = False) -> Path:

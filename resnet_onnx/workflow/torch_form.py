@@ -38,6 +38,29 @@ def torch_program(
     return TorchProgram(module=module, inputs=inputs, outputs=outputs)
 
 
+def whole_picture_program(*, network: Network, dtype: Dtype = "float32") -> TorchProgram:
+    """Builds the torch form of a network for pictures of any height and width: a factory for ``ModelSource``.
+
+    Its input is normalised float32 [batch, 3, height, width], whatever the ONNX form of the model takes; scores are
+    averaged over the positions of a picture.
+    """
+    from resnet_onnx.models.vgg import VGG
+
+    module = wrapped(network, OnnxForm(), dtype)
+    if isinstance(module, VGG):  # its pooling would shrink any picture to the features of one position
+        module = module.fully_convolutional().eval()
+    if dtype in ("float16", "bfloat16"):
+        from converters.input_adapters import HalfInside
+
+        module = HalfInside(module)
+    element = np.dtype(np.float32)
+    return TorchProgram(
+        module=module,
+        inputs=(TensorSpec(INPUT_NAME, element, ("batch", 3, "height", "width")),),
+        outputs=(TensorSpec(OUTPUT_NAME, element, ("batch", network.config.num_classes)),),
+    )
+
+
 def wrapped(network: Network, form: OnnxForm, dtype: Dtype = "float32") -> Any:
     """Loads a network as a module in eval mode, with the normalisation in front of it where the form says so."""
     import torch

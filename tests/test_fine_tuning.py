@@ -1,0 +1,77 @@
+"""The README's way from two folders of pictures to a deployed classifier with class names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from resnet_onnx.cli.main import main
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+(EXAMPLE,) = re.findall(r"```bash\n(.*?)```", README, re.S)
+MAKE_FOLDERS = EXAMPLE.partition("python - <<'END'\n")[2].partition("\nEND\n")[0]
+COMMANDS = [shlex.split(line) for line in EXAMPLE.replace("\\\n", "").splitlines() if line.startswith("resnet-onnx ")]
+
+
+def run_json(capfd: Any, *arguments: str) -> dict[str, Any]:
+    capfd.readouterr()
+    code = main([*arguments, "--json"])
+    document: dict[str, Any] = json.loads(capfd.readouterr().out)
+    assert code == 0, document
+    return document
+
+
+def test_two_classes_are_learned_with_frozen_layers_and_predicted_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(MAKE_FOLDERS, "README.md", "exec"), {})
+    assert [len(list(Path("mine/train", name).iterdir())) for name in ("eight", "nine")] == [20, 20]
+    assert len(list(Path("others/train").iterdir())) == 8
+    first, second, export, *_, predict = COMMANDS
+    short = ["--set", "validation=0", "--threads", "1"]  # the way, not the skill: an epoch for each
+    run_json(capfd, *first[1:], *short, "--epochs", "1")
+    trained = run_json(capfd, *second[1:], *short, "--epochs", "1")
+    assert trained["recipe"]["freeze"] == ["conv1", "bn1", "layer1"]
+    before, after = (load_file(Path(run, "last", "model.safetensors")) for run in ("runs/others", "runs/mine"))
+    assert (before["fc.weight"].shape[0], after["fc.weight"].shape[0]) == (8, 2)
+    kept = {name for name in before if not name.startswith("fc.") and np.array_equal(before[name], after[name])}
+    assert kept == {name for name in before if name.startswith(("conv1.", "bn1.", "layer1."))}
+    run_json(capfd, *export[1:])
+    (answer,) = run_json(capfd, *predict[1:])["predictions"]
+    assert {candidate["label"] for candidate in answer["top"]} == {"eight", "nine"}
+    with Image.open("answer.png") as drawn:
+        assert drawn.format == "PNG"
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_as_it_stands(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", EXAMPLE],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (top1,) = re.findall(r"^ ort-cpu +([\d.]+) +– +83 +0 ", done.stdout, re.M)
+    assert float(top1) >= 95
+    assert len(re.findall(r" pass *$", done.stdout, re.M)) == 3
+    answer = done.stdout[done.stdout.index("mine/test/nine/0665.png") :].splitlines()
+    assert re.fullmatch(r" +\d+\.\d %  nine", answer[1])
+    assert re.fullmatch(r" +\d+\.\d %  eight", answer[2])
+    assert (tmp_path / "answer.png").is_file()
