@@ -102,7 +102,7 @@ def picture(page: Path, out: Path) -> bool:
     with tempfile.TemporaryDirectory() as profile, files.atomic_file(out) as temporary:
         drawn = Path(profile) / "page.png"
         subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1160,1500",
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1240,1500",
              f"--user-data-dir={profile}/profile", f"--screenshot={drawn}", page.resolve().as_uri()],
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
