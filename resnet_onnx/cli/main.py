@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as ending:
         return int(ending.exit_code)
     except click.UsageError as error:
-        terminal.error("usage", _usage_message(error), _usage_fix(error, arguments))
+        # torchrun gives all its processes the same command line: what is wrong with it is said once.
+        if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
+            terminal.error("usage", _usage_message(error), _usage_fix(error, arguments))
         return 2
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -101,10 +103,12 @@ def _run(context: click.Context, terminal: Terminal) -> int:
     except (click.UsageError, click.exceptions.Exit):
         raise
     except (KeyboardInterrupt, click.Abort):
-        terminal.error("interrupted", "interrupted; what was complete is kept", None)
+        if not terminal.mute:
+            terminal.error("interrupted", "interrupted; what was complete is kept", None)
         return INTERRUPTED
     except ToolkitError as error:
-        terminal.error(error.kind, error.message, error.fix)
+        if not (terminal.mute and error.common):
+            terminal.error(error.kind, error.message, error.fix)
         return error.exit_code
     except MemoryError:
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
