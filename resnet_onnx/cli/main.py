@@ -163,16 +163,19 @@ def entry() -> None:
     """The ``resnet-onnx`` program."""
     _open_missing_streams()
     code = main()
-    if code == INTERRUPTED:
-        _end_at_once()
+    if code == INTERRUPTED or os.environ.get("WORLD_SIZE", "1") != "1":
+        _end_at_once(code)
     sys.exit(code)
 
 
-def _end_at_once() -> None:
-    """Ends an interrupted process with its exit code, and with it every process that it started.
+def _end_at_once(code: int) -> None:
+    """Ends this process with its exit code, and with it every process that it started.
 
-    Where the interrupt hit inside the import of a C extension, Python remembers that and ends by the signal instead;
-    and a worker that is still importing would notice only later that nobody waits for it.
+    For one that was interrupted: where the interrupt hit inside the import of a C extension, Python remembers that and
+    ends by the signal instead; and a worker that is still importing would notice only later that nobody waits for it.
+    For one of several that trained together: threads of its connections to the others are still there, since torch's
+    DistributedDataParallel never lets go of its process group, and some that had done all their work were ended by
+    SIGABRT when Python took itself apart around them, which torchrun takes for a failed run.
     """
     import psutil
 
@@ -182,9 +185,10 @@ def _end_at_once() -> None:
             # The tracker removes what the others shared in memory, and then ends by itself.
             if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
                 child.kill()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _open_missing_streams() -> None:

@@ -31,6 +31,7 @@ class Terminal:
     Attributes:
         mute: Another process speaks for the command: this one shows no result, no note and no progress, and reports
             only errors that it alone has.
+        final: Whether an error ends the command; if it is started anew after one, that is no result yet.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
@@ -38,6 +39,7 @@ class Terminal:
         self.quiet = quiet
         self.verbose = verbose
         self.mute = False
+        self.final = True
         self._out: TextIO = sys.stdout
         self._err: TextIO = sys.stderr
         self._chatter: Any = None
@@ -167,7 +169,7 @@ class Terminal:
 
     def error(self, kind: str, message: str, fix: str | None) -> None:
         """Reports the one error of a failed command."""
-        if self.as_json:
+        if self.as_json and self.final:
             with contextlib.suppress(FileProblem):
                 self.emit({"error": {"kind": kind, "message": message, "fix": fix}})
         lines = [f"error: {message}"]

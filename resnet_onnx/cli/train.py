@@ -103,7 +103,7 @@ def command(
     from resnet_onnx.training.distributed import Peers
 
     peers = Peers.from_environment()
-    terminal.mute = not peers.first
+    terminal.mute, terminal.final = not peers.first, peers.final
     if list_recipes:
         _list_recipes(terminal)
         return

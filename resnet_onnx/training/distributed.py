@@ -46,6 +46,7 @@ class Peers:
         local_rank: Place among the processes of this machine.
         local_count: Processes on this machine.
         restarted: Whether torchrun has started this machine's anew, after one died.
+        final: Whether torchrun will start none anew any more.
     """
 
     rank: int = 0
@@ -53,6 +54,7 @@ class Peers:
     local_rank: int = 0
     local_count: int = 1
     restarted: bool = False
+    final: bool = True
 
     @classmethod
     def from_environment(cls) -> Peers:
@@ -64,15 +66,19 @@ class Peers:
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         try:
+            restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
             peers = cls(
                 rank=int(os.environ["RANK"]),
                 count=int(os.environ["WORLD_SIZE"]),
                 local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
                 local_count=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
-                restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
+                restarted=restarts > 0,
+                final=restarts >= int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
             )
         except ValueError as error:
-            raise UsageError(f"RANK, WORLD_SIZE or LOCAL_RANK is no number: {error}") from error
+            raise UsageError(
+                f"what torchrun says in the environment (RANK, WORLD_SIZE, …) is no number: {error}"
+            ) from error
         if not 0 <= peers.rank < peers.count or peers.local_rank < 0:
             raise UsageError(f"RANK {peers.rank} does not fit WORLD_SIZE {peers.count}", fix="start with torchrun")
         return peers
