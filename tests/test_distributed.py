@@ -36,7 +36,7 @@ def torchrun(*arguments: str, restarts: int = 0) -> Iterator[subprocess.Popen[st
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "--max-restarts", str(restarts), *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,7 +148,7 @@ def test_torchrun_speaks_once_writes_once_and_ends_cleanly(tmp_path: Path) -> No
     ("wrong", "said"),
     [
         (("--data", "nowhere"), "--data 'nowhere': no such file or folder"),
-        (("--sync-batch-norm",), "SyncBatchNorm has no CPU form"),
+        pytest.param(("--sync-batch-norm",), "SyncBatchNorm has no CPU form", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_under_torchrun_is_said_once(tmp_path: Path, wrong: tuple[str, ...], said: str) -> None:

@@ -182,7 +182,7 @@ def test_bad_pictures_are_counted_and_named(pictures: Path, tmp_path: Path, capf
     assert [Path(skipped["image"]).name for skipped in result["skipped"]] == ["001.jpg"]
     assert main([*train, "--out", str(tmp_path / "c"), "--skip-bad", "1"]) == 0
     shown = capfd.readouterr()
-    assert "Left out: 1 pictures that can't be read" in shown.out
+    assert "Left out because they can't be read: 1" in shown.out
     assert "left out: " in shown.err
     assert "sea/001.jpg" in shown.err
 

@@ -222,7 +222,7 @@ def _tell(terminal: Terminal, result: TrainingResult, name: str, plot: Path | No
     chosen = "the last epoch" if best["top1"] is None else f"{100 * best['top1']:.2f} % on validation pictures"
     terminal.line(f"Best: epoch {best['epoch']}, {chosen} · training loss at the end {last['train_loss']:.4f}")
     if result.skipped:
-        terminal.line(f"Left out: {len(result.skipped)} pictures that can't be read")
+        terminal.line(f"Left out because they can't be read: {len(result.skipped)}")
     if result.test_top1 is not None:
         terminal.line(f"Test (not used in any choice): {100 * result.test_top1:.2f} %")
     terminal.line(f"{result.images_per_second:.0f} img/s, {result.recipe.precision} · checkpoint {result.checkpoint}")
