@@ -120,9 +120,8 @@ def beside_bare(args: argparse.Namespace) -> bool:
     rates = [args.batch / statistics.median(times) for times in zip(*pairs, strict=True)]
     print(f"{args.model}, batch {args.batch}, {result.recipe.precision}, {torch.get_num_threads()} threads, "
           f"{len(pairs)} pairs of steps")  # fmt: skip
-    print(
-        f"ours {rates[0]:.0f} img/s, bare {rates[1]:.0f} img/s, ratio {ratio.median:.3f} (95 %: {ratio.low:.3f} to {ratio.high:.3f})"
-    )
+    print(f"ours {rates[0]:.0f} img/s, bare {rates[1]:.0f} img/s")
+    print(f"ratio {ratio.median:.3f} (95 %: {ratio.low:.3f} to {ratio.high:.3f})")
     print(f"getting a batch (waiting, changing, normalising): {100 * input_share:.1f} % of our steps' time")
     if others > _QUIET:
         print(f"disturbed by other programs ({100 * others:.0f} % of the cores): not judged")
