@@ -711,7 +711,7 @@ def _resolved(recipe: Recipe, before: Checkpoint | None, device: torch.device) -
     """Decides what the recipe leaves open; a resumed run goes on as it was."""
     decided = {
         "precision": "bf16" if computes_bf16(device) else "fp32",
-        "layout": "channels-last" if device.type == "cuda" else "contiguous",
+        "layout": "channels-last",
         "compile": "off",
     }
     if before is not None:
