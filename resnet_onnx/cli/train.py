@@ -134,7 +134,7 @@ def command(
         start = None if weights is None else workflow.initial_state(entry, weights, opened.train.classes, seed=seed)
         return entry, opened, recipe, start
 
-    entry, opened, recipe, start = peers.agree(prepare)
+    entry, opened, recipe, start = peers.agree_in_turn(prepare)
     folder = out or Path("runs") / f"{entry.name}-{Path(spec).stem}"
     if threads is None and peers.count > 1:
         threads = max(1, usable_cores() // peers.local_count)  # torchrun's own default is 1

@@ -194,6 +194,17 @@ class Peers:
                 raise self.together(problem)
         return made[0]
 
+    def agree_in_turn(self, make: Callable[[], T]) -> T:
+        """As ``agree``, but one process of each machine goes first: what it downloads is there for the others."""
+        made: list[T] = []
+
+        def make_first() -> None:
+            if self.local_rank == 0:
+                made.append(make())
+
+        self.agree(make_first)
+        return self.agree(lambda: made[0] if made else make())
+
     def together(self, error: ToolkitError) -> ToolkitError:
         """Marks an error that every process raises, so that only the first one reports it."""
         error.common = self.count > 1
