@@ -17,7 +17,6 @@ from resnet_onnx.cli.options import (
     workers_option,
 )
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.base import usable_cores
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ def command(
     entry, opened, recipe, start = peers.agree_in_turn(prepare)
     folder = out or Path("runs") / f"{entry.name}-{Path(spec).stem}"
     if threads is None and peers.count > 1:
+        from runtimes.base import usable_cores
+
         threads = max(1, usable_cores() // peers.local_count)  # torchrun's own default is 1
 
     from resnet_onnx.training.loop import train

@@ -19,12 +19,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from runtimes.errors import RuntimeUnavailable, ToolkitError, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -98,6 +99,8 @@ class Peers:
             UsageError: No such kind of device, or one GPU named for several processes.
             RuntimeUnavailable: There is no such GPU.
         """
+        import torch
+
         kinds = "device is cpu, cuda or cuda:N"
         try:
             device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -134,6 +137,7 @@ class Peers:
         if self.count == 1:
             yield
             return
+        import torch
         import torch.distributed as dist
 
         gpu = device.type == "cuda"
