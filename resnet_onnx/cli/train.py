@@ -239,7 +239,8 @@ def show_step(display: Any, task: Any, progress: Progress, *, name: str = "") ->
         label += f", loss {progress.loss:.3f}"
     if progress.images_per_second is not None:
         label += f", {progress.images_per_second:.0f} img/s"
-    display.update(task, description=label, completed=progress.step, total=progress.steps or None)
+    # Of the whole training, so that the time left is too.
+    display.update(task, description=label, completed=progress.done, total=progress.total or None)
 
 
 def _show(terminal: Terminal, display: Any, task: Any, progress: Progress) -> None:
