@@ -10,21 +10,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_training import SMALL, small_run, state_bytes, without_times
+from test_training import SMALL, small_net, small_run, state_bytes, without_times
 
+from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training import loop
-from resnet_onnx.training.augmentation import mix
+from resnet_onnx.training.augmentation import (
+    COLOUR_VALUES,
+    COLOUR_VECTORS,
+    Share,
+    colour_shift,
+    mix,
+    random_scaled_crop,
+)
 from resnet_onnx.training.checkpoint import read_checkpoint
+from resnet_onnx.training.distributed import Peers
 from resnet_onnx.training.loop import Progress
 from resnet_onnx.training.recipes import lookup_recipe
 from resnet_onnx.training.splits import open_training_data
-from runtimes.errors import BadData, UsageError
+from runtimes.errors import BadData, RuntimeUnavailable, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,6 +116,7 @@ def test_mixing_changes_the_training_and_is_repeatable(tmp_path: Path) -> None:
 # ---- plateaus --------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # the first call loads torch's optimizers
 @given(st.lists(st.sampled_from([0.5, 0.49999, 0.4, 0.3, 0.6]), max_size=30), st.integers(0, 4))
 def test_plateaus_are_those_of_torch(errors: list[float], patience: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -172,6 +183,77 @@ def test_so_many_bad_pictures_are_left_out_and_no_more(tmp_path: Path) -> None:
     assert result.test_top1 in {i / 5 for i in range(6)}
 
 
+# ---- the ImageNet recipes' pictures and steps ------------------------------------------------------------------------
+
+
+@settings(deadline=None)  # the first call loads torchvision
+@given(st.integers(0, 2**63 - 1))
+def test_a_scaled_crop_is_a_window_of_the_scaled_picture(seed: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+    cut = random_scaled_crop(picture, Preprocessing(image_size=8, resize=8), (12, 12), seed)  # scaled by 1
+    assert (cut.dtype, cut.shape) == (torch.uint8, (3, 8, 8))
+    whole = torch.from_numpy(picture).permute(2, 0, 1)
+    windows = [whole[:, top : top + 8, left : left + 8] for top in range(5) for left in range(10)]
+    assert sum(torch.equal(cut, window) for window in windows) == 1
+
+
+def test_the_shorter_side_takes_every_length_between_its_bounds() -> None:
+    ramp = np.repeat(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    slopes = set()
+    for seed in range(60):
+        cut = random_scaled_crop(ramp, Preprocessing(image_size=8, resize=8), (16, 32), seed).float()
+        slopes.add(round(255 / float((cut[0, 0, 7] - cut[0, 0, 0]) / 7)))  # pixels from black to white
+    assert len(slopes) > 8
+    assert 14 <= min(slopes) < 20 < 28 < max(slopes) <= 36
+
+
+def test_colours_are_shifted_along_the_published_components() -> None:
+    pictures = torch.zeros(20_000, 3, 1, 1)
+    share = Share(first=0, total=len(pictures))
+    recipe = lookup_recipe("imagenet-paper")
+    shift = colour_shift(pictures, recipe, torch.Generator().manual_seed(0), share)
+    assert shift.shape == (20_000, 3, 1, 1)
+    vectors, values = torch.tensor(COLOUR_VECTORS), torch.tensor(COLOUR_VALUES)
+    expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
+    torch.testing.assert_close(torch.cov(shift.flatten(1).T), expected, rtol=0.05, atol=1e-6)
+
+
+def test_a_number_of_steps_ends_the_training_within_an_epoch(tmp_path: Path) -> None:
+    result = small_run(tmp_path / "run", SMALL.override(steps=5))
+    assert [row["steps"] for row in result.epochs] == [3, 2]
+    assert result.epochs[-1]["learning_rate"] == pytest.approx(SMALL.learning_rate_at(4, 5))
+
+
+def test_weight_decay_leaves_norms_and_biases_alone_where_the_recipe_says_so(tmp_path: Path) -> None:
+    found = {}
+    for name, decays in (("all", True), ("some", False)):
+        recipe = SMALL.override(decay_norms=decays, learning_rate=1e-9, weight_decay=1.0, momentum=0.0, nesterov=False)
+        small_run(tmp_path / name, recipe)
+        groups = read_checkpoint(tmp_path / name / "last").optimizer_state()["param_groups"]
+        found[name] = [(group["weight_decay"], len(group["params"])) for group in groups]
+    weights = sum(value.ndim > 1 for value in read_checkpoint(tmp_path / "all" / "last").module_state().values())
+    ((decay, count),) = found["all"]
+    assert decay == 1.0
+    assert found["some"] == [(1.0, weights), (0.0, count - weights)]
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "message"),
+    [
+        ({"batch_size": 31}, 2, "a batch of 31 can't be divided evenly among 2 processes"),
+        ({"batch_size": 4}, 4, "leaves each of 4 processes one picture"),
+        ({"sync_batch_norm": True}, 2, "SyncBatchNorm has no CPU form"),
+        ({"precision": "fp16"}, 1, "fp16 trains on GPUs only"),
+        ({"crop": "scaled", "pad": 0, "shorter_side": (4, 9)}, 1, "below the network's 8"),
+    ],
+)
+def test_what_recipe_and_processes_cannot_do_together_is_refused(
+    change: dict[str, Any], count: int, message: str
+) -> None:
+    with pytest.raises((UsageError, RuntimeUnavailable), match=message):
+        loop._checked_device(SMALL.override(**change), small_net(), "cpu", Peers(count=count))
+
+
 # ---- stopping, and memory --------------------------------------------------------------------------------------------
 
 
@@ -202,7 +284,7 @@ GROWING = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_training import SMALL, small_run
+from test_training import SMALL, small_net, small_run
 
 small_run(Path(sys.argv[2]), SMALL.override(epochs=int(sys.argv[3])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
