@@ -22,7 +22,7 @@ FOLDERS = (
 )
 LAST = """\
 tests/                      flat by subject; tests/gpu skips itself with the reason
-benchmarks/                 what is timed: export's cost, evaluate's pipeline, the bench's own overhead
+benchmarks/                 what is timed: export's cost, evaluate's pipeline, a training's steps, bench's overhead
 docs/                       architecture, methods, how to add a runtime"""
 
 

@@ -25,6 +25,8 @@ class ToolkitError(Exception):
 
     kind = "error"
     exit_code = 70
+    common = False
+    """Whether every process of a command that runs in several raises it; only the first one then reports it."""
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         super().__init__(message)

@@ -275,7 +275,7 @@ for limit in (1, 300, 2000):
 # kill -9 at random moments of saving
 rng = random.Random(0)
 seen = set()
-for _ in range(20):
+for _ in range(50):
     child = os.fork()
     if child == 0:
         while True:

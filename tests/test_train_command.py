@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from resnet_onnx.cli.main import main
@@ -126,3 +130,85 @@ def test_recipes_are_listed(capfd: Any) -> None:
     for recipe in result["recipes"]:  # whole, however long a source is and however narrow the terminal
         assert f"{recipe['name']}: {recipe['epochs']} epochs" in shown
         assert recipe["source"] in shown
+
+
+def test_curves_and_logs_of_a_run_are_written(pictures: Path, tmp_path: Path, capfd: Any) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed (extra: tensorboard)")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, plot = tmp_path / "run", tmp_path / "curves.png"
+    code, result = run_json(
+        capfd, "train", "--model", "cifar-resnet8", "--data", str(pictures), "--out", str(out), "--epochs", "2",
+        "--threads", "1", "--plot", str(plot), "--tensorboard", "--freeze", "conv1", "--freeze", "bn1",
+    )  # fmt: skip
+    assert code == 0
+    assert (result["plot"], result["recipe"]["freeze"]) == (str(plot), ["conv1", "bn1"])
+    with Image.open(plot) as drawn:
+        assert drawn.format == "PNG"
+        colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24)}
+    assert {(0, 114, 178), (213, 94, 0)} <= colours  # the lines of training and validation
+    logs = EventAccumulator(str(out / "tensorboard"))
+    logs.Reload()
+    for tag, column in (("loss/train", "train_loss"), ("top1/validation", "validation_top1")):
+        logged = [event.value for event in logs.Scalars(tag)]
+        assert logged == pytest.approx([epoch[column] for epoch in result["epochs"]], rel=1e-6)
+    with (out / "history.csv").open() as handle:
+        assert [float(row["train_loss"]) for row in csv.DictReader(handle)] == [
+            epoch["train_loss"] for epoch in result["epochs"]
+        ]
+
+
+def test_what_cannot_be_written_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    train = ("train", "--model", "cifar-resnet8", "--data", "digits", "--out", str(tmp_path / "run"))
+    code, refused = run_json(capfd, *train, "--plot", str(tmp_path / "curves.bmp"))
+    assert (code, refused["error"]["fix"]) == (2, "end it in .png, .svg, .pdf")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    code, refused = run_json(capfd, *train, "--tensorboard")
+    assert (code, refused["error"]["fix"]) == (3, "pip install 'resnet-onnx[tensorboard]'")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_pictures_are_counted_and_named(pictures: Path, tmp_path: Path, capfd: Any) -> None:
+    shutil.copytree(pictures, tmp_path / "data")
+    (tmp_path / "data" / "train" / "sea" / "001.jpg").write_bytes(b"no picture")
+    train = ("train", "--model", "cifar-resnet8", "--data", str(tmp_path / "data"), "--epochs", "1", "--threads", "1")
+    code, refused = run_json(capfd, *train, "--out", str(tmp_path / "a"))
+    assert (code, refused["error"]["kind"]) == (2, "bad-picture")
+    assert "sea/001.jpg" in refused["error"]["message"]
+    code, result = run_json(capfd, *train, "--out", str(tmp_path / "b"), "--skip-bad", "1")
+    assert code == 0
+    assert [Path(skipped["image"]).name for skipped in result["skipped"]] == ["001.jpg"]
+    assert main([*train, "--out", str(tmp_path / "c"), "--skip-bad", "1"]) == 0
+    shown = capfd.readouterr()
+    assert "Left out because they can't be read: 1" in shown.out
+    assert "left out: " in shown.err
+    assert "sea/001.jpg" in shown.err
+
+
+def test_a_head_is_kept_for_the_same_classes_only_and_else_drawn_by_the_seed(
+    pictures: Path, tmp_path: Path, capfd: Any
+) -> None:
+    renamed = shutil.copytree(pictures, tmp_path / "renamed")
+    for split in ("train", "test"):
+        (renamed / split / "rust").rename(renamed / split / "zinc")  # as many classes, of other names
+    first = tmp_path / "first"
+    train = ("train", "--model", "cifar-resnet8", "--threads", "1", "--epochs", "1", "--lr", "1e-12")
+    assert main([*train, "--data", str(pictures), "--out", str(first)]) == 0
+    start = read_checkpoint(first / "best").module_state()
+    heads = {}
+    for name, data, seed in (("same", pictures, 0), ("a", renamed, 0), ("b", renamed, 0), ("c", renamed, 1)):
+        out = tmp_path / name
+        more = ("--weights", str(first), "--data", str(data), "--out", str(out), "--seed", str(seed))
+        assert main([*train, *more]) == 0
+        assert ("with its head" if name == "same" else f"head drawn anew (seed {seed}) for 2 classes") in (
+            capfd.readouterr().err
+        )
+        state = read_checkpoint(out / "last").module_state()
+        assert torch.allclose(state["conv1.weight"], start["conv1.weight"], atol=1e-9)
+        heads[name] = state["fc.weight"]
+    assert torch.allclose(heads["same"], start["fc.weight"], atol=1e-9)
+    assert not torch.allclose(heads["a"], start["fc.weight"], atol=1e-3)
+    assert torch.equal(heads["a"], heads["b"])
+    assert not torch.allclose(heads["a"], heads["c"], atol=1e-3)

@@ -332,7 +332,7 @@ def test_the_result_the_history_and_both_checkpoints_agree(tmp_path: Path) -> No
     kept, last = read_checkpoint(result.checkpoint), read_checkpoint(result.last)
     assert (kept.epoch, last.epoch) == (best["epoch"], 3)
     assert kept.labels == ("class 0", "class 1")
-    decided = SMALL.override(layout="contiguous", compile="off")
+    decided = SMALL.override(layout="channels-last", compile="off")
     assert last.recipe == decided.to_json() == result.recipe.to_json()
     assert last.metrics == result.epochs[-1]
     assert (last.resumable, kept.resumable) == (True, False)

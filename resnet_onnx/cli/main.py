@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as ending:
         return int(ending.exit_code)
     except click.UsageError as error:
-        terminal.error("usage", _usage_message(error), _usage_fix(error, arguments))
+        # torchrun gives all its processes the same command line: what is wrong with it is said once.
+        if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
+            terminal.error("usage", _usage_message(error), _usage_fix(error, arguments))
         return 2
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -101,10 +103,12 @@ def _run(context: click.Context, terminal: Terminal) -> int:
     except (click.UsageError, click.exceptions.Exit):
         raise
     except (KeyboardInterrupt, click.Abort):
-        terminal.error("interrupted", "interrupted; what was complete is kept", None)
+        if not terminal.mute:
+            terminal.error("interrupted", "interrupted; what was complete is kept", None)
         return INTERRUPTED
     except ToolkitError as error:
-        terminal.error(error.kind, error.message, error.fix)
+        if not (terminal.mute and error.common):
+            terminal.error(error.kind, error.message, error.fix)
         return error.exit_code
     except MemoryError:
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
@@ -159,16 +163,19 @@ def entry() -> None:
     """The ``resnet-onnx`` program."""
     _open_missing_streams()
     code = main()
-    if code == INTERRUPTED:
-        _end_at_once()
+    if code == INTERRUPTED or os.environ.get("WORLD_SIZE", "1") != "1":
+        _end_at_once(code)
     sys.exit(code)
 
 
-def _end_at_once() -> None:
-    """Ends an interrupted process with its exit code, and with it every process that it started.
+def _end_at_once(code: int) -> None:
+    """Ends this process with its exit code, and with it every process that it started.
 
-    Where the interrupt hit inside the import of a C extension, Python remembers that and ends by the signal instead;
-    and a worker that is still importing would notice only later that nobody waits for it.
+    For one that was interrupted: where the interrupt hit inside the import of a C extension, Python remembers that and
+    ends by the signal instead; and a worker that is still importing would notice only later that nobody waits for it.
+    For one of several that trained together: threads of its connections to the others are still there, since torch's
+    DistributedDataParallel never lets go of its process group, and some that had done all their work were ended by
+    SIGABRT when Python took itself apart around them, which torchrun takes for a failed run.
     """
     import psutil
 
@@ -178,9 +185,10 @@ def _end_at_once() -> None:
             # The tracker removes what the others shared in memory, and then ends by itself.
             if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
                 child.kill()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _open_missing_streams() -> None:

@@ -27,12 +27,19 @@ class Terminal:
         as_json: stdout is exactly one JSON document.
         quiet: No progress and no notes.
         verbose: Libraries' own output is shown on stderr.
+
+    Attributes:
+        mute: Another process speaks for the command: this one shows no result, no note and no progress, and reports
+            only errors that it alone has.
+        final: Whether an error ends the command; if it is started anew after one, that is no result yet.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
+        self.mute = False
+        self.final = True
         self._out: TextIO = sys.stdout
         self._err: TextIO = sys.stderr
         self._chatter: Any = None
@@ -104,6 +111,8 @@ class Terminal:
             self._write(text + "\n")
 
     def _write(self, text: str) -> None:
+        if self.mute:
+            return
         # A reader that has seen enough (head) ends the reading, not the command: files are still written and the exit
         # code still says how it went.
         try:
@@ -155,12 +164,12 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Says something beside the result, on stderr; nothing with ``--quiet``."""
-        if not self.quiet:
+        if not self.quiet and not self.mute:
             self._tell(text)
 
     def error(self, kind: str, message: str, fix: str | None) -> None:
         """Reports the one error of a failed command."""
-        if self.as_json:
+        if self.as_json and self.final:
             with contextlib.suppress(FileProblem):
                 self.emit({"error": {"kind": kind, "message": message, "fix": fix}})
         lines = [f"error: {message}"]
@@ -192,7 +201,7 @@ class Terminal:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=self.quiet or not self._ttys[1],
+            disable=self.quiet or self.mute or not self._ttys[1],
         ) as display:
             yield display
 
@@ -205,7 +214,7 @@ class Terminal:
         from rich.console import Console
 
         console = Console(file=self._err, force_terminal=self._ttys[1])
-        if self.quiet or not self._ttys[1]:
+        if self.quiet or self.mute or not self._ttys[1]:
             yield _Still()
             return
         with console.status(text, refresh_per_second=refresh_per_second) as display:

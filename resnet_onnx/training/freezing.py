@@ -30,9 +30,9 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     for pattern in patterns:
         meant = [name for name in parameters if any(fnmatch.fnmatchcase(part, pattern) for part in _enclosing(name))]
         if not meant:
+            parts = dict.fromkeys(name.partition(".")[0] for name in parameters)
             raise UsageError(
-                f"freeze '{pattern}' names no layer of this network",
-                fix=f"its parts are {', '.join(n for n, m in module.named_children() if any(m.parameters()))}",
+                f"freeze '{pattern}' names no layer of this network", fix=f"its parts are {', '.join(parts)}"
             )
         for name in meant:
             parameters[name].requires_grad_(False)

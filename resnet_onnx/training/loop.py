@@ -8,6 +8,7 @@ with the same bits as one that never stopped.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import shutil
@@ -38,7 +39,7 @@ from resnet_onnx.training.history import history_csv
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.splits import TrainingData
 from runtimes import files
-from runtimes.errors import BadWeights, CheckFailed, FileProblem, RuntimeUnavailable, UsageError
+from runtimes.errors import BadWeights, CheckFailed, FileProblem, RuntimeUnavailable, ToolkitError, UsageError
 
 HISTORY = "history.csv"
 """The figures of every epoch, in the folder of the run."""
@@ -161,10 +162,9 @@ def train(
         FileProblem: `out` can't be written, or another process is training there.
         CheckFailed: The loss is no longer finite. The last good checkpoint is kept.
     """
-    chosen = peers.device(device)
     if batch_per_process is not None:
         recipe = recipe.with_batch(batch_per_process * peers.count)
-    _check(recipe, entry, chosen, peers)
+    chosen = peers.agree(lambda: _checked_device(recipe, entry, device, peers))
     report = progress or (lambda _: None)
     with peers.connected(chosen), limited_threads(threads), contextlib.ExitStack() as stack:
         peers.share(lambda: stack.enter_context(_claimed(out)))
@@ -176,7 +176,7 @@ def train(
             )
             data, skipped = data.without(unreadable, at_most=skip_bad)
         labels, test_set = data.train.classes, data.test
-        data = data.with_validation(recipe.validation, seed)
+        data = peers.agree(functools.partial(data.with_validation, recipe.validation, seed))
         kept, held_out = data.train, data.validation
         config = with_classes(entry.config, len(labels))
         identity = {
@@ -188,7 +188,7 @@ def train(
             "seed": seed,
             "initial_weights": "He initialisation" if initial_state is None else _digest_state(initial_state),
         }
-        may_resume = resume or peers.restarted
+        may_resume = resume or any(peers.gather(peers.restarted))
         before = peers.share(lambda: _earlier_run(out, identity, recipe, resume=may_resume))
         recipe = _resolved(recipe, before, chosen)
 
@@ -345,11 +345,7 @@ class _Run:
         """Trains the epochs that are still to be done."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(seed_for(self.seed, "weights"))
-            module = build(self.config)
-            if initial_state is not None:
-                _fill(module, initial_state)
-            learner = _Learner(module, self.recipe, self.device, self.peers)
+            learner = self.peers.agree(lambda: self._learner(initial_state))
             if before is not None:
                 self.take_over(before)
                 learner.restore(*self.peers.share(lambda: (before.module_state(), before.optimizer_state())))
@@ -359,6 +355,13 @@ class _Run:
             learner.connect()
             for epoch in range(len(self.history), self.epochs):
                 self._epoch(epoch, learner, train_feed, validation_feed)
+
+    def _learner(self, initial_state: Mapping[str, torch.Tensor] | None) -> _Learner:
+        torch.manual_seed(seed_for(self.seed, "weights"))
+        module = build(self.config)
+        if initial_state is not None:
+            _fill(module, initial_state)
+        return _Learner(module, self.recipe, self.device, self.peers)
 
     def _epoch(self, epoch: int, learner: _Learner, train_feed: Feed, validation_feed: Feed | None) -> None:
         row = self._train_epoch(epoch, learner, train_feed)
@@ -484,12 +487,13 @@ class _Run:
         best = read_checkpoint(self.out / BEST)
         return best, best.module_state()
 
-    def _diverged(self, what: str, epoch: int, step: int) -> CheckFailed:
+    def _diverged(self, what: str, epoch: int, step: int) -> ToolkitError:
         kept = f"the last good checkpoint is {self.out / LAST} (epoch {epoch})" if epoch else "no epoch was finished"
-        return CheckFailed(
+        diverged = CheckFailed(
             f"the training diverged: {what} in epoch {epoch + 1}, step {step}; {kept}",
             fix=f"lower the learning rate (its peak was {self.recipe.learning_rate:g}) or use precision fp32",
         )
+        return self.peers.together(diverged)
 
     def _write(
         self,
@@ -654,8 +658,9 @@ def _error(row: Mapping[str, Any]) -> float:
     return 1.0 - float(row["train_top1"] if held is None else held)
 
 
-def _check(recipe: Recipe, entry: CatalogEntry, device: torch.device, peers: Peers) -> None:
-    """Refuses what the recipe, the network, the device and the number of processes can't do together."""
+def _checked_device(recipe: Recipe, entry: CatalogEntry, name: str | None, peers: Peers) -> torch.device:
+    """Returns the device of a name; refuses what recipe, network, device and number of processes can't do together."""
+    device = peers.device(name)
     count = peers.count
     if recipe.batch_size % count:
         fitting = recipe.batch_size // count * count or count
@@ -683,6 +688,7 @@ def _check(recipe: Recipe, entry: CatalogEntry, device: torch.device, peers: Pee
             f"recipe: shorter_side begins at {recipe.shorter_side[0]} pixels, below the network's {entry.image_size}",
             fix=f"--set shorter_side={entry.image_size},{max(recipe.shorter_side[1], entry.image_size)}",
         )
+    return device
 
 
 def _digest_state(state: Mapping[str, torch.Tensor]) -> str:
@@ -705,7 +711,7 @@ def _resolved(recipe: Recipe, before: Checkpoint | None, device: torch.device) -
     """Decides what the recipe leaves open; a resumed run goes on as it was."""
     decided = {
         "precision": "bf16" if computes_bf16(device) else "fp32",
-        "layout": "channels-last" if device.type == "cuda" else "contiguous",
+        "layout": "channels-last",
         "compile": "off",
     }
     if before is not None:

@@ -72,7 +72,8 @@ class Recipe:
         sync_batch_norm: Statistics of batch norm over the pictures of all processes; needs GPUs.
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast; weights and optimizer stay fp32), or ``auto``: bf16 where
             the processor computes it in hardware.
-        layout: Of activations in memory. ``auto`` is channels-last on a GPU, contiguous on a CPU (GPUs: not measured).
+        layout: Of activations in memory. ``auto`` is channels-last: on CPUs as benchmarks/training_throughput.py
+            measured, on GPUs by torch's advice, not measured here.
         compile: Through ``torch.compile``. ``auto`` is off.
         validation: Share of each class held out to choose the best epoch, where the data set has no ``val`` split.
     """

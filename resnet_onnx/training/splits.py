@@ -109,7 +109,7 @@ class TrainingData:
             raise BadData(
                 f"{len(bad)} pictures can't be decoded, and at most {at_most} may be left out: "
                 f"{'; '.join(one.reason for one in bad[:3])}{'; …' if len(bad) > 3 else ''}",
-                fix=f"repair them, or allow more: skip_bad={len(bad)}",
+                fix=f"repair them, or allow more: --skip-bad {len(bad)}",
             )
         kept: dict[str, PictureSet] = {}
         for name, pictures in self._splits().items():

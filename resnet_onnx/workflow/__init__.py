@@ -32,7 +32,7 @@ from resnet_onnx.workflow.request import (
     check_request,
     insist_on_trained,
 )
-from resnet_onnx.workflow.resolving import initial_state, resolve, training_entry
+from resnet_onnx.workflow.resolving import Start, initial_state, resolve, training_entry
 from resnet_onnx.workflow.results import saved_result
 from resnet_onnx.workflow.torch_form import torch_program, wrapped
 
@@ -49,6 +49,7 @@ __all__ = [
     "Model",
     "OnnxForm",
     "Request",
+    "Start",
     "Wishes",
     "build_lowered",
     "check_parity",

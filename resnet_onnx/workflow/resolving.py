@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resnet_onnx.data.labels import match_classes
 from resnet_onnx.models import catalog
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
@@ -25,7 +26,7 @@ from resnet_onnx.workflow.weights import (
     read_network,
 )
 from runtimes import files, onnx_types
-from runtimes.errors import BadModel, BadWeights, UsageError, UserError
+from runtimes.errors import BadData, BadModel, BadWeights, UsageError, UserError
 from runtimes.spec import TensorSpec
 
 
@@ -262,12 +263,34 @@ def training_entry(
     return replace(entry, preprocessing=overridden_preprocessing(entry.preprocessing, asked))
 
 
-def initial_state(entry: catalog.CatalogEntry, weights: str, classes: int) -> Mapping[str, Any]:
-    """Returns a state dict to start a training from; a head of another number of classes is drawn anew.
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a training starts from.
+
+    Attributes:
+        state: State dict of the network.
+        description: For people: whose weights they are, and what became of the head.
+    """
+
+    state: Mapping[str, Any]
+    description: str
+
+
+def initial_state(entry: catalog.CatalogEntry, weights: str, classes: Sequence[str], *, seed: int) -> Start:
+    """Returns what a training starts from; the head is kept only where it answers with the same classes.
+
+    Args:
+        entry: The network.
+        weights: What ``--weights`` was given.
+        classes: Names of the classes to train on, in the order of the outputs.
+        seed: Decides the values of a head that is drawn anew.
 
     Raises:
         BadWeights: The weights don't fit the network.
+        UsageError: They are not trained.
     """
+    import torch
+
     from resnet_onnx.models.build import build
     from resnet_onnx.models.configs import with_classes
 
@@ -277,7 +300,26 @@ def initial_state(entry: catalog.CatalogEntry, weights: str, classes: int) -> Ma
             "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"
         )
     state = network.load().state_dict()
-    if network.config.num_classes == classes:
-        return state
-    fresh = build(with_classes(network.config, classes)).state_dict()
-    return {name: state[name] if state[name].shape == tensor.shape else tensor for name, tensor in fresh.items()}
+    if network.config.num_classes == len(classes) and _same_classes(classes, network.labels):
+        return Start(state=state, description=f"{network.weights_source}, with its head")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = build(with_classes(network.config, len(classes))).state_dict()
+    # What depends on the number of classes is the head: it shows beside a network with one class more.
+    other = build(with_classes(network.config, len(classes) + 1)).state_dict()
+    head = {name for name, tensor in fresh.items() if other[name].shape != tensor.shape}
+    return Start(
+        state={name: tensor if name in head else state[name] for name, tensor in fresh.items()},
+        description=f"{network.weights_source}; head drawn anew (seed {seed}) for {len(classes)} classes",
+    )
+
+
+def _same_classes(classes: Sequence[str], labels: Sequence[str] | None) -> bool:
+    """Whether a network with as many outputs as `classes` gives them these meanings; unknown labels may be the same."""
+    if labels is None:
+        return True
+    try:
+        match_classes(classes[:1], labels, len(labels))  # all of them also match by their order, one only by its name
+        return bool((match_classes(classes, labels, len(labels)) == np.arange(len(classes))).all())
+    except BadData:
+        return False
