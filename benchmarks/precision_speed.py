@@ -3,7 +3,7 @@
     python benchmarks/precision_speed.py [--models resnet50,resnet18,resnet152] [--batch 8] [--rounds 11]
 
 For each model, taking turns in one run: float32 and int8 on ONNX Runtime and OpenVINO as `bench --scenario throughput`
-runs them; ONNX Runtime on what its own quantiser makes by default (QDQ, U8 activations, S8 weights); OpenVINO's
+runs them; ONNX Runtime on what its own quantiser makes (QDQ, U8 activations, S8 weights per channel); OpenVINO's
 benchmark_app (`-hint throughput`) on our portable file; and torch.compile in bf16 (inductor, frozen weights). Every
 contender has a process of its own, and each round has another order. Ratios of images per second are medians over the
 rounds with 95 % intervals. Exit code 1 where a whole interval is below its target. Weights are random: only the speed
@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from bench_throughput import Turn, benchmark_app, ours, speaking
 
+from converters import calibration, graph, int8
 from resnet_onnx import workflow
 from resnet_onnx.bench.statistics import median_interval
-from runtimes import ModelSource
+from runtimes import ModelSource, files
 
 TARGETS = (
     ("ort-cpu int8", "ort-cpu fp32", 2.8),
@@ -40,24 +41,26 @@ TARGETS = (
 """Ours, theirs, and the least ratio that was aimed at for ResNet-50."""
 
 _CALIBRATION = 8
-"""Random pictures for ONNX Runtime's quantiser: ranges don't change its speed."""
+"""Sample pictures for both quantisers: ranges don't change the speed."""
 
 
-def converted(model: str, folder: Path) -> Path:
-    """Returns the portable int8 file of a network with random weights; the deep ones keep what the gate asks for."""
-    path = folder / f"{model}-int8.onnx"
+def converted(model: workflow.Model, plain: Path, folder: Path) -> Path:
+    """Returns the portable int8 file as ``convert`` makes it, without its gate, which deep random nets don't pass."""
+    path = folder / f"{model.name}-int8.onnx"
     if not path.is_file():
-        wishes = workflow.Wishes(to="int8", method="mse", count=64, budget_minutes=10)
-        workflow.convert(workflow.resolve(workflow.Request(model=model)), path, wishes)
+        plan = int8.plan(int8.prepared(graph.load(files.check_onnx(plain)), what=model.name))
+        pictures = [workflow.sample_feeds(model, 2, seed=seed) for seed in range(_CALIBRATION // 2)]
+        seen = calibration.observe(plan.model, plan.observed, pictures, folder=folder, what=model.name)
+        graph.write(path, int8.quantise(plan, seen.ranges("mse")), {})
     return path
 
 
 def quantised_by_ort(plain: Path, model: workflow.Model, folder: Path) -> Path:
-    """Returns what ``quantize_static`` makes of a float32 file with its default settings."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    """Returns what ``quantize_static`` makes of a float32 file: QDQ, unsigned activations, fastest on a CPU."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path = folder / f"{model.name}-ort.onnx"
+    path = folder / f"{model.name}-ort-u8s8.onnx"
     if path.is_file():
         return path
 
@@ -70,7 +73,10 @@ def quantised_by_ort(plain: Path, model: workflow.Model, folder: Path) -> Path:
 
     prepared = folder / f"{model.name}-prepared.onnx"
     quant_pre_process(str(plain), str(prepared))
-    quantize_static(str(prepared), str(path), Reader())
+    quantize_static(
+        str(prepared), str(path), Reader(), per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
     prepared.unlink()
     return path
 
@@ -105,8 +111,10 @@ def compiled(model: str, feed: str) -> None:
 def measure(name: str, batch: int, rounds: int, seconds: float, folder: Path) -> dict[str, list[float]]:
     """Returns images per second of every contender, a value per round."""
     plain = workflow.resolve(workflow.Request(model=name))
-    whole = workflow.resolve(workflow.Request(model=str(converted(name, folder))))
-    theirs = quantised_by_ort(workflow.onnx_path(plain), plain, folder)
+    exported = workflow.onnx_path(plain)
+    portable = converted(plain, exported, folder)
+    whole = workflow.resolve(workflow.Request(model=str(portable)))
+    theirs = quantised_by_ort(exported, plain, folder)
     feeds = dict(workflow.sample_feeds(plain, batch))
     (array,) = feeds.values()
     with ExitStack() as stack:
@@ -118,9 +126,7 @@ def measure(name: str, batch: int, rounds: int, seconds: float, folder: Path) ->
             turns[f"{runtime} fp32"] = ours(stack, runtime, workflow.source(plain, runtime), feeds, batch)
             turns[f"{runtime} int8"] = ours(stack, runtime, workflow.source(whole, runtime), feeds, batch)
         turns["ort-cpu, its own quantiser"] = ours(stack, "ort-cpu", ModelSource(path=theirs), feeds, batch)
-        turns["benchmark_app int8"] = lambda wanted: benchmark_app(
-            folder / f"{name}-int8.onnx", shape, wanted, precision=None
-        )
+        turns["benchmark_app int8"] = lambda wanted: benchmark_app(portable, shape, wanted, precision=None)
         command = [sys.executable, __file__, "--serve", name, str(feed)]
         turns["torch.compile bf16"] = speaking(stack, command)
         found: dict[str, list[float]] = {contender: [] for contender in turns}
