@@ -32,7 +32,7 @@ _BEGIN, _END = "<!-- results: docs/make_results.py -->", "<!-- end of results --
 _BEFORE = "\n## What runs where\n"
 _INT8 = ("--method", "mse", "--count", "64")
 """The weights are random and only the speed is of interest, but the gate wants 20 dB, which min-max ranges miss."""
-_KEPT = {model: ("--keep-fp32", "conv1") for model in ("resnet101", "resnet152")}
+_KEPT = dict.fromkeys(("resnet101", "resnet152"), ("--keep-fp32", "conv1"))
 """The first layer of the deepest, whose rounding all others carry on; one and a half percent of the work."""
 
 

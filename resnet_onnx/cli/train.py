@@ -17,6 +17,7 @@ from resnet_onnx.cli.options import (
     workers_option,
 )
 from resnet_onnx.cli.terminal import Terminal
+from resnet_onnx.report.words import counted
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def command(
         f"{entry.name} on {opened.train.name}: {len(opened.train)} pictures, {len(opened.train.classes)} classes"
     )
     terminal.note(
-        f"recipe {recipe.name}: {recipe.epochs} epochs, {_batch(recipe, batch_per_process, peers)} · {folder}"
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, "
+        f"{_batch(recipe, batch_per_process, peers)} · {folder}"
     )
     if peers.count > 1:
         terminal.note(f"{peers.count} processes, CPU threads of each: {threads}")
@@ -260,6 +262,8 @@ def _list_recipes(terminal: Terminal) -> None:
 
     recipes: list[Recipe] = [lookup_recipe(name) for name in recipe_names()]
     for recipe in recipes:
-        figures = f"{recipe.epochs} epochs, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
+        figures = (
+            f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
+        )
         terminal.line(f"{recipe.name}: {figures}\n  {recipe.source}")
     terminal.emit({"recipes": [dataclasses.asdict(recipe) for recipe in recipes]})
