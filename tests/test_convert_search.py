@@ -162,11 +162,8 @@ def test_the_search_keeps_the_ruined_layers_and_writes_the_rest(shared_data: Pat
     assert kept & {"layer1.0.conv1", "layer1.0.conv2"}
     assert len(kept) < 12
     assert result["sqnr_db"] >= 20
-    assert result["search"]["tried"][-1] == {
-        "kept_fp32": [row["layer"] for row in search.by_worth(result["sensitivity"])[: len(kept)]],
-        "sqnr_db": result["search"]["tried"][-1]["sqnr_db"],
-        "passed": True,
-    }
+    last = result["search"]["tried"][-1]
+    assert (set(last["kept_fp32"]), last["passed"]) == (kept, True)
     assert 0 < result["search"]["cost_share"] < 0.7
     worst = result["sensitivity"][0]
     assert worst["layer"].startswith("layer1.0.conv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from resnet_onnx.workflow.precision import gate as gates
@@ -30,8 +30,8 @@ def give_back(
 
     The model of it: noise of different layers adds up as energy, and a layer costs speed by its multiply-adds. Layers
     are given back by noise removed per multiply-add, as many as the model says are needed; then the noise is measured
-    on pictures that choose, and more are given back where it is still too much. The pictures held out judge only what
-    has come so far.
+    on pictures that choose. Where it is still too much, more are given back; what made it worse is not. The pictures
+    held out judge only what has come so far.
 
     Args:
         work: The conversion under way.
@@ -48,17 +48,16 @@ def give_back(
     """
     minutes = work.wishes.budget_minutes or 0.0
     end = time.monotonic() + 60 * minutes
-    before = _energy(refused)
-    target = before * verdict.excess * _STRICTER if math.isfinite(before) else 0.0
-    goal = target
-    order = by_worth(layers)
+    noise = _energy(refused)
+    target = noise * verdict.excess if math.isfinite(noise) else 0.0
+    rest, kept = by_worth(layers), dict[str, str]()
     tried: list[dict[str, Any]] = []
-    count = 0
     problem = verdict.problem
     while True:
-        count = max(count + 1, needed(order, before, goal))
-        if count >= len(order):
-            raise gates.refusal(work, f"{problem}; with all layers but one in fp32 it is no better", layers)
+        several = rest[: max(1, min(needed(rest, noise, target), len(rest) // 2))]
+        rest = rest[len(several) :]
+        if not several or len(kept) + len(several) >= len(layers):
+            raise gates.refusal(work, f"{problem}; no choice of layers in fp32 was enough", layers)
         if time.monotonic() > end:
             raise gates.refusal(
                 work,
@@ -66,26 +65,27 @@ def give_back(
                 f"({len(tried)} {'choice' if len(tried) == 1 else 'choices'} tried)",
                 layers,
             )
-        kept = {row["layer"]: f"costs {row['sqnr_db']:.0f} dB alone" for row in order[:count]}
-        work.progress(f"keeping {len(kept)} layers in fp32")
-        candidate, details = int8_candidate(work, found, kept)
+        wanted = kept | {row["layer"]: f"costs {row['sqnr_db']:.0f} dB alone" for row in several}
+        work.progress(f"keeping {len(wanted)} layers in fp32")
+        candidate, details = int8_candidate(work, found, wanted)
         sqnr_db = details["choosing_sqnr_db"]
-        noise = _energy(sqnr_db)
-        step = {"kept_fp32": list(kept), "sqnr_db": sqnr_db, "passed": None}
+        step = {"kept_fp32": list(wanted), "sqnr_db": sqnr_db, "passed": None}
         tried.append(step)
+        if _energy(sqnr_db) >= noise:
+            continue  # errors of layers can cancel each other: what makes it worse is not given back
+        kept, noise = wanted, _energy(sqnr_db)
         if noise > target:
-            goal *= max(0.25, target / noise)
             continue
         judged = held_out(work, candidate)
         verdict = gates.judge(work, judged)
         step["passed"] = verdict.problem is None
         if verdict.problem is None:
-            search = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(order, count)}
+            search = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(layers, kept)}
             details["record"]["search"] = search
             details["shown"]["search"] = search
             return candidate, details, judged, verdict
         problem = verdict.problem
-        target, goal = target * _STRICTER, goal * _STRICTER
+        target = noise * _STRICTER
 
 
 def _energy(sqnr_db: float) -> float:
@@ -114,9 +114,9 @@ def needed(order: Sequence[Mapping[str, Any]], before: float, goal: float) -> in
     return len(energies)
 
 
-def _cost_share(order: Sequence[Mapping[str, Any]], count: int) -> float | None:
+def _cost_share(layers: Sequence[Mapping[str, Any]], kept: Collection[str]) -> float | None:
     """Returns the share of the multiply-adds that stays in float32."""
-    if any(not row["multiply_adds"] for row in order):
+    if any(not row["multiply_adds"] for row in layers):
         return None
-    given, whole = (sum(row["multiply_adds"] for row in rows) for rows in (order[:count], order))
-    return float(given / whole)
+    given = sum(row["multiply_adds"] for row in layers if row["layer"] in kept)
+    return float(given / sum(row["multiply_adds"] for row in layers))
