@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     f"evaluate net.onnx --data {LONG}": (LONG, "File name too long"),
     "evaluate net.onnx --data ok.png": ("'ok.png'", ".zip"),
     "evaluate net.onnx --data pipe": ("pipe is a pipe, socket or device",),
-    "evaluate net.onnx --data flat": ("no classes",),
+    "evaluate net.onnx --data flat": ("no labels", "one folder per class"),
     "evaluate net.onnx --data nothing": ("'nothing'", "no pictures"),
     "evaluate net.onnx --data strangers": ("a, b", "airplane"),
     "evaluate net.onnx --data pipes": ("airplane/1.jpg", "no regular file"),
