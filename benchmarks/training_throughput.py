@@ -1,6 +1,6 @@
 """Our training beside a minimal bare torch loop, and what precision, layout and compiling do to a step.
 
-    python benchmarks/training_throughput.py [--model cifar-resnet20] [--batch 128] [--precision bf16]
+    python benchmarks/training_throughput.py [--model cifar-resnet20] [--batch 128] [--precision fp32]
     python benchmarks/training_throughput.py --settings [--model resnet50] [--batch 8] [--compile]
 
 The first form trains with `resnet_onnx.training.loop.train` and lets the bare loop do a step of its own after each of
@@ -38,7 +38,7 @@ from resnet_onnx.models.build import build
 from resnet_onnx.models.catalog import CatalogEntry, lookup
 from resnet_onnx.models.configs import with_classes
 from resnet_onnx.training.distributed import ALONE
-from resnet_onnx.training.loop import Progress, _Learner, train
+from resnet_onnx.training.loop import Progress, _Learner, computes_bf16, train
 from resnet_onnx.training.recipes import Recipe, lookup_recipe
 from resnet_onnx.training.splits import TrainingData
 
@@ -81,6 +81,10 @@ def bare_steps(entry: CatalogEntry, recipe: Recipe, pictures: torch.Tensor, labe
             loss.backward()
             optimizer.step()
             yield
+
+
+def _default_precision() -> str:
+    return "bf16" if computes_bf16(torch.device("cpu")) else "fp32"
 
 
 def beside_bare(args: argparse.Namespace) -> bool:
@@ -189,7 +193,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar-resnet20")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="what train takes here by default", default=_default_precision()
+    )
     parser.add_argument("--layout", default="channels-last", choices=["contiguous", "channels-last"])
     parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--at-least", type=float, default=0.95)
