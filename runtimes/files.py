@@ -126,8 +126,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically; raises ``FileProblem`` as ``atomic_file``."""
-    write_bytes(path, text.encode())
+    """Writes UTF-8 text atomically; raises ``FileProblem`` as ``atomic_file``.
+
+    What is no Unicode, as parts of some old file names, becomes a question mark.
+    """
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: Path, value: Any) -> None:

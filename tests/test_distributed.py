@@ -194,18 +194,35 @@ def test_a_killed_process_is_restarted_and_the_training_goes_on_from_the_last_ch
     assert document["best"]["top1"] > 0.8
 
 
+@pytest.mark.slow
+def test_a_restart_does_not_go_on_with_a_training_that_it_did_not_begin(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*COMMAND, "--epochs", "1", "--out", str(out)]
+    with torchrun(*arguments, restarts=1) as process:
+        assert ended(process)[0] == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with torchrun(*arguments, restarts=1) as process:
+        code, stdout, told = ended(process)
+    assert (code, stdout) == (1, "")
+    assert told.count("holds a training already") == 2  # a start, and a restart
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 # ---- in one process --------------------------------------------------------------------------------------------------
 
 
 def test_the_environment_says_who_is_who(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+                 "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     assert Peers.from_environment() == Peers()
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert Peers.from_environment() == Peers(rank=5, count=8, local_rank=1, local_count=4)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
-    assert Peers.from_environment().restarted
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert (Peers.from_environment().elastic, Peers.from_environment().final) == (True, False)
     for name, value in (("RANK", "8"), ("RANK", "-1"), ("RANK", "one")):
         monkeypatch.setenv(name, value)
         with pytest.raises(UsageError, match="RANK"):

@@ -26,7 +26,7 @@ from resnet_onnx.reproduction.answers import AnswerBook, Answers
 from resnet_onnx.reproduction.degradation import Comparison, conclude, contestants
 from resnet_onnx.reproduction.forecast import Forecast, duration
 from resnet_onnx.reproduction.judgement import Difference, error_interval, paired_difference
-from runtimes.errors import UsageError
+from runtimes.errors import BadData, UsageError
 
 SMALL = ("reproduce", "degradation", "--data", "digits", "--depths", "8,14", "--epochs", "1", "--threads", "1")
 
@@ -276,6 +276,22 @@ def test_the_shortcut_has_a_price_on_each_runtime(finished: Path, capfd: Any) ->
 
 
 # ---- forecast and answers --------------------------------------------------------------------------------------------
+
+
+def test_the_papers_recipe_starts_slowly_where_one_net_is_110_layers_deep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[Any] = []
+
+    def instead(plan: Any, **options: Any) -> Any:
+        plans.append(plan)
+        raise BadData("far enough")
+
+    monkeypatch.setattr(degradation, "run", instead)
+    for depths in ("20,56", "20,110"):
+        line = ("reproduce", "degradation", "--recipe", "cifar-paper", "--depths", depths, "--no-bench")
+        assert main([*line, "--out", str(tmp_path / depths)]) == 2
+    assert [plan.recipe.start_steps for plan in plans] == [0, 400]
 
 
 def test_the_time_left_scales_with_what_each_net_computes() -> None:

@@ -105,6 +105,32 @@ def test_training_starts_from_given_weights(pictures: Path, tmp_path: Path, capf
     assert result["best"]["top1"] >= 0.9
 
 
+def test_a_folder_called_like_the_network_is_not_taken_for_it(
+    pictures: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("train", "--model", "cifar-resnet8", "--data", str(pictures), "--batch", "8", "--threads", "1",
+                 "--epochs", "1")  # fmt: skip
+    assert run_json(capfd, *arguments, "--out", "cifar-resnet8")[0] == 0
+    for weights in ("cifar-resnet8", "cifar-resnet8/last/model.safetensors"):
+        out = str(tmp_path / weights.replace("/", "-")) + "-again"
+        assert run_json(capfd, *arguments, "--weights", weights, "--out", out)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_pictures_too_small_for_the_network_are_refused(
+    command: str, pictures: Path, tmp_path: Path, capfd: Any
+) -> None:
+    given = {
+        "train": ("--model", "vgg16", "--data", str(pictures), "--out", str(tmp_path / "out")),
+        "export": ("vgg16", "-o", str(tmp_path / "out.onnx")),
+    }
+    code, refused = run_json(capfd, command, *given[command], "--image-size", "31")
+    assert code == 2
+    assert "nothing is left of 31×31 pixels; it needs 32×32" in refused["error"]["message"]
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_any_field_of_a_recipe_can_be_set(pictures: Path, tmp_path: Path, capfd: Any) -> None:
     out = tmp_path / "run"
     train = ("train", "--model", "cifar-resnet8", "--data", str(pictures), "--out", str(out), "--threads", "1",

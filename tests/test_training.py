@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,6 +277,48 @@ def test_without_a_split_of_its_own_a_folder_has_no_test_pictures(tmp_path: Path
     assert open_training_data(str(tmp_path / "both")).test is None
 
 
+def test_all_three_splits_are_taken_and_a_faulty_one_is_refused(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        for name in ("ants", "bees"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (9, 9), (i * 20, 80, 10)).save(tmp_path / split / name / f"{i}.png")
+    found = open_training_data(str(tmp_path))
+    assert found.validation is not None
+    assert found.test is not None
+    assert (len(found.train), len(found.validation), len(found.test)) == (6, 4, 2)
+    assert found.with_validation(0.5, seed=0) is found
+    (tmp_path / "val" / "bees").rename(tmp_path / "val" / "wasps")
+    with pytest.raises(BadData, match="differ in bees, wasps"):
+        open_training_data(str(tmp_path))
+    (tmp_path / "val" / "wasps").rename(tmp_path / "val" / "bees")
+    (tmp_path / "test" / "bees" / "0.png").unlink()
+    with pytest.raises(BadData, match="no pictures in class folder test/bees"):
+        open_training_data(str(tmp_path))
+    (tmp_path / "test" / "ants" / "0.png").unlink()
+    with pytest.raises(BadData, match="no pictures in the folder test"):
+        open_training_data(str(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes for a file's name")
+def test_file_names_may_be_any_bytes_and_class_names_utf_8(tmp_path: Path) -> None:
+    from PIL import Image
+
+    root = tmp_path / "pictures"
+    for name in ("ants", "bees"):
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (9, 9), (i * 20, 80, 10)).save(root / name / "one.png")
+            os.rename(root / name / "one.png", os.fsencode(root / name) + b"/caf\xe9%d.png" % i)
+    data = open_training_data(str(root))
+    assert len(small_run(tmp_path / "run", SMALL.override(epochs=1), data=data).epochs) == 1
+    os.rename(root / "ants", os.fsencode(root) + b"/caf\xe9")
+    with pytest.raises(BadData, match="is not UTF-8"):
+        open_training_data(str(root))
+
+
 def test_digits_hold_out_nothing_from_the_test_split() -> None:
     data = open_training_data("digits").with_validation(0.1, seed=0)
     assert data.validation is not None
@@ -336,6 +379,86 @@ def test_the_result_the_history_and_both_checkpoints_agree(tmp_path: Path) -> No
     assert last.recipe == decided.to_json() == result.recipe.to_json()
     assert last.metrics == result.epochs[-1]
     assert (last.resumable, kept.resumable) == (True, False)
+
+
+def test_progress_tells_the_accuracy_so_far(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    result = small_run(tmp_path / "run", progress=seen.append)
+    for row in result.epochs:
+        steps = [p for p in seen if p.stage == "training" and p.step and p.epoch == row["epoch"]]
+        assert [p.step for p in steps] == list(range(1, row["steps"] + 1))
+        assert steps[-1].top1 == row["train_top1"]
+        assert all(p.top1 is not None and 0 <= p.top1 <= 1 for p in steps)
+
+
+def test_other_test_pictures_are_looked_at_again(tmp_path: Path) -> None:
+    data = TrainingData(train=small_set(), test=small_set(seed=1))
+    first = small_run(tmp_path / "run", data=data)
+    assert first.test_top1 is not None
+    assert small_run(tmp_path / "run", data=data, resume=True).test_top1 == first.test_top1
+    swapped = replace(small_set(seed=1), classes=data.train.classes)
+    swapped = replace(swapped, labels=1 - swapped.labels)
+    again = small_run(tmp_path / "run", data=replace(data, test=swapped), resume=True)
+    assert again.test_top1 == pytest.approx(1 - first.test_top1)
+    assert read_checkpoint(again.checkpoint).metrics["test_top1"] == again.test_top1
+
+
+@pytest.mark.parametrize(("side", "most"), [(8, 256), (64, 256), (224, 20), (2000, 1)])
+def test_large_pictures_are_looked_at_few_at_a_time(side: int, most: int) -> None:
+    class Blank(feeds.Feed):
+        def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Any:
+            asked.append(batch_size)
+            for index in torch.split(order, batch_size):
+                yield torch.zeros(len(index), 3, 1, 1), self.labels[index]
+
+        def close(self) -> None:
+            pass
+
+    asked: list[int] = []
+    feed = Blank(np.zeros(300, dtype=np.int64), side, CPU)
+    right, _ = loop.answers(torch.nn.Flatten(), feed, lambda pictures: pictures)  # type: ignore[arg-type]
+    assert (asked, len(right)) == ([most], 300)
+
+
+def test_what_does_not_fit_into_memory_is_one_message(tmp_path: Path) -> None:
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); " \
+             "from resnet_onnx.cli.main import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script, "train", "--model", "cifar-resnet20", "--data", "digits", "--image-size", "512",
+         "--batch", "1024", "--out", str(tmp_path / "run"), "--threads", "1", "--workers", "0"],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "does not fit into memory" in done.stderr
+    assert "--batch" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_training_leaves_an_ordinary_checkpoint(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler (g++)")
+    torch._dynamo.reset()
+    recipe = SMALL.override(compile="on")
+    result = small_run(tmp_path / "run", recipe)
+    plain = small_run(tmp_path / "plain")
+    assert [row["train_loss"] for row in result.epochs] == pytest.approx(
+        [row["train_loss"] for row in plain.epochs], rel=1e-2
+    )
+    names = [read_checkpoint(found.last).module_state().keys() for found in (result, plain)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compiling_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_onnx", "train", "--model", "cifar-resnet8", "--data", "digits", "--epochs", "1",
+         "--set", "compile=on", "--out", str(tmp_path / "run"), "--threads", "1", "--workers", "0"],
+        capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")},
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "can't compile" in done.stderr
 
 
 def test_one_seed_gives_one_result_and_another_gives_another(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ def _degradation(
     from runtimes import registry
 
     networks = degradation.contestants(depths)
-    recipe = lookup_recipe(recipe_name) if recipe_name else None
+    # One recipe for all: what the deepest needs at its start, all get.
+    recipe = lookup_recipe(recipe_name, depth=max(depths)) if recipe_name else None
     names = registry.parse_names(runtimes) if runtimes is not None else []
     registry.require_all(names)
     planned = degradation.plan(data, networks=networks, recipe=recipe, epochs=epochs, seed=seed, out=out)

@@ -239,6 +239,8 @@ def show_step(display: Any, task: Any, progress: Progress, *, name: str = "") ->
     label = f"{name}: " * bool(name) + f"epoch {progress.epoch} of {progress.epochs}, {progress.stage}"
     if progress.loss is not None:
         label += f", loss {progress.loss:.3f}"
+    if progress.top1 is not None:
+        label += f", accuracy {100 * progress.top1:.1f} %"
     if progress.images_per_second is not None:
         label += f", {progress.images_per_second:.0f} img/s"
     # Of the whole training, so that the time left is too.

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from resnet_onnx.data.pictures import MAX_BYTES, SUFFIXES
 from runtimes.errors import BadData, BadPicture, NetworkUnavailable
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "validation"]
 """Which part of a set with splits is asked for: ``test`` to evaluate, ``train`` to calibrate and to train."""
 
 NAMED_SETS = ("digits", "cifar10")
@@ -32,13 +32,21 @@ NAMED_SETS = ("digits", "cifar10")
 UNLABELLED = -1
 """The label of a picture that has none."""
 
-_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "val", "validation")}
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "test": ("test", "val", "validation"),
+    "validation": ("val", "validation"),
+}
 _ALL_SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
 _ZIP_FAULTS = (OSError, KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
 """What the zipfile module raises on damaged archives (``NotImplementedError`` for odd methods is a RuntimeError)."""
 _LAYOUT = "expected CLASS/*.jpg, or train/CLASS/*.jpg with test/CLASS/*.jpg or val/CLASS/*.jpg"
 _DIGITS_TEST_EVERY = 5
 """Every fifth picture of each class of ``digits`` is for testing: 20 %, stratified, the same on every machine."""
+
+
+class NoSplit(BadData):
+    """A data set has splits, but not the one that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +222,17 @@ def open_dataset(spec: str | Path, *, split: Split = "test") -> PictureSet:
 
     Args:
         spec: ``digits``, ``cifar10``, a folder or a .zip. A folder whose name is a data set's is given as ``./digits``.
-        split: ``test`` takes ``test``, ``val`` or ``validation``, in this order. A set without splits gives all of its
-            pictures for either, and its ``split`` is then None.
+        split: ``test`` takes ``test``, ``val`` or ``validation``, in this order; ``validation`` the last two. A set
+            without splits gives all of its pictures for any, and its ``split`` is then None.
 
     Raises:
+        NoSplit: It has splits, but not this one.
         BadData: Not there, empty, damaged, or not laid out as class folders.
         NetworkUnavailable: ``cifar10`` has to be downloaded and can't be.
     """
     text = str(spec)
+    if text in NAMED_SETS and split == "validation":
+        raise NoSplit(f"--data {text} has no pictures for validation", fix="hold some of the training pictures out")
     if text == "digits":
         return _digits(split)
     if text == "cifar10":
@@ -406,6 +417,11 @@ def _from_layout(
             fix="fill it or remove it",
         )
     classes = tuple(sorted(by_class))
+    for class_name in classes:
+        if any("\ud800" <= sign <= "\udfff" for sign in class_name):  # no model file could hold it as a label
+            raise BadData(
+                f"--data '{name}': the name of the class folder {prefix}{class_name!r} is not UTF-8", fix="rename it"
+            )
     chosen = [file for class_name in classes for file in by_class[class_name]]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(by_class[class_name]) for class_name in classes])
     return PictureSet(
@@ -428,7 +444,8 @@ def _find_root(name: str, files: list[str], folders: set[str], split: Split) -> 
         deep = {file.split("/")[0] for file in inside if file.count("/") >= 2}
         # A class may be called "train": split folders are told by what lies in them, or by being all there is.
         if splits and (splits & deep or splits == tops):
-            return _choose_split(name, prefix, splits, split)
+            empty = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)} - tops
+            return _choose_split(name, prefix, splits, empty, split)
         if len(tops) == 1 and tops <= deep and all("/" in file for file in inside):
             only = next(iter(tops))
             if all(file.count("/") >= 2 for file in inside):
@@ -438,11 +455,13 @@ def _find_root(name: str, files: list[str], folders: set[str], split: Split) -> 
     return prefix, None
 
 
-def _choose_split(name: str, prefix: str, present: set[str], split: Split) -> tuple[str, str]:
+def _choose_split(name: str, prefix: str, present: set[str], empty: set[str], split: Split) -> tuple[str, str]:
     for candidate in _SPLIT_FOLDERS[split]:
         if candidate in present:
             return f"{prefix}{candidate}/", candidate
-    raise BadData(
+        if candidate in empty:
+            raise BadData(f"--data '{name}': no pictures in the folder {prefix}{candidate}", fix="fill it or remove it")
+    raise NoSplit(
         f"--data '{name}': has {', '.join(sorted(present))} but no {' or '.join(_SPLIT_FOLDERS[split])}, "
         f"which is needed here",
         fix=f"add it, or name the class folders themselves: {name}/{prefix}{sorted(present)[0]}",

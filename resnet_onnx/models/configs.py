@@ -79,6 +79,11 @@ class ResNetConfig:
         """Weighted layers as the paper counts them: the first convolution, the blocks' and the classifier."""
         return 2 + CONVOLUTIONS[self.block] * sum(self.layers)
 
+    @property
+    def smallest_image(self) -> int:
+        """Least side of a picture, pixels: every layer that halves it rounds up."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class VGGConfig:
@@ -100,11 +105,32 @@ class VGGConfig:
         _check_whole("num_classes", self.num_classes, _MOST_CLASSES)
         _check_whole("in_channels", self.in_channels, _MOST_CHANNELS)
 
+    @property
+    def smallest_image(self) -> int:
+        """Least side of a picture, pixels: it is halved five times, rounding down."""
+        return 32
+
 
 NetworkConfig = ResNetConfig | VGGConfig
 """Every architecture that ``build`` can build."""
 
 _FAMILIES: Mapping[str, type[ResNetConfig] | type[VGGConfig]] = {"resnet": ResNetConfig, "vgg": VGGConfig}
+
+
+def check_image_size(config: NetworkConfig, name: str, size: int) -> None:
+    """Raises ``UsageError`` where nothing would be left of a picture with sides of `size` pixels.
+
+    Args:
+        config: The architecture.
+        name: What the message calls the network.
+        size: Side of the input picture, pixels.
+    """
+    if size < config.smallest_image:
+        least = config.smallest_image
+        raise UsageError(
+            f"{name} halves a picture until nothing is left of {size}×{size} pixels; it needs {least}×{least}",
+            fix=f"--image-size {least} or more, or another network",
+        )
 
 
 def with_classes(config: NetworkConfig, num_classes: int) -> NetworkConfig:

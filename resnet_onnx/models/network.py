@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_onnx.models.configs import NetworkConfig, config_from_json, config_to_json
+from resnet_onnx.models.configs import NetworkConfig, check_image_size, config_from_json, config_to_json
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import UserError
 
@@ -40,6 +40,7 @@ class Network:
     trained: bool
 
     def __post_init__(self) -> None:
+        check_image_size(self.config, self.name, self.preprocessing.image_size)
         if self.labels is not None and len(self.labels) != self.config.num_classes:
             raise UserError(
                 f"{self.name} has {self.config.num_classes} outputs, but {len(self.labels)} labels were given"

@@ -76,7 +76,7 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure = Figure(figsize=(10.0, 5.2), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
@@ -86,17 +86,18 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
         for curve in (c for c in curves if c.kind == kind):
             points = curve.points()
             colour = COLOURS[depths.index(curve.depth) % len(COLOURS)]
-            epochs = [point["epoch"] for point in points]
+            steps = [point["step"] for point in points]
             mark = "o" if len(points) == 1 else None
             for name, width in (("training", _THIN), ("test", _BOLD)):
                 percent = [100 * point[f"{name}_error"] for point in points]
                 axes.plot(
-                    epochs, percent, color=colour, linewidth=width, marker=mark, markersize=2 + width,
+                    steps, percent, color=colour, linewidth=width, marker=mark, markersize=2 + width,
                     label=f"{curve.depth} layers, {name} {percent[-1]:.1f} %",
                 )  # fmt: skip
         axes.set_title(kind)
-        axes.set_xlabel("epochs")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlabel("steps")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:  # no network of a kind may be trained yet
@@ -108,11 +109,11 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
     panels[0].set_ylabel("error, %")
     errors = [point[f"{name}_error"] for curve in curves for point in curve.points() for name in ("training", "test")]
     panels[0].set_ylim(0, 105 * max(errors, default=1.0) or 1)  # some room above the highest point
-    if all(len(curve.epochs) == 1 for curve in curves):
-        panels[0].set_xlim(0.5, 1.5)  # the tick is the one epoch, not fractions of it
-    steps = next((curve.epochs[0]["steps"] for curve in curves), 1)
+    epoch = next((curve.epochs[0]["steps"] for curve in curves), 1)
+    last = max((curve.points()[-1]["step"] for curve in curves), default=epoch)
+    panels[0].set_xlim(0, 1.04 * last)
     note = (
-        f"{counted(steps, 'step')} an epoch. Thin: training error, on augmented pictures while training. "
+        f"{counted(epoch, 'step')} an epoch. Thin: training error, on augmented pictures while training. "
         "Bold: test error."
     )
     figure.suptitle(f"{title}\n{note}", fontsize=10)

@@ -214,7 +214,8 @@ def write_checkpoint(
             "sha256": _digest(content),
             "content": content,
         }
-        (draft / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        (draft / RECORD).write_bytes(text.encode())
 
 
 def find_checkpoint(path: Path) -> Path:

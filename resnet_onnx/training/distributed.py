@@ -46,7 +46,7 @@ class Peers:
         count: Processes, on all machines.
         local_rank: Place among the processes of this machine.
         local_count: Processes on this machine.
-        restarted: Whether torchrun has started this machine's anew, after one died.
+        elastic: Whether torchrun started them, which may start them anew after one died.
         final: Whether torchrun will start none anew any more.
     """
 
@@ -54,7 +54,7 @@ class Peers:
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
-    restarted: bool = False
+    elastic: bool = False
     final: bool = True
 
     @classmethod
@@ -73,7 +73,7 @@ class Peers:
                 count=int(os.environ["WORLD_SIZE"]),
                 local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
                 local_count=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
-                restarted=restarts > 0,
+                elastic="TORCHELASTIC_RUN_ID" in os.environ,
                 final=restarts >= int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
             )
         except ValueError as error:
@@ -214,6 +214,15 @@ class Peers:
         error.common = self.count > 1
         return error
 
+    def begin(self, what: str) -> None:
+        """Notes that these processes begin something, for those that torchrun may start in their place."""
+        if self.elastic:
+            _meeting(self).board.set(f"begun {what}", "yes")
+
+    def has_begun(self, what: str) -> bool:
+        """Whether these processes, or those in whose place torchrun has started them, have begun it."""
+        return self.elastic and bool(_meeting(self).board.check([f"begun {what}"]))
+
     def share(self, make: Callable[[], T]) -> T:
         """Returns in every process what `make` returns in the first one, or raises what it raises there."""
         if self.count == 1:
@@ -283,10 +292,16 @@ class _Raised:
 
 @final
 class _Meeting:
-    """Where the processes find each other: what one sets in a store, the others get."""
+    """Where the processes find each other: what one sets in a store, the others get.
 
-    def __init__(self, store: Any) -> None:
+    Args:
+        store: Of these processes alone.
+        board: What is written there outlives them, as long as torchrun runs.
+    """
+
+    def __init__(self, store: Any, board: Any) -> None:
         self._store = store
+        self.board = board
         self._rooms = itertools.count()
 
     def room(self) -> Any:
@@ -322,7 +337,7 @@ def _meeting(peers: Peers) -> _Meeting:
             who = hashlib.sha256(" ".join(names).encode()).hexdigest()
             store.set(f"{who} {peers.rank}", "answers")
             if _begun(store, who, peers):
-                return _Meeting(PrefixStore(who, store))
+                return _Meeting(PrefixStore(who, store), store)
         time.sleep(_GLANCE_S)
     raise Unavailable(
         f"process {peers.rank} of {peers.count} has not met all others in {_WAIT.total_seconds() / 60:.0f} minutes",

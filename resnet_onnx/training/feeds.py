@@ -32,10 +32,17 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Feed(abc.ABC):
-    """Gives the pictures of a data set in any order, batch by batch."""
+    """Gives the pictures of a data set in any order, batch by batch.
 
-    def __init__(self, labels: NDArray[np.int64], device: torch.device) -> None:
+    Args:
+        labels: int64 [pictures], class indices.
+        side: Height and width of the pictures that it gives, pixels.
+        device: Where batches are wanted.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], side: int, device: torch.device) -> None:
         self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
+        self.side = side
         self.device = device
 
     def __len__(self) -> int:
@@ -61,7 +68,7 @@ class MemoryFeed(Feed):
     """All pictures as one tensor of bytes, on the training's device."""
 
     def __init__(self, pictures: torch.Tensor, labels: NDArray[np.int64], device: torch.device) -> None:
-        super().__init__(labels, device)
+        super().__init__(labels, pictures.shape[-1], device)
         self.pictures = pictures.to(device)
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
@@ -88,7 +95,7 @@ class StreamFeed(Feed):
         seed: int,
         workers: int,
     ) -> None:
-        super().__init__(dataset.labels, device)
+        super().__init__(dataset.labels, preprocessing.image_size, device)
         self._order = _Order()
         self._loader = DataLoader(
             _Pictures(dataset, preprocessing, recipe, seed),

@@ -37,13 +37,26 @@ from resnet_onnx.training.feeds import Feed, open_feed
 from resnet_onnx.training.freezing import freeze
 from resnet_onnx.training.history import history_csv
 from resnet_onnx.training.recipes import Recipe
-from resnet_onnx.training.splits import TrainingData
+from resnet_onnx.training.splits import TrainingData, names_sha256
 from runtimes import files
-from runtimes.errors import BadWeights, CheckFailed, FileProblem, RuntimeUnavailable, ToolkitError, UsageError
+from runtimes.errors import (
+    BadData,
+    BadWeights,
+    CheckFailed,
+    FileProblem,
+    OutOfMemory,
+    RuntimeUnavailable,
+    ToolkitError,
+    UsageError,
+)
 
 HISTORY = "history.csv"
 """The figures of every epoch, in the folder of the run."""
 EVALUATION_BATCH = 256
+"""Most pictures that a network is asked about at once."""
+EVALUATION_PIXELS = 2**20
+"""Most pixels of them together, so that validation needs no more memory than training: VGG-16's first two layers take
+0.5 GiB for so many."""
 FEW_PICTURES = 4096
 """Up to here, decoding in this process is faster than starting workers."""
 
@@ -63,6 +76,7 @@ class Progress:
         done: Steps done in the whole training.
         total: Steps of the whole training.
         loss: Of the last step that was looked at, or None.
+        top1: Accuracy on this epoch's pictures so far, augmented and while training, 0 to 1; or None.
         images_per_second: Of this epoch so far, or None.
         finished: The epoch's figures, once, when it is over.
     """
@@ -75,6 +89,7 @@ class Progress:
     done: int = 0
     total: int = 0
     loss: float | None = None
+    top1: float | None = None
     images_per_second: float | None = None
     finished: Mapping[str, Any] | None = None
 
@@ -161,12 +176,14 @@ def train(
         Unavailable: Another process of the training died.
         FileProblem: `out` can't be written, or another process is training there.
         CheckFailed: The loss is no longer finite. The last good checkpoint is kept.
+        OutOfMemory: A step, or a look at the validation pictures, does not fit into memory.
+        RuntimeUnavailable: No such device; or ``compile`` is on and torch can't compile here.
     """
     if batch_per_process is not None:
         recipe = recipe.with_batch(batch_per_process * peers.count)
     chosen = peers.agree(lambda: _checked_device(recipe, entry, device, peers))
     report = progress or (lambda _: None)
-    with peers.connected(chosen), limited_threads(threads), contextlib.ExitStack() as stack:
+    with peers.connected(chosen), _limits_told(recipe), limited_threads(threads), contextlib.ExitStack() as stack:
         peers.share(lambda: stack.enter_context(_claimed(out)))
         skipped: tuple[Skipped, ...] = ()
         if skip_bad:
@@ -174,10 +191,18 @@ def train(
             unreadable = peers.share(
                 lambda: data.unreadable(entry.preprocessing, loading_workers(workers, len(data.train)))
             )
-            data, skipped = data.without(unreadable, at_most=skip_bad)
+            data, skipped = peers.agree(functools.partial(data.without, unreadable, at_most=skip_bad))
         labels, test_set = data.train.classes, data.test
         data = peers.agree(functools.partial(data.with_validation, recipe.validation, seed))
         kept, held_out = data.train, data.validation
+        if len(kept) < 2 * peers.count:
+            raise peers.together(
+                BadData(
+                    f"{kept.name}: {len(kept)} of its pictures are left to train on, and batch norm needs at least "
+                    f"{2 * peers.count}, two a process",
+                    fix="add pictures" + (", or start fewer processes" if peers.count > 1 else ""),
+                )
+            )
         config = with_classes(entry.config, len(labels))
         identity = {
             "network": entry.name,
@@ -188,14 +213,22 @@ def train(
             "seed": seed,
             "initial_weights": "He initialisation" if initial_state is None else _digest_state(initial_state),
         }
-        may_resume = resume or any(peers.gather(peers.restarted))
-        before = peers.share(lambda: _earlier_run(out, identity, recipe, resume=may_resume))
+
+        def look_back() -> Checkpoint | None:
+            # What a restarted process finds there, it may have begun itself.
+            found = _earlier_run(out, identity, recipe, resume=resume or peers.has_begun(str(out)))
+            peers.begin(str(out))
+            return found
+
+        before = peers.share(look_back)
         recipe = _resolved(recipe, before, chosen)
 
         def open_(dataset: PictureSet, changes: Recipe | None) -> Feed:
             report(Progress(stage="loading", epoch=before.epoch if before else 0, epochs=recipe.epochs))
-            asked = loading_workers(workers, len(dataset))
-            feed = open_feed(dataset, entry.preprocessing, chosen, recipe=changes, seed=seed, workers=asked)
+            asked = loading_workers(workers, len(dataset), beside=peers.local_count)
+            feed = peers.agree(
+                lambda: open_feed(dataset, entry.preprocessing, chosen, recipe=changes, seed=seed, workers=asked)
+            )
             stack.callback(feed.close)
             return feed
 
@@ -222,7 +255,7 @@ def train(
             run.take_over(before)
         test_top1 = None
         if test_set is not None:
-            test_top1 = run.test(lambda: open_(test_set, None))
+            test_top1 = run.test(names_sha256(test_set), lambda: open_(test_set, None))
     return TrainingResult(
         checkpoint=out / BEST,
         last=out / LAST,
@@ -237,11 +270,17 @@ def train(
     )
 
 
-def loading_workers(asked: int | None, pictures: int) -> int:
-    """Returns how many processes load a data set: as many as were asked for, or what its size is worth."""
+def loading_workers(asked: int | None, pictures: int, *, beside: int = 1) -> int:
+    """Returns how many processes load a data set: as many as were asked for, or what its size is worth.
+
+    Args:
+        asked: By the user; None chooses.
+        pictures: Of the data set.
+        beside: How many trainings of this machine, this one included, load pictures at the same time.
+    """
     if asked is not None:
         return asked
-    return 0 if pictures <= FEW_PICTURES else default_workers()
+    return 0 if pictures <= FEW_PICTURES else max(1, default_workers() // beside)
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -265,7 +304,8 @@ def answers(
     module.eval()
     right = []
     loss = torch.zeros((), dtype=torch.float64, device=feed.device)
-    for pictures, labels in feed.batches(torch.arange(len(feed))[peers.rank :: peers.count], EVALUATION_BATCH, epoch=0):
+    at_once = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // feed.side**2))
+    for pictures, labels in feed.batches(torch.arange(len(feed))[peers.rank :: peers.count], at_once, epoch=0):
         logits = module(normaliser(pictures))
         right.append(logits.argmax(1) == labels)
         loss += F.cross_entropy(logits, labels, reduction="sum")
@@ -366,6 +406,8 @@ class _Run:
     def _epoch(self, epoch: int, learner: _Learner, train_feed: Feed, validation_feed: Feed | None) -> None:
         row = self._train_epoch(epoch, learner, train_feed)
         learner.end_epoch()
+        if not math.isfinite(row["train_loss"]):  # of a step that was not looked at
+            raise self._diverged(f"the mean loss is {row['train_loss']}", epoch, row["steps"])
         module = learner.result
         top1 = loss = None
         done = min(self.total, (epoch + 1) * self.steps_per_epoch)
@@ -452,6 +494,7 @@ class _Run:
                         done=before + step + 1,
                         total=self.total,
                         loss=value,
+                        top1=int(right) / ((step + 1) * self.part),
                         images_per_second=(step + 1) * self.batch_size / watch.seconds,
                     )
                 )
@@ -469,18 +512,23 @@ class _Run:
             "learning_rate": rate,
         }
 
-    def test(self, open_test: Callable[[], Feed]) -> float:
-        """Returns the best checkpoint's accuracy on the test split, and keeps it in that checkpoint."""
+    def test(self, pictures: str, open_test: Callable[[], Feed]) -> float:
+        """Returns the best checkpoint's accuracy on the test split, and keeps it in that checkpoint.
+
+        Args:
+            pictures: SHA-256 that identifies them: an accuracy that is kept already counts for the same ones only.
+            open_test: Opens them.
+        """
         best, state = self.peers.share(lambda: self._best())
         known = best.metrics.get("test_top1")
-        if known is not None:
+        if known is not None and best.progress.get("test_pictures") == pictures:
             return float(known)
         feed = open_test()
         self.report(Progress(stage="testing", epoch=best.epoch, epochs=self.epochs, done=self.total, total=self.total))
         module = build(self.config)
         _fill(module, state)
         top1, _ = measure(module.to(self.device), feed, self.normaliser, peers=self.peers)
-        self.peers.share(lambda: self._write(self.out / BEST, state, best.epoch, test_top1=top1))
+        self.peers.share(lambda: self._write(self.out / BEST, state, best.epoch, tested=(top1, pictures)))
         return top1
 
     def _best(self) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
@@ -503,11 +551,19 @@ class _Run:
         *,
         optimizer_state: Mapping[str, Any] | None = None,
         rng_state: Mapping[str, torch.Tensor] | None = None,
-        test_top1: float | None = None,
+        tested: tuple[float, str] | None = None,
     ) -> None:
         metrics = dict(self.history[epoch - 1])
-        if test_top1 is not None:
-            metrics["test_top1"] = test_top1
+        progress = {
+            "identity": dict(self.identity),
+            "history": self.history,
+            "best": self.best,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        if tested is not None:
+            metrics["test_top1"], progress["test_pictures"] = tested
         write_checkpoint(
             folder,
             name=self.name,
@@ -518,14 +574,7 @@ class _Run:
             recipe=self.recipe.to_json(),
             epoch=epoch,
             metrics=metrics,
-            progress={
-                "identity": dict(self.identity),
-                "history": self.history,
-                "best": self.best,
-                "device": str(self.device),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            },
+            progress=progress,
             optimizer_state=optimizer_state,
             rng_state=rng_state,
         )
@@ -774,6 +823,26 @@ def _claimed(out: Path) -> Iterator[None]:
             for stale in out.glob(f".{name}.*.tmp"):
                 shutil.rmtree(stale, ignore_errors=True)
         yield
+
+
+@contextlib.contextmanager
+def _limits_told(recipe: Recipe) -> Iterator[None]:
+    """Says plainly what torch raises for lack of memory, and where it can't compile."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's CPU allocator has no class of its own, its others derive from it
+        text = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "out of memory" in text:
+            raise OutOfMemory(
+                f"the training does not fit into memory: {text[:200]}",
+                fix=f"a smaller batch than {recipe.batch_size} (--batch), or smaller pictures (--image-size)",
+            ) from error
+        if recipe.compile == "on" and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise RuntimeUnavailable(
+                f"torch can't compile the network here: {text[:200]}",
+                fix="install a C++ compiler (g++), or leave out compile=on",
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

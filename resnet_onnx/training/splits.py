@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.data.batches import Skipped, batches
-from resnet_onnx.data.datasets import PictureSet, open_dataset
+from resnet_onnx.data.datasets import NoSplit, PictureSet, open_dataset
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadData
 
@@ -133,7 +134,7 @@ def names_sha256(pictures: PictureSet) -> str:
     """Returns a hash that identifies pictures by name, class and order, without reading them."""
     digest = hashlib.sha256()
     for index, label in enumerate(pictures.labels.tolist()):
-        digest.update(f"{label} {pictures.item_name(index)}\n".encode())
+        digest.update(f"{label} {pictures.item_name(index)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -144,8 +145,8 @@ def _identified(pictures: PictureSet) -> dict[str, Any]:
 def open_training_data(spec: str) -> TrainingData:
     """Opens what ``--data`` names for training.
 
-    The split ``test`` is only ever for the final figure. Where the second split is ``val``, it chooses the best epoch.
-    Without a second split everything is for training, and some of it will be held out.
+    ``train`` is learned from, ``val`` (or ``validation``) chooses the best epoch, ``test`` is only ever for the final
+    figure. Without ``val`` some of ``train`` will be held out; without splits everything is ``train``.
 
     Args:
         spec: As ``open_dataset`` takes it.
@@ -157,13 +158,14 @@ def open_training_data(spec: str) -> TrainingData:
     train = open_dataset(spec, split="train")
     if train.split is None:
         return TrainingData(train=train)
-    try:
-        other = open_dataset(spec, split="test")
-    except BadData:
-        return TrainingData(train=train)
-    return (
-        TrainingData(train=train, test=other) if other.split == "test" else TrainingData(train=train, validation=other)
-    )
+    validation = test = None
+    with contextlib.suppress(NoSplit):
+        validation = open_dataset(spec, split="validation")
+    with contextlib.suppress(NoSplit):
+        test = open_dataset(spec, split="test")
+    if test is not None and test.split != "test":  # where there is no other, `val` stands in for it
+        test = None
+    return TrainingData(train=train, validation=validation, test=test)
 
 
 def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

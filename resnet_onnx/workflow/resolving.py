@@ -12,6 +12,7 @@ import numpy as np
 
 from resnet_onnx.data.labels import match_classes
 from resnet_onnx.models import catalog
+from resnet_onnx.models.configs import check_image_size
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import input_spec, picture_input
@@ -260,7 +261,9 @@ def training_entry(
     """Returns a network of the catalog with the preprocessing that a training asked for."""
     entry = catalog.lookup(name)
     asked = Request(image_size=image_size, mean=mean, std=std)
-    return replace(entry, preprocessing=overridden_preprocessing(entry.preprocessing, asked))
+    preprocessing = overridden_preprocessing(entry.preprocessing, asked)
+    check_image_size(entry.config, entry.name, preprocessing.image_size)
+    return replace(entry, preprocessing=preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +297,7 @@ def initial_state(entry: catalog.CatalogEntry, weights: str, classes: Sequence[s
     from resnet_onnx.models.build import build
     from resnet_onnx.models.configs import with_classes
 
-    network = resolve(Request(model=entry.name, weights=weights)).network
+    network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may be called like it
     if network is None or not network.trained:
         raise UsageError(
             "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_onnx.models import catalog
-from resnet_onnx.models.configs import NetworkConfig, config_to_json
+from resnet_onnx.models.configs import NetworkConfig, check_image_size, config_to_json
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.request import Request, entry_of
@@ -100,7 +100,7 @@ def fitted_weights(request: Request, path: Path) -> Network:
     """Returns the network that a request names with the weights of a file."""
     from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
 
-    entry = entry_of(replace(request, model=request.name or request.model, name=None))
+    entry = entry_of(replace(request, model=None, name=request.name or request.model))
     config, state = fit_state_dict(entry.config, read_state_dict(path), origin=str(path))
     return as_network(request, entry, config, store_state_dict(state), path.name, True)
 
@@ -119,6 +119,7 @@ def random_weights(request: Request) -> Network:
     """Random weights are made once per seed and kept: the same command gives the same numbers."""
     entry = entry_of(request)
     preprocessing = overridden_preprocessing(entry.preprocessing, request)
+    check_image_size(entry.config, entry.name, preprocessing.image_size)
     made_from = {
         "config": config_to_json(entry.config),
         "preprocessing": preprocessing.to_json(),
