@@ -232,7 +232,7 @@ def test_a_cut_off_ends_with_the_batch_that_fails(tiny: Path) -> None:
 
 def test_the_front_has_what_no_other_row_beats() -> None:
     def one(speed: float | None, p50: float | None, scenario: str = "throughput") -> dict[str, Any]:
-        return {"images_per_second": speed, "latency_ms": {"p50": p50}, "scenario": scenario}
+        return {"images_per_second": speed, "latency_ms": {"p50": p50}, "scenario": scenario, "error": None}
 
     found = record.mark(
         [one(10, 100), one(20, 200), one(15, 250), one(20, 210), one(None, None), one(25, 9, "offline"), one(10, 100)]
@@ -240,6 +240,8 @@ def test_the_front_has_what_no_other_row_beats() -> None:
     assert [row["pareto"] for row in found] == [True, True, False, False, False, False, True]
     assert [row["best"] for row in found] == [False, False, False, False, False, True, False]
     assert [row["best"] for row in record.mark([one(None, None)])] == [False]
+    (died, whole) = record.mark([one(90, 9) | {"error": {"kind": "run-failed"}}, one(10, 100)])
+    assert (died["best"], died["pareto"], whole["best"], whole["pareto"]) == (False, False, True, True)
 
 
 def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
@@ -250,6 +252,17 @@ def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
     assert 6 <= row.times_ns.size <= 8
     assert row.times_ns.min() >= 300e6
     assert row.spent_s <= 2.5 * 1.1
+
+
+def test_slow_runs_beside_each_other_still_give_enough_rounds_for_an_interval() -> None:
+    source = ModelSource(factory=f"{__name__}:slow_program")
+    plan = Plan(batches=(1,), duration_s=5.0, streams=(2,))
+    (row,) = measure([Contender(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
+    assert row.error is None
+    assert len(row.slices) >= 6
+    interval = row.seconds_per_run()
+    assert interval is not None
+    assert interval.low is not None
 
 
 def slow_program() -> Any:

@@ -96,6 +96,46 @@ def foreign(path: Path, batch: int | str) -> Path:
     return write_model(path, nodes, {"left": [batch, 6], "right": [batch, 5]}, {"w": weights(6, 5)})
 
 
+def test_a_table_beside_the_samples_does_not_set_the_batch(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node("MatMul", ["x", "table"], ["out"])]
+    path = write_model(tmp_path / "open.onnx", nodes, {"table": [6, 5], "x": ["batch", 6]}, {})
+    found = document(str(path), "--runtime", "ort-cpu", "--batch", "3", "--duration", "0.1")
+    assert [row["batch"] for row in found["results"]] == [3]
+    nodes = [helper.make_node("Mul", ["x", "scale"], ["out"])]
+    path = write_model(tmp_path / "fixed.onnx", nodes, {"scale": [1], "x": [4, 6]}, {})
+    found = document(str(path), "--runtime", "ort-cpu", "--duration", "0.1")
+    assert [row["batch"] for row in found["results"]] == [4]
+
+
+@pytest.mark.parametrize("option", ["--duration", "--precision-target", "--cut-off"])
+def test_no_number_is_refused_before_anything_is_measured(option: str) -> None:
+    done = bench("cifar-resnet20", "--runtime", "ort-cpu", option, "nan")
+    assert done.returncode == 2
+    assert "is no finite number" in done.stderr
+
+
+def test_nothing_measured_is_an_error_with_a_cut_off_too(tmp_path: Path) -> None:
+    done = bench("cifar-resnet20", "--runtime", "ort-cpu", "--batch", f"{2**40},{2**41}", "--cut-off", "5")
+    assert done.returncode == 3
+    assert "GiB are free" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is read-only to the superuser")
+def test_a_cache_that_cannot_be_written_does_not_cost_the_rows(tmp_path: Path) -> None:
+    path, cache = foreign(tmp_path / "two.onnx", 4), tmp_path / "cache"
+    cache.mkdir(mode=0o500)
+    done = bench(str(path), "--runtime", "ort-cpu", "--duration", "0.1", "--json", "--cache-dir", str(cache))
+    assert done.returncode == 0, done.stderr
+
+
+def test_autocast_is_the_precision_of_its_row() -> None:
+    found = document("cifar-resnet20", "--runtime", "torch,ort-cpu", "--autocast", "bf16", "--batch", "1",
+                     "--duration", "0.1")  # fmt: skip
+    assert [(row["runtime"], row["precision"]) for row in found["results"]] == [("torch", "bf16"), ("ort-cpu", "fp32")]
+
+
 def test_a_foreign_model_with_two_inputs_and_a_fixed_batch_is_measured_as_it_is(tmp_path: Path) -> None:
     path = foreign(tmp_path / "two.onnx", 4)
     found = document(

@@ -58,6 +58,17 @@ def test_a_run_ends_with_the_scores_of_its_own_pictures(photos: Path) -> None:
             np.testing.assert_array_equal(run.outputs()["logits"], expected["logits"])
 
 
+@pytest.mark.parametrize("runtime", ["ort-cpu", "openvino", "torch"])
+def test_several_streams_decode_and_run_beside_each_other(
+    runtime: str, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["bench", "cifar-resnet20", "--runtime", runtime, "--batch", "2", "--streams", "2", "--duration", "0.3",
+                 "--include", "decode", "--data", str(photos), "--json"])  # fmt: skip
+    (row,) = json.loads(capfd.readouterr().out)["results"]
+    assert (code, row["error"], row["streams"]) == (0, None, 2)
+    assert row["images_per_second"] > 0
+
+
 def test_rows_say_that_decoding_is_included(photos: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["cifar-resnet20", "--runtime", "ort-cpu", "--batch", "2", "--duration", "0.2", "--include", "decode"]
     saved, page = tmp_path / "d.json", tmp_path / "d.html"

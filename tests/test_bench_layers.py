@@ -74,6 +74,8 @@ def test_what_the_graph_does_not_have_is_lost_entirely(block: Path) -> None:
 def test_what_is_unknown_has_no_ideal(block: Path) -> None:
     assert [layer.ideal_ms for layer in found(block, ("conv1", "Conv"), peaks=None)] == [None]
     assert [layer.ideal_ms for layer in found(block, ("conv1", "Conv"), precision="bf16")] == [None]
+    (nameless,) = found(block, ("Conv_7", "Conv"))  # a product is the graph's, whatever it is called
+    assert (nameless.ideal_ms, nameless.lost_ms) == (None, None)
 
 
 def test_the_worst_lose_most_and_not_take_most() -> None:

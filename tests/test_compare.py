@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_onnx.bench.compare import TOLERANCE, Compared, compare
+from resnet_onnx.bench.compare import TOLERANCE, Compared, compare, different_work
 from resnet_onnx.bench.statistics import median_interval
 from resnet_onnx.cli.main import main
 from resnet_onnx.report import results
@@ -436,3 +436,21 @@ def test_real_runs_of_5_percent_more_work_are_slower(tmp_path: Path) -> None:
     print({name: sum(one.verdict == name for one in found) for name in ("slower", "inconclusive", "same", "faster")})
     print([(one.ratio, one.ci95) for one in found])
     assert sum(one.verdict == "slower" for one in found) >= 9
+
+
+def test_loadgen_and_our_own_rounds_are_different_work() -> None:
+    said = {"scenario": "SingleStream", "valid": True, "reason": None}
+    ours, theirs = document(row(noisy(1))), document(row(noisy(2), harness=said))
+    assert different_work(ours, theirs) == ["another harness (our own rounds, LoadGen SingleStream)"]
+    assert not different_work(theirs, theirs)
+    with pytest.raises(UserError, match="no row in common"):
+        compare(ours, theirs, force=True)
+    assert compare(theirs, theirs).rows[0].verdict == "same"
+    offline = row(noisy(3), scenario="offline", harness={**said, "scenario": "Offline"}, images_per_second_ci95=None)
+    (found,) = compare(document(offline), document(offline)).rows
+    assert (found.verdict, "gives one figure and no interval" in found.notes[0]) == ("inconclusive", True)
+
+
+def test_rows_that_differ_in_threads_alone_are_named_apart() -> None:
+    with pytest.raises(UserError, match=r"BASE has net .* threads 1 .*; NEW has net .* threads 2 "):
+        compare(document(row(noisy(1), threads=1)), document(row(noisy(1), threads=2)))

@@ -219,6 +219,58 @@ def test_only_the_file_that_was_proven_counts_as_proven(tmp_path: Path) -> None:
         assert ("and computes the same function." in page) is proven
 
 
+def test_a_file_with_the_weights_of_a_proven_one_is_not_proven(tmp_path: Path) -> None:
+    proof = parity()
+    proof["artifacts"] = {"onnx_sha256": "c" * 64, "weights_sha256": "b" * 64}
+    assert "and computes the same function." not in made(tmp_path, document(row(noisy(1))), proof)
+    proof["artifacts"] = {"onnx_sha256": None, "weights_sha256": "b" * 64}
+    assert "and computes the same function." not in made(tmp_path, document(row(noisy(1))), proof)
+    assert "and computes the same function." in made(tmp_path, document(row(noisy(1)), sha256=None), proof)
+
+
+def test_two_machines_or_two_times_are_not_mixed(tmp_path: Path) -> None:
+    def pair(torch_ns: float, ort_ns: float) -> dict[str, Any]:
+        return document(row(noisy(1, level_ns=torch_ns), runtime="torch"), row(noisy(2, level_ns=ort_ns)))
+
+    fast, slow = pair(4e6, 2e6), pair(8e6, 2e6)
+    slow["made"] = "2026-11-24T20:00:00Z"
+    page = made(tmp_path, fast, slow)
+    headings = [text for text in Outline(page).headings if text.startswith("How fast")]
+    assert headings == [f"How fast is it? net ({one['made']}) fp32" for one in (fast, slow)]
+    tables = [table for table in Outline(page).tables if "vs torch" in table[0]]
+    ratios = [[cells[table[0].index("vs torch")] for cells in table[1:]] for table in tables]
+    assert [[float(ratio.rstrip("×")) for ratio in one] for one in ratios] == [
+        pytest.approx([2, 1], abs=0.02), pytest.approx([4, 1], abs=0.04),
+    ]  # fmt: skip
+    slow["environment"] = {**slow["environment"], "cpu": {"model": "Another", "usable_cores": 2}}
+    headings = [text for text in Outline(made(tmp_path, fast, slow)).headings if text.startswith("How fast")]
+    assert headings == ["How fast is it? net (CPU, 2 cores) fp32", "How fast is it? net (Another, 2 cores) fp32"]
+    small = document(row(noisy(3)), inputs=["input: float32[batch, 3, 16, 16]"])
+    headings = [text for text in Outline(made(tmp_path, fast, small)).headings if text.startswith("How fast")]
+    assert [text for text in headings if "3, 32, 32" in text] == headings[:1]
+    assert [text for text in headings if "3, 16, 16" in text] == headings[1:]
+    whole = (
+        document(row(noisy(1), batch=1)),
+        document(row(noisy(1), batch=2)),
+        document(row(noisy(1), precision="int8")),
+    )
+    assert [text for text in Outline(made(tmp_path, *whole)).headings if text.startswith("How fast")] == [
+        "How fast is it? net"
+    ]
+
+
+def test_a_row_that_was_not_measured_to_its_end_is_never_the_fastest(tmp_path: Path) -> None:
+    error = {"kind": "run-failed", "message": "the process died", "fix": None}
+    page = made(tmp_path, document(row(noisy(1), stable=False, error=error, batch=64), row(noisy(2))))
+    assert "ort-cpu · batch 8 is fastest" in page
+
+
+def test_a_parity_result_without_budgets_is_shown(tmp_path: Path) -> None:
+    proof = parity()
+    proof["result"]["budgets"] = None
+    assert "the same function" in made(tmp_path, proof)
+
+
 def test_threads_offline_and_harness_are_told_apart(tmp_path: Path) -> None:
     said = {"scenario": "Offline", "valid": False, "reason": "too short", "latency_ms": {}}
     found = document(

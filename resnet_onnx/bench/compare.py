@@ -177,12 +177,22 @@ def different_work(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
             found.append(f"another {what} ({_text(old.get(key))} and {_text(now.get(key))})")
     if base["settings"]["scope"] != new["settings"]["scope"]:
         found.append(f"another scope ({base['settings']['scope']} and {new['settings']['scope']})")
+    sides = [{_harness(row) for row in document["results"] if not row["error"]} for document in (base, new)]
+    if all(sides) and not sides[0] & sides[1]:
+        names = [" and ".join(f"LoadGen {one}" if one else "our own rounds" for one in sorted(side)) for side in sides]
+        found.append(f"another harness ({', '.join(names)})")
     # Results of earlier versions include nothing.
     for key, what in (("includes", "work beside the model"), ("pictures", "set of pictures")):
         a, b = base["settings"].get(key) or None, new["settings"].get(key) or None
         if a != b:
             found.append(f"another {what} ({_text(a)} and {_text(b)})")
     return found
+
+
+def _harness(row: Mapping[str, Any]) -> str:
+    """Returns the scenario of LoadGen's that took a row's times, or "" where our own rounds did."""
+    said = row.get("harness")  # absent from results of earlier versions
+    return str(said["scenario"]) if said else ""
 
 
 def environment_differences(
@@ -223,7 +233,7 @@ def _match(
 ) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any]]], list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Pairs rows by `fields` and device; a row that never opened has no device and matches any."""
     for which, rows in (("BASE", base), ("NEW", new)):
-        keys = [(*(row[name] for name in fields), *map(row.get, _ASKED), row["device"]) for row in rows]
+        keys = [(*(row[name] for name in fields), *map(row.get, _ASKED), _harness(row), row["device"]) for row in rows]
         if len(set(keys)) < len(keys):
             twice = next(row for row, key in zip(rows, keys, strict=True) if keys.count(key) > 1)
             raise BadData(f"{which} has two rows of {_named(twice)}: which one is meant can't be told")
@@ -235,6 +245,7 @@ def _match(
             for other in left
             if all(row[name] == other[name] for name in fields)
             and all(row[name] == other[name] for name in _ASKED if name in row and name in other)
+            and (_harness(row) == _harness(other) or row["error"] or other["error"])
             and (row["device"] == other["device"] or None in (row["device"], other["device"]))
         ]
         if fit:
@@ -262,7 +273,9 @@ def _compared(base: Mapping[str, Any], new: Mapping[str, Any], tolerance: float)
             notes=tuple(notes),
         )
     interval = ratio_interval(old, now)
-    if interval is None:
+    if interval is None and "Offline" in (_harness(base), _harness(new)):
+        notes.append("LoadGen's Offline gives one figure and no interval: our own --scenario offline has both")
+    elif interval is None:
         notes.append("too few independent samples for a 95 % interval: measure longer (--duration)")
     elif not (base["stable"] and new["stable"]):
         interval = _widened(interval, _explained_by_load(base, new), notes)
@@ -360,6 +373,9 @@ def _verdict(interval: tuple[float, float] | None, tolerance: float) -> Verdict:
 
 def _named(row: Mapping[str, Any]) -> str:
     streams = f" streams {row['streams']}" if row["streams"] > 1 else ""
+    streams += f" threads {row['threads']}" if row.get("threads") else ""
+    streams += f" {row['scenario']}" if row.get("scenario") == "offline" else ""
+    streams += f" LoadGen {_harness(row)}" if _harness(row) else ""
     device = f" {row['device']}" if row["device"] else ""
     return f"{row['model']} {row['precision']} {row['runtime']} batch {row['batch']}{streams} {row['scope']}{device}"
 

@@ -45,9 +45,9 @@ class Layer:
     bound: Literal["compute", "memory"] | None
 
     @property
-    def lost_ms(self) -> float:
-        """Time beyond the ideal."""
-        return max(0.0, self.ms - (self.ideal_ms or 0.0))
+    def lost_ms(self) -> float | None:
+        """Time beyond the ideal, or None where that is not known."""
+        return None if self.ideal_ms is None else max(0.0, self.ms - self.ideal_ms)
 
 
 def beside_ideal(
@@ -79,7 +79,8 @@ def beside_ideal(
             claimed.add(node)
         work = graph[node].work if node is not None else None
         ideal_s, bound = _ideal(work, peaks, precision)
-        if node is None and graph and peaks is not None:
+        # Every product is the graph's, also where its node has no name to be found by.
+        if node is None and graph and peaks is not None and not _PRODUCT.search(time.operator):
             ideal_s = 0.0
         found.append(
             Layer(
@@ -126,5 +127,5 @@ def _ideal(
 
 
 def worst(layers: Sequence[Layer], count: int = 10) -> list[Layer]:
-    """Returns the layers that lose most time, the worst first."""
-    return sorted(layers, key=lambda layer: -layer.lost_ms)[:count]
+    """Returns the layers that lose most time, the worst first; those whose loss is not known come last."""
+    return sorted(layers, key=lambda layer: -(-1.0 if layer.lost_ms is None else layer.lost_ms))[:count]

@@ -310,10 +310,14 @@ def _rounds(crew: _Crew, rows: Sequence[Row], plan: Plan, progress: Progress) ->
 
 
 def slice_seconds(row: Row, plan: Plan) -> float:
-    """Returns how long the next slice of a row may take: short, a few runs long, within what is left."""
+    """Returns how long the next slice of a row may take: short, a few runs long, within what is left.
+
+    Several streams give one value a slice, however many runs are in it: they need many slices, not long ones.
+    """
     shortest, longest = _SLICE_S
     run_s = row.warm_up.run_s if row.warm_up else 0.0
-    wanted = max(min(max(plan.duration_s / _SLICES_PER_ROW, shortest), longest), _RUNS_PER_SLICE * run_s)
+    least = 0.0 if row.streams > 1 and row.scenario != "offline" else _RUNS_PER_SLICE * run_s
+    wanted = max(min(max(plan.duration_s / _SLICES_PER_ROW, shortest), longest), least)
     # The last run may start just before the end.
     return max(0.0, min(wanted, plan.duration_s - row.spent_s - run_s))
 

@@ -201,15 +201,16 @@ def result(
 def mark(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Adds to each row whether it is the ``best`` of all, and whether it is on the ``pareto`` front.
 
-    The best has the most images per second. A row is on the front where no other one has at least its images per second
-    in at most its median latency. The offline scenario knows no latency of a request, so that its rows are not.
+    The best has the most images per second of those measured to their end. A row is on the front where no other one has
+    at least its images per second in at most its median latency. The offline scenario knows no latency of a request, so
+    that its rows are not.
     """
-    speeds = [row["images_per_second"] for row in results]
+    speeds = [None if row["error"] else row["images_per_second"] for row in results]
     most = max((speed for speed in speeds if speed is not None), default=None)
     points = {
         index: (row["images_per_second"], -row["latency_ms"]["p50"])
         for index, row in enumerate(results)
-        if row["images_per_second"] is not None and row["scenario"] != "offline"
+        if speeds[index] is not None and row["scenario"] != "offline"
     }
     beaten = {
         index
@@ -219,7 +220,7 @@ def mark(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             **row,
-            "best": most is not None and row["images_per_second"] == most,
+            "best": most is not None and speeds[index] == most,
             "pareto": index in points.keys() - beaten,
         }
         for index, row in enumerate(results)

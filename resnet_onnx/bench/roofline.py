@@ -6,6 +6,7 @@ A run that does F operations and moves at least B bytes takes at least max(F / p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -359,23 +360,25 @@ def peaks(threads: int) -> Peaks | None:
             sort_keys=True,
         ).encode()
     ).hexdigest()[:32]
-    note = files.cache_dir("peaks") / f"{key}.json"
-    kept = _recall(note)
+    note: Path | None = None
+    kept = None
+    with contextlib.suppress(FileProblem):  # a cache that can't be written costs the time of measuring again
+        note = files.cache_dir("peaks") / f"{key}.json"
+        kept = _recall(note)
     age = time.time() - kept.measured_at if kept is not None else float("inf")
     if kept is not None and 0 <= age < (FRESH_S if kept.undisturbed else DISTURBED_FRESH_S):
         return kept
     try:
         with Child("the peak measurement") as child:
             found: Peaks = child.call("peaks", threads=threads)
-    except ToolkitError:
+    except (ToolkitError, RuntimeError):  # a fault in the child, too, must not cost the rows that are measured
         return kept
     if kept is not None and not found.undisturbed and 0 <= age < FRESH_S:
         # A disturbed measurement can only have been too low.
         found = _higher(kept, found)
-    try:
-        files.write_json(note, asdict(found))
-    except FileProblem:
-        return found
+    if note is not None:
+        with contextlib.suppress(FileProblem):
+            files.write_json(note, asdict(found))
     return found
 
 

@@ -39,7 +39,10 @@ class Supply:
 
 
 class Supplied(Prepared):
-    """A run that makes its feeds first: ``enqueue`` returns when the outputs are in host arrays.
+    """A run that makes its feeds first: ``enqueue`` returns when the model has begun on them.
+
+    The feeds are copied into the arrays of a prepared run, which has a request or session of its own: several of these
+    may run beside each other.
 
     Args:
         runtime: The opened model.
@@ -48,14 +51,23 @@ class Supplied(Prepared):
 
     def __init__(self, runtime: Runtime, supply: Next) -> None:
         super().__init__("end-to-end")
-        self._runtime, self._next = runtime, supply
-        self._results: dict[str, NDArray[np.generic]] = {}
+        self._next = supply
+        self._made: Feeds | None = supply()  # for the first run, which is one of the warm-up
+        self._places: dict[str, NDArray[Any]] = {name: np.array(array) for name, array in self._made.items()}
+        # End to end: a run copies these arrays anew each time.
+        self._prepared = runtime.prepare(self._places, scope="end-to-end")
 
     def _enqueue(self) -> None:
-        self._results = self._runtime.run(self._next())
+        feeds, self._made = (self._next() if self._made is None else self._made), None
+        for name, array in feeds.items():
+            np.copyto(self._places[name], array)
+        self._prepared.enqueue()
 
     def _synchronize(self) -> None:
-        """There is nothing to wait for."""
+        self._prepared.synchronize()
 
     def _outputs(self) -> dict[str, NDArray[Any]]:
-        return self._results
+        return self._prepared.outputs()
+
+    def _close(self) -> None:
+        self._prepared.close()

@@ -11,6 +11,7 @@ import click
 from resnet_onnx.cli.bench_profile import print_profile
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
+    Number,
     OutputFile,
     WholeNumbers,
     device_option,
@@ -39,14 +40,14 @@ _DEFAULT_MODEL = "resnet50"
 @click.option("--threads", type=WholeNumbers(), help="CPU threads, all streams together.  [default: all usable cores]")
 @click.option(
     "--duration",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=5.0,
     show_default=True,
     help="Seconds a row, at most.",
 )
 @click.option(
     "--precision-target",
-    type=click.FloatRange(0, 100, min_open=True),
+    type=Number(0, 100, min_open=True),
     metavar="PERCENT",
     help="A row ends early when the 95 % interval of its median is within ± this.  [default: 1]",
 )
@@ -57,7 +58,7 @@ _DEFAULT_MODEL = "resnet50"
 )
 @click.option(
     "--cut-off",
-    type=click.FloatRange(0, 1000),
+    type=Number(0, 1000),
     metavar="PERCENT",
     help="No larger batch once throughput grew by less than this.  [default: measure every batch]",
 )
@@ -74,9 +75,7 @@ _DEFAULT_MODEL = "resnet50"
 @click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
 @click.option("--profile", is_flag=True, help="Time of each layer beside its own ideal: where the missing share goes.")
 @click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
-@click.option(
-    "--harness-logs", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps the harness's own logs."
-)
+@click.option("--harness-logs", type=OutputFile(folder=True), help="Folder that keeps the harness's own logs.")
 @device_option
 @tuning_options
 @save_option
@@ -277,9 +276,10 @@ def _table(rows: Sequence[Mapping[str, Any]], plan: Plan) -> tuple[list[str], li
     for row in ordered:
         ratio = _ratio(row["images_per_second"], base.get(_place(row)))
         doubtful = row["error"] is None and not row["stable"]
+        narrow = row["recorded"].get("autocast")
         cells.append(
             [
-                row["runtime"] + (" ~" if doubtful else ""),
+                row["runtime"] + (f" (autocast {narrow})" if narrow else "") + (" ~" if doubtful else ""),
                 str(row["batch"]),
                 *([str(row["streams"])] if several else []),
                 *([str(row["threads"] or "all")] if many_threads else []),

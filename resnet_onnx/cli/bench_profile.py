@@ -16,8 +16,10 @@ def print_profile(terminal: Terminal, rows: Sequence[Mapping[str, Any]]) -> None
 
     profiled = [row for row in rows if row["layers"]]
     for row in profiled:
-        layers = sorted(row["layers"], key=lambda layer: -layer["lost_ms"])
-        total, lost = (sum(layer[key] for layer in layers) for key in ("ms", "lost_ms"))
+        # Where a layer's ideal is not known, neither is its loss: such layers come last, by their time.
+        layers = sorted(row["layers"], key=lambda layer: (layer["lost_ms"] is None, -(layer["lost_ms"] or layer["ms"])))
+        total = sum(layer["ms"] for layer in layers)
+        lost = sum(layer["lost_ms"] or 0.0 for layer in layers)
         terminal.line()
         terminal.line(
             f"Where the missing share goes: {row['runtime']} batch {row['batch']}, {len(layers)} layers of "
@@ -30,12 +32,18 @@ def print_profile(terminal: Terminal, rows: Sequence[Mapping[str, Any]]) -> None
                 rounded(layer["ms"], 3),
                 "–" if layer["ideal_ms"] is None else rounded(layer["ideal_ms"], 2),
                 layer["bound"] or "–",
-                "–" if lost <= 0 else f"{100 * layer['lost_ms'] / lost:.0f} %",
+                "–" if layer["lost_ms"] is None or lost <= 0 else f"{100 * layer['lost_ms'] / lost:.0f} %",
             ]
             for layer in layers[:_WORST]
-            if layer["lost_ms"] > 0
+            if layer["lost_ms"] is None or layer["lost_ms"] > 0
         ]
         terminal.table(["layer", "operator", "ms", "ideal ms", "bound", "of the loss"], cells)
+        unknown = sum(layer["ms"] for layer in layers if layer["lost_ms"] is None)
+        if unknown:
+            terminal.line(
+                f"Layers of {rounded(unknown, 3)} ms have no known ideal (–): no peak was measured for their precision "
+                "and device, or their node can't be found in the graph."
+            )
     for row in rows:
         if row["unprofiled"]:
             terminal.note(f"not profiled: {row['runtime']} batch {row['batch']}: {row['unprofiled']}")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from resnet_onnx.cli.options import OutputFile, check_drawing, early_problem, make_command, model_options, save_option
+from resnet_onnx.cli.options import (
+    Number,
+    OutputFile,
+    check_drawing,
+    early_problem,
+    make_command,
+    model_options,
+    save_option,
+)
 from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import UsageError
 
@@ -29,13 +37,13 @@ _SHOWN, _RANKED = 4, 10
 @click.option("--count", type=click.IntRange(1, 100_000), default=512, show_default=True, help="Calibration pictures.")
 @click.option("--held-out", type=click.IntRange(1, 1_000_000), default=5_000, show_default=True,
               help="Most pictures that judge the result.")  # fmt: skip
-@click.option("--max-drop", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+@click.option("--max-drop", type=Number(min=0, min_open=True), default=1.0, show_default=True,
               help="Largest loss of top-1, points.")  # fmt: skip
-@click.option("--min-speedup", type=click.FloatRange(min=0, min_open=True), help="Least speed over fp32.")
+@click.option("--min-speedup", type=Number(min=0, min_open=True), help="Least speed over fp32.")
 @click.option("--runtime", "--runtimes", "runtimes",
               help="Where --min-speedup is measured.  [default: ort-cpu,openvino; bf16: openvino]")  # fmt: skip
 @click.option("--keep-fp32", multiple=True, metavar="PATTERN", help="Layers to keep in fp32 ('layer4.*'); repeatable.")
-@click.option("--budget-minutes", type=click.FloatRange(min=0, min_open=True),
+@click.option("--budget-minutes", type=Number(min=0, min_open=True),
               help="Where int8 is refused: look so long for the layers to keep in fp32.")  # fmt: skip
 @click.option("--sensitivity", is_flag=True, help="Rank the layers: each alone in int8.")
 @click.option("--plot", type=OutputFile(), help="Draw sensitivity and ranges (int8; .png, .svg, .pdf).")

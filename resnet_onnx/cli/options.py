@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,19 @@ class Triple(click.ParamType[Any]):
         if len(numbers) != 3:
             self.fail(f"'{value}' has {len(numbers)} numbers, expected three: R,G,B", param, ctx)
         return numbers
+
+
+class Number(click.FloatRange):
+    """A finite number in a range: ``nan`` lies in every range that is asked with < and >."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"'{value}' is no finite number", param, ctx)
+        return number
 
 
 class OutputFile(click.Path):

@@ -142,6 +142,8 @@ def _check(path: Path, kind: str, document: Mapping[str, Any]) -> None:
         holder = document["result"]
         for name, form in _BODY[kind].items():
             _field(path, holder, name, form, "result.")
+    if kind == "parity":
+        _optional(path, holder, "budgets", "map?", "result.")
     _environment(path, document["environment"])
     if kind == "convert":
         _conversion(path, holder)

@@ -28,36 +28,38 @@ _MOST_BARS = 40
 
 
 class Speed:
-    """The benchmarks of one model, in whatever precisions and scopes.
+    """The benchmarks of one model on one machine, in whatever precisions and scopes.
 
     Args:
-        documents: Results of ``bench`` with the same model name, at least one.
+        documents: Results of ``bench`` that ``by_model`` put together, at least one.
+        apart: What tells them from another ``Speed`` of the same name, or "".
 
     Attributes:
-        model: The model's name.
+        model: The model's name, and what tells it apart.
         title: It with the precision, where there is only one.
         measured: The rows that have a speed.
         lost: The rows that were not measured to their end.
     """
 
-    def __init__(self, documents: Sequence[Document]) -> None:
+    def __init__(self, documents: Sequence[Document], apart: str = "") -> None:
         self._documents = documents
         found = [row for document in documents for row in rows(document)]
         self._peaks = {
             id(row): document["environment"].get("peaks") for document in documents for row in rows(document)
         }
         self._hashes = {
-            id(row): (document["model"].get("sha256"), document["model"].get("weights_sha256"))
+            id(row): document["model"].get("sha256") or document["model"].get("weights_sha256")
             for document in documents
             for row in rows(document)
         }
-        self.model: str = documents[0]["model"]["name"]
+        self.model: str = documents[0]["model"]["name"] + apart
+        self._devices = len({row["device"] for row in found if row["device"]}) > 1
         self._precisions = len({row["precision"] for row in found}) > 1
         self._threads = len({row.get("threads") for row in found}) > 1
         self._scopes = len({_scope(row) for row in found}) > 1
         self.title = self.model if self._precisions else f"{self.model} {found[0]['precision']}"
         self._rows = sorted(found, key=lambda row: (row["batch"], row["streams"], -(row["images_per_second"] or 0.0)))
-        self.measured = [row for row in self._rows if row["images_per_second"]]
+        self.measured = [row for row in self._rows if row["images_per_second"] and not row["error"]]
         self.lost = [row for row in self._rows if row["error"]]
 
     # ---- in words ----------------------------------------------------------------------------------------------------
@@ -79,8 +81,7 @@ class Speed:
         shared = f", not told apart from {listed([self.label(row) for row in rivals[:3]])}" if rivals else ""
         text = f"{self.title}: {self.label(best)} is fastest with {_speed(best)[0]} images per second"
         text += f"{_against_torch(best, self.measured)}{shared}"
-        hashes = self._hashes[id(best)]
-        if any((digest, best["precision"], best["runtime"]) in proven for digest in hashes):
+        if (self._hashes[id(best)], best["precision"], best["runtime"]) in proven:
             text += ", and computes the same function"
         found = [Finding(state="good" if best["stable"] else "doubt", text=f"{text}.")]
         doubtful = sum(not row["stable"] for row in self.measured)
@@ -104,6 +105,7 @@ class Speed:
         threads = _threads(row.get("threads")) if self._threads else ""
         threads += " · offline" if row.get("scenario") == "offline" else ""
         threads += f" · LoadGen {row['harness']['scenario']}" if row.get("harness") else ""
+        threads += f" · {row['device']}" if self._devices and row["device"] else ""
         return f"{row['runtime']}{precision} · batch {row['batch']}{streams}{threads}{self._work(row)}"
 
     def _work(self, row: Mapping[str, Any]) -> str:
@@ -265,12 +267,64 @@ class Speed:
 
 
 def by_model(documents: Sequence[Document]) -> list[Speed]:
-    """Returns one ``Speed`` a model, in the order in which their benchmarks come."""
-    found: dict[str, list[Document]] = {}
-    for document in documents:
-        if document["kind"] == "bench":
-            found.setdefault(document["model"]["name"], []).append(document)
-    return [Speed(group) for group in found.values()]
+    """Returns one ``Speed`` a model and machine, in the order in which their benchmarks come.
+
+    Results stand together where their rows may be compared: the same name, input and machine. Two that have a row in
+    common are two measurements, one before something changed and one after it, and stand apart.
+    """
+    groups: list[list[Document]] = []
+    for document in (found for found in documents if found["kind"] == "bench"):
+        ours = {_identity(row) for row in rows(document)}
+        for group in groups:
+            there = {_identity(row) for other in group for row in rows(other)}
+            if _subject(group[0]) == _subject(document) and not ours & there and _one_file(group, document):
+                group.append(document)
+                break
+        else:
+            groups.append([document])
+    return [Speed(group, _apart(group, groups)) for group in groups]
+
+
+def _subject(document: Document) -> tuple[Any, ...]:
+    model = document["model"]
+    return (model["name"], str(model.get("inputs")), _machine(document))
+
+
+def _one_file(group: Sequence[Document], document: Document) -> bool:
+    """Whether results of the document's precision in a group are of its file, as far as the results can tell."""
+    ours = document["model"]
+    there = [other["model"] for other in group if other["model"].get("precision") == ours.get("precision")]
+    return not any(
+        one.get(key) and ours.get(key) and one[key] != ours[key]
+        for one in there
+        for key in ("sha256", "weights_sha256")
+    )
+
+
+def _machine(document: Document) -> str:
+    cpu = document["environment"]["cpu"]
+    gpu = document["environment"].get("gpu")
+    return f"{cpu['model']}, {cpu['usable_cores']} cores" + (f", {gpu}" if isinstance(gpu, dict) else "")
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns what tells rows of one model and machine apart."""
+    return (*_place(row), *_unit(row))
+
+
+def _apart(group: Sequence[Document], groups: Sequence[Sequence[Document]]) -> str:
+    """Returns what tells a group from the others of its name: their inputs, their machines, or when they were made."""
+    first = group[0]
+    others = [each[0] for each in groups if each is not group and each[0]["model"]["name"] == first["model"]["name"]]
+    told = []
+    if any(str(other["model"].get("inputs")) != str(first["model"].get("inputs")) for other in others):
+        told.append(listed([str(spec) for spec in first["model"].get("inputs") or []]))
+    if any(_machine(other) != _machine(first) for other in others):
+        cpu = first["environment"]["cpu"]
+        told.append(f"{cpu['model']}, {cpu['usable_cores']} cores")
+    if any(_subject(other) == _subject(first) for other in others):
+        told.append(str(first["made"]))
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def findings(speeds: Sequence[Speed], *, proven: Collection[tuple[str, str, str]]) -> list[Finding]:
@@ -321,8 +375,8 @@ def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None
     if len(speeds) < 2:
         return None
     found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for row in (row for speed in speeds for row in speed.measured):
-        cells = found.setdefault(row["model"], {})
+    for model, row in ((speed.model, row) for speed in speeds for row in speed.measured):
+        cells = found.setdefault(model, {})
         key = _place(row)
         if key not in cells or row["images_per_second"] > cells[key]["images_per_second"]:
             cells[key] = row
@@ -362,7 +416,7 @@ def _glance(row: Mapping[str, Any] | None, fastest: Mapping[str, Any]) -> str:
 
 
 def _against_torch(best: Mapping[str, Any], measured: Rows) -> str:
-    theirs = [row["images_per_second"] for row in measured if row["runtime"] == "torch"]
+    theirs = [row["images_per_second"] for row in measured if row["runtime"] == "torch" and _scope(row) == _scope(best)]
     if not theirs or best["runtime"] == "torch":
         return ""
     return f", {best['images_per_second'] / max(theirs):.1f}× the best of torch"
@@ -393,7 +447,9 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _unit(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (row["batch"], row["streams"], row.get("threads"), *_scope(row))
+    said = row.get("harness")
+    how = (row.get("threads"), row.get("scenario"), said["scenario"] if said else None, row["device"])
+    return (row["batch"], row["streams"], *how, *_scope(row))
 
 
 def _clearly_faster(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

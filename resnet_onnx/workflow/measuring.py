@@ -105,7 +105,7 @@ class Measurement:
     def _result(self, row: Row, raw: bool) -> dict[str, Any]:
         from resnet_onnx.bench import record, roofline
 
-        work, precision = self.work[row.batch], self.model.precision
+        work, precision = self.work[row.batch], self._precision(row)
         speed = record.images_per_second(row)
         runs_per_s = speed[0] / row.batch if speed else None
         return record.result(
@@ -125,7 +125,12 @@ class Measurement:
         if row.layers is None:
             return None
         peaks = self.peaks.get(cpu_threads(row))
-        return beside_ideal(row.layers, self.path, dict(self.shapes[row.batch]), peaks, self.model.precision)
+        return beside_ideal(row.layers, self.path, dict(self.shapes[row.batch]), peaks, self._precision(row))
+
+    def _precision(self, row: Row) -> str:
+        """Returns the precision that a row multiplied in: the file's, or that of torch's autocast."""
+        narrow = row.opened.recorded.get("autocast") if row.opened is not None else None
+        return str(narrow or self.model.precision)
 
 
 def measure_model(
@@ -209,7 +214,7 @@ def measure_model(
     else:
         _check_single(model)
         rows = measure_by_loadgen(contenders, feeds, plan, logs=harness.logs, progress=progress)
-    if all(row.error is not None and not row.slices for row in rows):
+    if not any(row.slices for row in rows):
         raise next(row.error for row in rows if row.error is not None)
     progress("measuring the machine's peak")
     return Measurement(
@@ -228,8 +233,8 @@ def measure_model(
 
 def _batches(model: Model, asked: Sequence[int] | None) -> tuple[tuple[int, ...], int]:
     """Returns the batch sizes to measure, and how many distinct samples the feeds should have."""
-    first = next((spec.shape[0] for spec in specs(model) if spec.shape), 1)
-    if isinstance(first, int):
+    first = _fixed_batch(specs(model))
+    if first is not None:
         if asked is not None and tuple(asked) != (first,):
             raise UsageError(
                 f"{model.name} has a fixed batch of {first}, and --batch {','.join(map(str, asked))} was asked for",
@@ -240,9 +245,20 @@ def _batches(model: Model, asked: Sequence[int] | None) -> tuple[tuple[int, ...]
     return batches, min(max(batches), _PICTURES)
 
 
+def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
+    """Returns the batch that a model's inputs are fixed to, or None where one of them leaves it open.
+
+    A table or a scale may stand beside the samples; of fixed inputs, that with most dimensions says how many there are.
+    """
+    shapes = [spec.shape for spec in inputs if spec.shape]
+    if any(isinstance(shape[0], str) for shape in shapes):
+        return None
+    return next((int(shape[0]) for shape in sorted(shapes, key=len, reverse=True)), 1)
+
+
 def _check_single(model: Model) -> None:
-    first = next((spec.shape[0] for spec in specs(model) if spec.shape), 1)
-    if isinstance(first, int) and first != 1:
+    first = _fixed_batch(specs(model))
+    if first not in (None, 1):
         raise UsageError(
             f"LoadGen's SingleStream asks for one sample at a time, and {model.name} has a fixed batch of {first}",
             fix="export it with --batch dynamic",
