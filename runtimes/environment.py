@@ -106,7 +106,7 @@ def describe_machine() -> dict[str, Any]:
             "model": model,
             "usable_cores": usable_cores(),
             "instruction_sets": [flag for flag in _INTERESTING_FLAGS if flag in flags],
-            "clock_mhz": _clock_mhz(),
+            "clock_mhz": clock_mhz(),
         },
         "gpu": nvidia.describe(),
         "memory_bytes": int(psutil.virtual_memory().total),
@@ -116,7 +116,8 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _clock_mhz() -> float | None:
+def clock_mhz() -> float | None:
+    """Returns the mean clock of the CPU's cores at this moment, or None where the system does not say."""
     import psutil
 
     try:

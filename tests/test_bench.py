@@ -19,7 +19,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from resnet_onnx.bench import record, roofline
+from resnet_onnx.bench import clock, processes, record, roofline
 from resnet_onnx.bench.child import Worker, enlarge
 from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
 from resnet_onnx.bench.measure import Contender, Plan, Row, measure
@@ -590,9 +590,51 @@ def test_a_quiet_row_is_stable_and_every_disturbance_is_named() -> None:
     assert record.unstable_reason(_row(others_cpu_s=0.8)) == "other programs used 0.8 of 2 cores"
     assert record.unstable_reason(_row(stolen_cpu_s=0.5)) == "the hypervisor took 0.5 of 2 cores away"
     assert record.unstable_reason(_row(involuntary_switches=900)) == "the threads lost their core 450 times a second"
+    assert record.unstable_reason(_row(throttled=3)) == "the processor lowered its clock 3 times for heat or power"
     failed = _row()
     failed.error = OutOfMemory("full")
     assert record.unstable_reason(failed) == "it was not measured to its end"
+
+
+def test_throttling_is_counted_where_the_system_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counters = []
+    for core in os.sched_getaffinity(0):
+        counters.append(tmp_path / f"cpu{core}" / "thermal_throttle" / "core_throttle_count")
+        counters[-1].parent.mkdir(parents=True)
+        counters[-1].write_text("7\n")
+    monkeypatch.setattr(clock, "CPUS", tmp_path)
+    watch = Watch()
+    counters[0].write_text("9\n")
+    assert watch.stop().throttled == 2
+    counters[-1].unlink()
+    assert Watch().stop().throttled == 0
+
+
+def test_the_moments_clock_does_not_make_the_peaks_another_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESNET_ONNX_CACHE", str(tmp_path))
+    machine = roofline.describe_machine()
+    measured: list[int] = []
+
+    class Measured:
+        def __init__(self, name: str) -> None: ...
+        def __enter__(self) -> Measured:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+        def call(self, method: str, *, threads: int) -> roofline.Peaks:
+            measured.append(threads)
+            return roofline.Peaks(
+                gflops={"fp32": 1.0}, bandwidth_gbs=1.0, threads=threads, measured_at=time.time(), undisturbed=True
+            )
+
+    monkeypatch.setattr(processes, "Child", Measured)
+    for clock_mhz in (None, 2100.0, 3400.0):
+        now = {**machine, "cpu": {**machine["cpu"], "clock_mhz": clock_mhz}}
+        monkeypatch.setattr(roofline, "describe_machine", lambda now=now: now)
+        assert roofline.peaks(1) is not None
+    assert measured == [1]
 
 
 def test_wide_and_missing_intervals_are_reasons() -> None:

@@ -122,12 +122,12 @@ def test_nothing_measured_is_an_error_with_a_cut_off_too(tmp_path: Path) -> None
     assert "GiB are free" in done.stderr
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is read-only to the superuser")
 def test_a_cache_that_cannot_be_written_does_not_cost_the_rows(tmp_path: Path) -> None:
-    path, cache = foreign(tmp_path / "two.onnx", 4), tmp_path / "cache"
-    cache.mkdir(mode=0o500)
+    path, cache = foreign(tmp_path / "two.onnx", 4), tmp_path / "file"
+    cache.write_text("in the way")
     done = bench(str(path), "--runtime", "ort-cpu", "--duration", "0.1", "--json", "--cache-dir", str(cache))
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["images_per_second"] > 0
 
 
 def test_autocast_is_the_precision_of_its_row() -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Prepared
+from runtimes.environment import clock_mhz
 from runtimes.nvidia import Sensors
 
 Nanoseconds = NDArray[np.int64]
@@ -30,6 +32,9 @@ WARM_WITHIN = 0.02
 ENQUEUE_BOUND = 0.8
 """Share of a run that handing its work over may take; beyond it the device has done most of it by the time it is all
 there, so that a faster device would not help."""
+
+CPUS = Path("/sys/devices/system/cpu")
+"""Where Linux tells of its cores."""
 
 _WINDOW_S, _MOST_IN_WINDOW = 0.2, 200
 
@@ -43,6 +48,8 @@ class Disturbance:
         others_cpu_s: CPU time that other processes used on the cores that this one may use.
         stolen_cpu_s: CPU time that the hypervisor gave to other virtual machines.
         involuntary_switches: How often a thread of this process was made to give up its core.
+        throttled: How often heat or power made the processor lower its clock, over the watched cores.
+        clocks_mhz: The processor's clock at the end, where the system says it.
         cores: Cores watched.
     """
 
@@ -50,6 +57,8 @@ class Disturbance:
     others_cpu_s: float = 0.0
     stolen_cpu_s: float = 0.0
     involuntary_switches: int = 0
+    throttled: int = 0
+    clocks_mhz: tuple[float, ...] = ()
     cores: int = 1
 
     def __add__(self, other: Disturbance) -> Disturbance:
@@ -58,6 +67,8 @@ class Disturbance:
             others_cpu_s=self.others_cpu_s + other.others_cpu_s,
             stolen_cpu_s=self.stolen_cpu_s + other.stolen_cpu_s,
             involuntary_switches=self.involuntary_switches + other.involuntary_switches,
+            throttled=self.throttled + other.throttled,
+            clocks_mhz=self.clocks_mhz + other.clocks_mhz,
             cores=max(self.cores, other.cores),
         )
 
@@ -84,7 +95,7 @@ class Watch:
         self._cores = _watched_cores()
         self._start = self._read()
 
-    def _read(self) -> tuple[float, float, float, float, int]:
+    def _read(self) -> tuple[float, float, float, float, int, int]:
         import psutil
 
         busy = stolen = 0.0
@@ -94,24 +105,41 @@ class Watch:
                 busy += sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
                 stolen += getattr(times, "steal", 0.0)
         own = os.times()
-        return perf_counter(), busy, stolen, own.user + own.system, _involuntary_switches()
+        now = perf_counter(), busy, stolen, own.user + own.system
+        return *now, _involuntary_switches(), _throttle_events(self._cores)
 
     def stop(self) -> Disturbance:
         """Returns what happened since the start."""
         now = self._read()
-        wall, busy, stolen, own, switches = (b - a for a, b in zip(self._start, now, strict=True))
+        wall, busy, stolen, own, switches, throttled = (b - a for a, b in zip(self._start, now, strict=True))
         return Disturbance(
             wall_s=wall,
             # May come out slightly negative: the kernel counts both in ticks. Sums over slices even that out.
             others_cpu_s=busy - own,
             stolen_cpu_s=stolen,
             involuntary_switches=int(switches),
+            throttled=int(throttled),
+            clocks_mhz=() if (clock := clock_mhz()) is None else (clock,),
             cores=len(self._cores) if self._cores is not None else os.cpu_count() or 1,
         )
 
 
 def _watched_cores() -> frozenset[int] | None:
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _throttle_events(cores: frozenset[int] | None) -> int:
+    """Returns how often the cores were throttled since the start of the machine; 0 where it does not say.
+
+    Linux counts it for Intel's processors (Documentation/admin-guide/abi-testing, ``thermal_throttle``).
+    """
+    events = 0
+    for core in cores or ():
+        try:
+            events += int((CPUS / f"cpu{core}" / "thermal_throttle" / "core_throttle_count").read_text())
+        except (OSError, ValueError):
+            return 0  # a virtual machine, or another maker's processor
+    return events
 
 
 def _involuntary_switches() -> int:

@@ -52,6 +52,8 @@ def unstable_reason(row: Row) -> str | None:
     # Several streams, and the threads of a harness, take the cores from each other too.
     if switches > SWITCHES_LIMIT and row.streams == 1 and row.harness is None:
         reasons.append(f"the threads lost their core {switches:.0f} times a second")
+    if seen.throttled:
+        reasons.append(f"the processor lowered its clock {seen.throttled} times for heat or power")
     reasons += _gpu_problems(row)
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:
@@ -183,6 +185,8 @@ def result(
             "other_programs_cores": seen.others_share * seen.cores,
             "stolen_cores": seen.stolen_share * seen.cores,
             "involuntary_switches_per_s": seen.switches_per_s,
+            "throttled": seen.throttled,
+            "clock_mhz": {"min": min(seen.clocks_mhz), "max": max(seen.clocks_mhz)} if seen.clocks_mhz else None,
             "cores": seen.cores,
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,

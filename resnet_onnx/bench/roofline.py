@@ -351,7 +351,7 @@ def peaks(threads: int) -> Peaks | None:
     key = hashlib.sha256(
         json.dumps(
             [
-                machine["cpu"],
+                {**machine["cpu"], "clock_mhz": None},  # that of this moment
                 *(machine["libraries"].get(name) for name in ("torch", "openvino", "onnxruntime-gpu", "onnxruntime")),
                 threads,
                 _SIDE,
