@@ -16,6 +16,10 @@ MAX_BYTES = 2**31 - 2**20
 """One protobuf message holds less than 2 GiB; what is converted must fit into one file."""
 
 
+_INITIALISERS_ALONE = 4
+"""The IR version from which an initialiser need not be an input of the graph too (onnx.proto, ``IR_VERSION``)."""
+
+
 class Graph:
     """The main graph of a ``ModelProto`` with its values by name.
 
@@ -174,8 +178,14 @@ def set_metadata(model: Any, values: Mapping[str, str]) -> None:
 
 
 def constants_from_nodes(model: Any) -> None:
-    """Turns Constant nodes that hold a tensor into initialisers, in place."""
+    """Turns Constant nodes that hold a tensor into initialisers, in place; no initialiser is an input any more."""
     graph = model.graph
+    if model.ir_version < _INITIALISERS_ALONE:  # there, new ones would have to be inputs too
+        model.ir_version = _INITIALISERS_ALONE
+        named = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in named]
+        del graph.input[:]
+        graph.input.extend(inputs)
     kept = []
     for node in graph.node:
         value = attribute(node, "value") if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None

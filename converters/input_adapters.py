@@ -40,26 +40,10 @@ class Uint8Input(nn.Module):
 
 
 class WideInput(nn.Module):
-    """Takes float32 inputs into a float64 network.
+    """Takes inputs of any float type into a network of a wider one.
 
     Args:
-        module: From float64 [batch, channel, height, width] to anything.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, pictures: torch.Tensor) -> Any:
-        """Takes float32 [batch, channel, height, width]."""
-        return self.module(pictures.double())
-
-
-class HalfInside(nn.Module):
-    """Takes inputs of any float type into a network of half precision, and gives its outputs as float32.
-
-    Args:
-        module: With float16 or bfloat16 parameters; bytes go in as they are.
+        module: With float64 or float32 parameters, from [batch, channel, height, width] to anything.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -68,6 +52,26 @@ class HalfInside(nn.Module):
         self.dtype = next(module.parameters()).dtype
 
     def forward(self, pictures: torch.Tensor) -> Any:
+        """Takes float [batch, channel, height, width]."""
+        return self.module(pictures.to(self.dtype))
+
+
+class HalfInside(nn.Module):
+    """Takes inputs of any float type into a network of half precision, and gives its outputs as float32.
+
+    Args:
+        module: With float16 or bfloat16 parameters; bytes go in as they are.
+        half_out: Whether the outputs stay half.
+    """
+
+    def __init__(self, module: nn.Module, *, half_out: bool = False) -> None:
+        super().__init__()
+        self.module = module
+        self.half_out = half_out
+        self.dtype = next(module.parameters()).dtype
+
+    def forward(self, pictures: torch.Tensor) -> Any:
         """Takes float32 or uint8 pictures in the network's layout."""
         inside = pictures.to(self.dtype) if pictures.is_floating_point() else pictures
-        return self.module(inside).float()
+        outputs = self.module(inside)
+        return outputs if self.half_out else outputs.float()

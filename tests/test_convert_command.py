@@ -6,16 +6,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import precision_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from resnet_onnx.workflow.precision import Comparison
+from resnet_onnx.workflow.precision import Comparison, gate, pictures
+from resnet_onnx.workflow.precision.work import Work
 from runtimes import files
 from runtimes.errors import CheckFailed
 
@@ -68,9 +71,7 @@ def test_int8_on_trained_weights_keeps_its_decisions_and_says_how(
     assert metadata["resnet_onnx.network"] == files.check_onnx(trained).metadata["resnet_onnx.network"]
 
 
-def test_a_ruined_model_is_refused_and_nothing_is_written(
-    trained: Path, shared_data: Path, tmp_path: Path, capfd: Any
-) -> None:
+def ruined(trained: Path, path: Path) -> Path:
     """One huge channel under a scale per tensor rounds all others to zero; what reads it undoes the size."""
     import onnx
 
@@ -83,21 +84,185 @@ def test_a_ruined_model_is_refused_and_nothing_is_written(
     array = onnx.numpy_helper.to_array(tensors["layer1.0.conv2.weight"]).copy()
     array[:, 0] /= np.float32(1e4)
     tensors["layer1.0.conv2.weight"].CopyFrom(onnx.numpy_helper.from_array(array, "layer1.0.conv2.weight"))
-    huge = tmp_path / "huge.onnx"
-    onnx.save(model, huge)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_ruined_model_is_refused_and_nothing_is_written(
+    labels: bool, trained: Path, shared_data: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the noise of the outputs, and by top-1 where there are labels enough."""
+    for module in (gate, pictures):
+        monkeypatch.setattr(module, "LABELLED_NEEDED", 200 if labels else 201)
     target = tmp_path / "out.onnx"
     target.write_bytes(b"what was there before")
     code, result = run_json(
-        capfd, "convert", str(huge), "--to", "int8", "--calibration", str(shared_data / "cifar10-jpeg.zip"),
-        "--count", "32", "--held-out", "200", "--method", "minmax", "--per-tensor", "-o", str(target),
+        capfd, "convert", str(ruined(trained, tmp_path / "huge.onnx")), "--to", "int8", "--calibration",
+        str(shared_data / "cifar10-jpeg.zip"), "--count", "32", "--held-out", "200", "--method", "minmax",
+        "--per-tensor", "-o", str(target),
     )  # fmt: skip
     assert code == 1
     assert result["error"]["kind"] == "check-failed"
+    assert ("points of top-1 (95 % interval" in result["error"]["message"]) is labels
+    assert ("signal-to-noise ratio" in result["error"]["message"]) is not labels
     assert "nothing was written" in result["error"]["message"]
     assert "layer1.0.conv" in result["error"]["message"]
     assert "--per-tensor" in result["error"]["fix"]
     assert target.read_bytes() == b"what was there before"
     assert not files.manifest_path(target).exists()
+
+
+def test_labels_of_something_else_do_not_judge(
+    trained: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digits, of which a network for CIFAR-10 knows nothing; and a network whose outputs they do not even number."""
+    for module in (gate, pictures):
+        monkeypatch.setattr(module, "LABELLED_NEEDED", 100)
+    other = precision_models.residual(tmp_path / "five.onnx")  # 5 outputs, and there are 10 digits
+    for path in (trained, other):
+        code, result = run_json(
+            capfd, "convert", str(path), "--to", "int8", "--calibration", "digits", "--count", "32", "--method",
+            "minmax", "-o", str(tmp_path / "out.onnx"),
+        )  # fmt: skip
+        assert code == 0, result
+        assert (result["gate"]["kind"], result["gate"]["images"]) == ("sqnr", 364)
+
+
+def judged(found: Comparison, *, chance: float) -> gate.Verdict:
+    work: Any = SimpleNamespace(wishes=workflow.Wishes(to="int8"), data=SimpleNamespace(chance=chance))
+    return gate.judge(work, found)
+
+
+def test_who_guesses_has_nothing_to_lose_and_is_judged_by_the_outputs() -> None:
+    few = Comparison(images=2000, labelled=2000, both=205, energies=[(1.0, 0.5)])
+    assert judged(few, chance=0.1).problem is not None
+    assert judged(few, chance=0.1).gate["kind"] == "sqnr"
+    many = Comparison(images=2000, labelled=2000, both=1500, energies=[(1.0, 0.5)])
+    assert (judged(many, chance=0.1).problem, judged(many, chance=0.1).gate["kind"]) == (None, "top1")
+    many.energies = [(1.0, 0.5), (1.0, np.inf)]
+    assert judged(many, chance=0.1).problem is not None
+
+
+def test_a_model_without_pictures_is_told_that_int8_needs_them(tmp_path: Path, capfd: Any) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.eye(6, dtype=np.float32), "w")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 6]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "plain", [x], [y], [weight])
+    path = tmp_path / "plain.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    assert main(["convert", str(path), "--to", "int8", "-o", str(tmp_path / "x.onnx")]) == 3
+    told = capfd.readouterr().err
+    assert "takes none" in told
+    assert "--to fp16 or bf16" in told
+
+
+def test_bad_pictures_end_a_conversion_unless_they_may_be_skipped(tmp_path: Path, capfd: Any) -> None:
+    from PIL import Image
+
+    dice = np.random.default_rng(0)
+    for split, count in (("train", 80), ("test", 20)):
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count // 2):
+                picture = Image.fromarray(dice.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+                picture.save(tmp_path / "data" / split / name / f"{i}.png")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split / "a" / "1.png").write_text("no picture")
+    command = ["convert", "cifar-resnet8", "--to", "int8", "--calibration", str(tmp_path / "data"), "--count", "64",
+               "--method", "minmax", "-o", str(tmp_path / "x.onnx")]  # fmt: skip
+    code, refused = run_json(capfd, *command)
+    assert (code, "1.png" in refused["error"]["message"]) == (2, True)
+    code, result = run_json(capfd, *command, "--skip-bad")
+    assert code == 0, result
+    assert {Path(one["image"]).parts[-3:] for one in result["skipped"]} == {
+        ("train", "a", "1.png"), ("test", "a", "1.png"),
+    }  # fmt: skip
+    told = result["calibration"]
+    assert told["files"] + told["skipped"] == told["images"] + told["skipped"] == 64
+    assert result["agreement_images"] == 19
+
+
+@pytest.mark.parametrize(("asked", "used"), [([], 64), (["--count", "100"], 100)])
+def test_half_precision_looks_at_as_many_pictures_as_it_says(
+    asked: list[str], used: int, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    calibration = pictures.Pictures.calibration
+
+    def counting(self: pictures.Pictures, batch: int) -> Any:
+        for feeds in calibration(self, batch):
+            seen.append(len(next(iter(feeds.values()))))
+            yield feeds
+
+    monkeypatch.setattr(pictures.Pictures, "calibration", counting)
+    code, result = run_json(
+        capfd, "convert", "cifar-resnet8", "--to", "fp16", "--calibration", "digits", *asked, "-o",
+        str(tmp_path / "x.onnx"),
+    )  # fmt: skip
+    assert code == 0
+    assert sum(seen) == used
+    record = json.loads(files.check_onnx(tmp_path / "x.onnx").metadata["resnet_onnx.conversion"])
+    assert record["calibration"]["images"] == used
+    assert result["agreement_computed_in"] == "fp32"  # ONNX Runtime's CPU kernels upcast
+
+
+def test_what_calibrates_never_chooses_nor_judges(tmp_path: Path) -> None:
+    """Also where the training pictures are fewer than may calibrate."""
+    model = workflow.resolve(workflow.Request(model="cifar-resnet8"))
+    chosen = pictures.Pictures(model, workflow.Wishes(to="int8", calibration="digits", count=5_000))
+    parts = [chosen._calibrating, chosen._choosing, chosen._judging]
+    names = [{part.item_name(i) for i in range(len(part))} for part in parts if part is not None]
+    assert [len(part) for part in names] == [1146, 287, 364]
+    assert len(set.union(*names)) == 1797
+
+
+@pytest.mark.parametrize(("precision", "runtime"), [("fp16", "ort-cpu"), ("bf16", "openvino")])
+def test_files_with_half_inputs_are_measured_and_proven(
+    precision: str, runtime: str, tmp_path: Path, capfd: Any
+) -> None:
+    net, half = tmp_path / "net.onnx", tmp_path / "half.onnx"
+    assert main(["export", "cifar-resnet8", "-o", str(net), "--quiet"]) == 0
+    capfd.readouterr()
+    code, result = run_json(
+        capfd, "convert", str(net), "--to", precision, "--half-io", "--min-speedup", "0.01", "--runtime", runtime,
+        "-o", str(half),
+    )  # fmt: skip
+    assert code == 0, result
+    assert result["speed"]["runtimes"][runtime]["speedup"] > 0
+    code, result = run_json(capfd, "parity", str(half), "--runtime", f"torch,{runtime}")
+    assert code == 0, result
+    assert [row["passed"] for row in result["results"]] == [True, True]
+
+
+def test_every_output_is_judged(tmp_path: Path, capfd: Any) -> None:
+    """Row 21: the second head, whose values fp16 does not hold, is ruined although the first one is fine."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    path = precision_models.residual(tmp_path / "two.onnx")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(1e-9, np.float32), "tiny"))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(1e9, np.float32), "back"))
+    model.graph.node.append(helper.make_node("Mul", ["y", "tiny"], ["small"], name="small"))
+    model.graph.node.append(helper.make_node("Mul", ["small", "back"], ["z"], name="head2"))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 5]))
+    onnx.save(model, path)
+    source = files.check_onnx(path)
+    wrong = onnx.load(path)
+    for tensor in wrong.graph.initializer:
+        if tensor.name == "tiny":
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(0, np.float32), "tiny"))
+    found = workflow.resolve(workflow.Request(model=str(path)))
+    wishes = workflow.Wishes(to="fp16")
+    work = Work(model=found, source=source, wishes=wishes, data=pictures.Pictures(found, wishes), folder=tmp_path,
+                progress=lambda _: None)  # fmt: skip
+    assert work.judge_on(onnx.load(path), "held out").sqnr_db == np.inf
+    spoilt = work.judge_on(wrong, "held out")
+    assert (spoilt.agreement, spoilt.sqnr_db) == (1.0, pytest.approx(0.0, abs=0.1))
+    assert gate.judge(work, spoilt).problem is not None
 
 
 def test_a_speed_that_no_machine_reaches_is_refused(tmp_path: Path, capfd: Any) -> None:
@@ -217,7 +382,7 @@ class TestComparison:
         want = np.eye(4, dtype=np.float32)
         got = want.copy()
         got[0] = [0, 1, 0, 0]
-        found.add(want, got, np.asarray([0, 1, 3, 3]))
+        found.add([want], [got], np.asarray([0, 1, 3, 3]))
         assert (found.images, found.equal, found.labelled) == (4, 3, 4)
         assert (found.both, found.only_fp32, found.only_candidate) == (2, 1, 0)
         assert found.drop == 25
@@ -225,9 +390,25 @@ class TestComparison:
 
     def test_an_output_that_is_no_number_is_a_disagreement_and_no_signal(self) -> None:
         found = Comparison()
-        found.add(np.eye(2), np.asarray([[np.nan, 1.0], [0.0, 1.0]]), np.asarray([0, 1]))
+        found.add([np.eye(2)], [np.asarray([[np.nan, 1.0], [0.0, 1.0]])], np.asarray([0, 1]))
         assert found.equal == 1
         assert found.sqnr_db == -np.inf
+
+    def test_another_number_of_rows_and_scalars_are_answers_too(self) -> None:
+        found = Comparison()
+        found.add([np.ones((10, 4))], [np.ones((9, 4))], np.asarray([0]))
+        assert (found.images, found.equal, found.labelled, found.sqnr_db) == (10, 0, 0, -np.inf)
+        single = Comparison()
+        single.add([np.asarray(2.0)], [np.asarray(2.0)], None)
+        assert (single.images, single.equal, single.sqnr_db) == (1, 1, np.inf)
+
+    def test_the_worst_output_counts_and_whole_numbers_beside_it_do_not(self) -> None:
+        found = Comparison()
+        for _ in range(2):
+            found.add([np.eye(2), np.ones((2, 3)), np.ones((2, 1), np.int64)],
+                      [np.eye(2), np.full((2, 3), 0.9), np.zeros((2, 1), np.int64)], None)  # fmt: skip
+        assert found.sqnr_db == pytest.approx(20)
+        assert found.agreement == 1
 
     def test_the_interval_against_the_published_one(self) -> None:
         """Agresti and Min's formula by hand: 53 and 16 discordant of 1,600."""

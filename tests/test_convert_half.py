@@ -109,6 +109,21 @@ def test_foreign_models_of_older_operator_sets_convert_too(tmp_path: Path, opset
     assert relative_rmse(want, outputs(path, "openvino")) < 2e-2
 
 
+@pytest.mark.parametrize("to", ["fp16", "int8"])
+def test_models_from_before_ir_version_4_convert_too(to: str, tmp_path: Path, capfd: Any) -> None:
+    """There, every initialiser is an input too."""
+    path = precision_models.residual(tmp_path / "net.onnx", opset=8 if to == "fp16" else 11)
+    model = onnx.load(path)
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    onnx.save(model, path)
+    target = tmp_path / "out.onnx"
+    more = ["--calibration", "digits", "--count", "32", "--method", "minmax"] if to == "int8" else []
+    assert main(["convert", str(path), "--to", to, *more, "-o", str(target)]) == 0, capfd.readouterr().err
+    assert [spec.name for spec in files.check_onnx(target).inputs] == ["x"]
+
+
 def test_nan_in_the_float32_model_is_said(tmp_path: Path) -> None:
     plain = precision_models.residual(tmp_path / "net.onnx", first_scale=float("nan"))
     with pytest.raises(CheckFailed, match="float32 model itself computes NaN"):

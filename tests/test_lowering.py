@@ -117,6 +117,66 @@ def test_a_bias_too_large_for_its_steps_coarsens_a_dead_channel(tmp_path: Path) 
     assert sqnr_db(outputs(path), outputs(made.path)) > 25
 
 
+def test_a_file_of_another_tool_with_integer_biases_keeps_its_numbers(tmp_path: Path) -> None:
+    """Their scales are data scale × weight scale: halving the data scale alone would halve every bias."""
+    import onnxruntime as ort
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(precision_models.feeds())
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    plain, path = precision_models.residual(tmp_path / "net.onnx"), tmp_path / "theirs.onnx"
+    quantize_static(plain, path, Reader(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8,
+                    weight_type=QuantType.QInt8, extra_options={"ActivationSymmetric": True})  # fmt: skip
+    found = Graph(onnx.load(path))
+    assert portable.pairs(found)
+    assert not portable.is_portable(found)
+    model = workflow.resolve(workflow.Request(model=str(path)))
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feeds = next(iter(precision_models.feeds()))
+    (want,) = session.run(None, dict(feeds))
+    with open_runtime("ort-cpu", workflow.source(model, "ort-cpu")) as opened:
+        np.testing.assert_array_equal(opened.run(feeds)["y"], want)
+    assert sqnr_db(outputs(plain), outputs(path)) > 15
+
+
+def test_weights_in_blocks_are_no_products_of_ours() -> None:
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", ["a", "s", "z"], ["data"]),
+        onnx.helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["weight"], axis=0, block_size=2),
+        onnx.helper.make_node("MatMul", ["data", "weight"], ["y"]),
+    ]
+    arrays = {"s": np.float32(1), "z": np.int8(0), "w": np.ones((4, 3), np.int8), "ws": np.ones((2, 3), np.float32),
+              "wz": np.zeros((2, 3), np.int8)}  # fmt: skip
+    made = onnx.helper.make_graph(
+        nodes, "blocks", [onnx.helper.make_tensor_value_info("a", onnx.TensorProto.INT8, ["n", 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
+    )  # fmt: skip
+    assert portable.quantised_products(Graph(onnx.helper.make_model(made))) == []
+
+
+def test_the_exact_form_clips_behind_any_operator(tmp_path: Path) -> None:
+    """A GlobalAveragePool after a ReLU is never negative either, and other pictures go beyond what calibration saw."""
+    path = quantised(precision_models.residual(tmp_path / "net.onnx"), tmp_path)
+    model = onnx.load(path)
+    found = Graph(model)
+    for pair in portable.pairs(found):
+        if found.producer.get(pair.quantize.input[0]) is not None:  # ranges that are exceeded
+            third = np.asarray(np.float32(pair.scale / 3))
+            found.constants[pair.quantize.input[1]].CopyFrom(
+                onnx.numpy_helper.from_array(third, pair.quantize.input[1])
+            )
+    narrow = tmp_path / "narrow.onnx"
+    graph.write(narrow, model, {})
+    want = outputs(narrow, optimize=False)
+    assert sqnr_db(want, outputs(lowered(narrow, "ort-cpu", exact=True).path, optimize=False)) > 45
+
+
 def test_files_in_another_form_are_opened_as_they_are(int8_file: Path) -> None:
     made = lowered(int8_file, "ort-cpu")
     assert lowering.lowered_file(made.checked, "ort-cpu") is None

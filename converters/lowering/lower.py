@@ -12,7 +12,7 @@ from typing import Any
 
 from converters import graph as graphs
 from converters.lowering import openvino_cpu, ort_cpu
-from converters.lowering.portable import pairs
+from converters.lowering.portable import is_portable
 from runtimes import files, onnx_types
 from runtimes.errors import BadModel
 
@@ -22,7 +22,7 @@ FORMS: Mapping[str, Callable[..., dict[str, int]]] = MappingProxyType(
 LOWERED_RUNTIMES = tuple(FORMS)
 METADATA = onnx_types.LOWERED
 
-_VERSION = 1
+_VERSION = 2
 """Goes up with every change of a lowering, so that older ones in the cache are not used."""
 
 
@@ -52,7 +52,7 @@ def lower(model: Any, runtime: str, *, exact: bool = False) -> dict[str, int] | 
         How often each change was made; None where the model is not in the portable form and stays as it is.
     """
     graph = graphs.Graph(model)
-    if runtime not in FORMS or not pairs(graph):
+    if runtime not in FORMS or not is_portable(graph):
         return None
     changes = FORMS[runtime](graph, exact=exact)
     del model.graph.value_info[:]

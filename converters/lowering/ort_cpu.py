@@ -71,20 +71,24 @@ def unsigned_activations(graph: Graph, *, exact: bool = False, signed_stay: bool
             quantize.input[1] = dequantize.input[1] = scales[name]
         quantize.input[2] = dequantize.input[2] = zero_zero
         widened += 1
-        relu = graph.producer.get(quantize.input[0])
-        if relu is None or relu.op_type != "Relu":
-            continue
-        alone = len(graph.readers(relu.output[0])) == 1 and relu.output[0] not in graph.outputs
+        value = quantize.input[0]
+        relu = graph.producer.get(value)
+        alone = (
+            relu is not None
+            and relu.op_type == "Relu"
+            and len(graph.readers(value)) == 1
+            and value not in graph.outputs
+        )
+        source = relu.input[0] if relu is not None and alone else value
         if exact:
             # Portable bytes end at 127 steps; an unsigned byte would go on to 255.
             low = graph.add_constant("clip_low", np.zeros((), np.float32))
             high = graph.add_constant(f"{name}.clip_high", np.asarray(np.float32(127 * pair.scale)))
-            source = relu.input[0] if alone else relu.output[0]
-            clipped = graph.free_name(f"{relu.output[0]}.clipped")
+            clipped = graph.free_name(f"{value}.clipped")
             clips[id(quantize)] = helper.make_node("Clip", [source, low, high], [clipped], name=clipped)
             quantize.input[0] = clipped
-        elif alone:
-            quantize.input[0] = relu.input[0]
+        else:
+            quantize.input[0] = source
         if alone:
             dropped.add(id(relu))
             absorbed += not exact

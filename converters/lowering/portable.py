@@ -54,6 +54,20 @@ def pairs(graph: Graph) -> list[Pair]:
     return found
 
 
+def is_portable(graph: Graph) -> bool:
+    """Whether a graph is in the portable form: activation pairs, and products without a bias or with a float one.
+
+    A bias that is stored in integers has a scale that follows from those of data and weights: it can't stay as it is
+    where a lowering changes them. Other tools write such files.
+    """
+    integer = any(
+        len(node.input) > 2 and (maker := graph.producer.get(node.input[2])) and maker.op_type == "DequantizeLinear"
+        for node in graph.proto.node
+        if node.op_type in PRODUCTS
+    )
+    return bool(pairs(graph)) and not integer
+
+
 def _zero(dequantize: Any, graph: Graph) -> bool:
     """Returns whether a DequantizeLinear has a zero point that is not 0."""
     zero = graph.array(dequantize.input[2]) if len(dequantize.input) > 2 else None
@@ -116,6 +130,8 @@ def quantised_products(graph: Graph) -> list[QuantisedProduct]:
         if stored is None or steps is None or graph.array(data.input[1]) is None:
             continue
         axis = weight_axis(node, stored)
+        if steps.size not in (1, stored.shape[axis]):  # in blocks, which is not our way
+            continue
         scales = np.broadcast_to(steps.astype(np.float64).reshape(-1), stored.shape[axis])
         found.append(QuantisedProduct(node, data, weight, stored, scales, axis))
     return found

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Slice, Split, WarmUp, sample, sample_sets, split, warm_up
 from resnet_onnx.bench.supply import Supplied, Supply
-from runtimes import nvidia
+from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_runtime
@@ -173,7 +173,8 @@ class Worker:
 def enlarge(feeds: Feeds, inputs: tuple[TensorSpec, ...], batch: int) -> dict[str, NDArray[Any]]:
     """Repeats samples along the first axis up to a batch, so that no large batch has to be handed between processes.
 
-    An input whose first dimension is fixed stays as it is.
+    An input whose first dimension is fixed stays as it is. Where contenders take the same input in other precisions,
+    float32 becomes what this one takes.
 
     Raises:
         OutOfMemory: The inputs alone are larger than the memory that is free.
@@ -188,10 +189,19 @@ def enlarge(feeds: Feeds, inputs: tuple[TensorSpec, ...], batch: int) -> dict[st
             f"the inputs of a batch of {batch} need {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free",
             fix="use a smaller batch",
         )
+    wanted = {spec.name: spec.dtype for spec in inputs}
     return {
-        name: np.resize(array, (batch, *array.shape[1:])) if name in symbolic and len(array) != batch else array
+        name: _as_taken(
+            np.resize(array, (batch, *array.shape[1:])) if name in symbolic and len(array) != batch else array,
+            wanted.get(name, array.dtype),
+        )
         for name, array in feeds.items()
     }
+
+
+def _as_taken(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    narrow = array.dtype == np.float32 and dtype in (np.dtype(np.float16), onnx_types.BFLOAT16)
+    return array.astype(dtype) if narrow else array
 
 
 def main() -> None:

@@ -34,7 +34,9 @@ _SHOWN, _RANKED = 4, 10
 @click.option("--output", "-o", type=OutputFile(folder=True), help="File to write; NAME-PRECISION.onnx by default.")
 @click.option("--method", type=click.Choice(_METHODS), default="auto", show_default=True,
               help="How int8 finds its ranges; auto measures all.")  # fmt: skip
-@click.option("--count", type=click.IntRange(1, 100_000), default=512, show_default=True, help="Calibration pictures.")
+@click.option("--count", type=click.IntRange(1, 100_000),
+              help="Calibration pictures.  [default: 512; fp16, bf16: 64]")  # fmt: skip
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
 @click.option("--held-out", type=click.IntRange(1, 1_000_000), default=5_000, show_default=True,
               help="Most pictures that judge the result.")  # fmt: skip
 @click.option("--max-drop", type=Number(min=0, min_open=True), default=1.0, show_default=True,
@@ -58,7 +60,8 @@ def command(
     calibration: str | None,
     output: Path | None,
     method: str,
-    count: int,
+    count: int | None,
+    skip_bad: bool,
     held_out: int,
     max_drop: float,
     min_speedup: float | None,
@@ -86,6 +89,7 @@ def command(
         calibration=calibration,
         method=method,
         count=count,
+        skip_bad=skip_bad,
         seed=request.seed,
         held_out=held_out,
         max_drop=max_drop,
@@ -129,9 +133,13 @@ def _print(terminal: Terminal, model: Model, result: Mapping[str, Any]) -> None:
         f"{result['path']}  {result['size_bytes'] / 1e6:.1f} MB, {100 * result['size_ratio']:.0f} % of fp32  "
         f"{model.name} · {result['precision']}"
     )
+    for skipped in result["skipped"]:
+        terminal.note(f"skipped: {skipped['reason']}")
+    inside = result["agreement_computed_in"]
+    upcast = f", which computes it in {inside}" if inside not in (None, result["precision"]) else ""
     terminal.line(
         f"Decides like fp32 on {100 * result['agreement']:.2f} % of {result['agreement_images']} pictures held out "
-        f"({result['agreement_runtime']}); outputs {_decibels(result['sqnr_db'])} signal to noise"
+        f"({result['agreement_runtime']}{upcast}); outputs {_decibels(result['sqnr_db'])} signal to noise"
     )
     if gate["kind"] == "top1":
         low, high = gate["drop_ci95"]

@@ -52,7 +52,9 @@ def source(
         _check_engine_of(model.engine, runtime)
         return ModelSource(path=model.engine, label=model.name)
     if runtime == "torch":
-        return _torch_source(model, "torch_program", form=model.form, names=tensor_names(model))
+        return _torch_source(
+            model, "torch_program", form=model.form, names=tensor_names(model), taken=_half_input(model)
+        )
     if model.precision == "int8" and runtime in LOWERED_RUNTIMES:
         return ModelSource(path=lowered_path(onnx_path(model), runtime), label=model.name)
     if runtime in ENGINE_RUNTIMES:
@@ -149,12 +151,24 @@ def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence
 def gold_source(model: Model) -> tuple[str, ModelSource, str]:
     """Returns runtime, source and description of the float64 gold: torch in double, or the graph in double."""
     if model.network is not None:
-        arguments = {"network": model.network, "form": model.form, "dtype": "float64", "names": tensor_names(model)}
+        arguments = {
+            "network": model.network,
+            "form": model.form,
+            "dtype": "float64",
+            "names": tensor_names(model),
+            "taken": _half_input(model),
+        }
         factory = ModelSource(
             factory="resnet_onnx.workflow.torch_form:torch_program", arguments=arguments, label=model.name
         )
         return "torch", factory, "torch float64"
     return "reference", ModelSource(path=onnx_path(model), label=model.name), "the ONNX graph in float64"
+
+
+def _half_input(model: Model) -> str | None:
+    """Returns ``float16`` or ``bfloat16`` where the file takes that itself, else None."""
+    name = model.inputs[0].dtype.name if model.inputs else ""
+    return name if name in TORCH_DTYPES.values() else None
 
 
 def tensor_names(model: Model) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from resnet_onnx.models.network import Network
 from resnet_onnx.workflow.feeds import batch_dimension, input_spec
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, OnnxForm
+from runtimes import onnx_types
 from runtimes.spec import TensorSpec, TorchProgram
 
 Dtype = Literal["float32", "float64", "float16", "bfloat16"]
+Half = Literal["float16", "bfloat16"]
 
 
 def torch_program(
@@ -20,21 +23,34 @@ def torch_program(
     form: OnnxForm,
     dtype: Dtype = "float32",
     names: tuple[str, str] = (INPUT_NAME, OUTPUT_NAME),
+    taken: Half | None = None,
 ) -> TorchProgram:
-    """Builds the torch form of a model with the inputs and outputs of its ONNX form: a factory for ``ModelSource``."""
+    """Builds the torch form of a model with the inputs and outputs of its ONNX form: a factory for ``ModelSource``.
+
+    Args:
+        network: With its weights.
+        form: The ONNX form.
+        dtype: To compute in.
+        names: Of input and output.
+        taken: Element type of the input and the output in the file, where those are half too.
+    """
     module = wrapped(network, form, dtype)
     inputs = (input_spec(network.preprocessing, form, names[0]),)
     half = dtype in ("float16", "bfloat16")
     element = np.dtype("float32" if half else dtype)
+    if taken is not None:
+        kind = onnx_types.BFLOAT16 if taken == "bfloat16" else np.dtype(taken)
+        inputs = (replace(inputs[0], dtype=kind),)
+        element = kind if half else element
     outputs = (TensorSpec(names[1], element, (batch_dimension(form), network.config.num_classes)),)
-    if dtype == "float64" and form.input == "float32":
+    if form.input == "float32" and not half and (dtype == "float64" or taken is not None):
         from converters.input_adapters import WideInput
 
         module = WideInput(module)
     if half:
         from converters.input_adapters import HalfInside
 
-        module = HalfInside(module)
+        module = HalfInside(module, half_out=taken is not None)
     return TorchProgram(module=module, inputs=inputs, outputs=outputs)
 
 

@@ -62,7 +62,8 @@ def convert(
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
         work = Work(model=model, source=source, wishes=wishes, data=data, folder=Path(name), progress=progress)
         candidate, details, judged, gate = _int8(work, plot) if wishes.to == "int8" else _half(work)
-        speed = gates.speed(work, candidate) if wishes.min_speedup is not None else None
+        kept = [str(row["node"]) for row in details["shown"]["kept_fp32"]]
+        speed = gates.speed(work, candidate, kept) if wishes.min_speedup is not None else None
         record = {
             "to": wishes.to,
             "from_sha256": source.sha256,
@@ -84,6 +85,8 @@ def convert(
         "agreement": judged.agreement,
         "agreement_images": judged.images,
         "agreement_runtime": work.judge,
+        "agreement_computed_in": work.computes_in,
+        "skipped": [{"image": name, "reason": reason} for name, reason in sorted(data.skipped.items())],
         "size_ratio": written.size_bytes / _total_bytes(source),
         "size_bytes": written.size_bytes,
         "sqnr_db": judged.sqnr_db,
@@ -133,6 +136,7 @@ def _int8(work: Work, plot: Path | None) -> Made:
         if work.wishes.budget_minutes is None:
             raise gates.refusal(work, verdict.problem, layers)
         candidate, details, judged, verdict = give_back(work, found, details["choosing_sqnr_db"], verdict, layers)
+        drawn(details["shown"]["kept_fp32"])
     details["shown"]["sensitivity"] = layers
     return candidate, details, judged, verdict.gate
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB
+from resnet_onnx.parity.proportions import share_interval
 from resnet_onnx.workflow.feeds import sample_feeds
 from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.work import Work
 from runtimes.errors import CheckFailed, UnsupportedModel
 from runtimes.spec import ModelSource
+
+_MOST_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,14 @@ class Verdict:
 
 
 def judge(work: Work, found: Comparison) -> Verdict:
-    """Returns whether a candidate loses too much on the pictures held out."""
+    """Returns whether a candidate loses too much on the pictures held out.
+
+    Labels judge where float32 itself is shown to be better than a guess on them. One that is not has nothing to lose:
+    whatever ruin would pass.
+    """
     wishes = work.wishes
-    if found.labelled >= LABELLED_NEEDED:
+    right = found.both + found.only_fp32
+    if found.labelled >= LABELLED_NEEDED and share_interval(right, found.labelled)[0] > work.data.chance:
         low, high = found.drop_interval()
         gate: dict[str, Any] = {
             "kind": "top1",
@@ -45,7 +52,7 @@ def judge(work: Work, found: Comparison) -> Verdict:
             "max_drop_points": wishes.max_drop,
             "sqnr_db": found.sqnr_db,
         }
-        if high <= wishes.max_drop and math.isfinite(found.noise):
+        if high <= wishes.max_drop and found.finite:
             return Verdict(gate=gate)
         problem = (
             f"{wishes.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
@@ -94,8 +101,14 @@ def refusal(work: Work, problem: str, layers: Sequence[Mapping[str, Any]]) -> Ch
     )
 
 
-def speed(work: Work, candidate: Any) -> dict[str, Any]:
-    """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow."""
+def speed(work: Work, candidate: Any, kept: Sequence[str]) -> dict[str, Any]:
+    """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow.
+
+    Args:
+        work: The conversion under way.
+        candidate: The ``ModelProto``.
+        kept: Names of the layers in it that stay in float32, which are a cause where it is slow.
+    """
     from resnet_onnx.bench.measure import Contender, Plan, measure
 
     wishes = work.wishes
@@ -125,7 +138,14 @@ def speed(work: Work, candidate: Any) -> dict[str, Any]:
     if slow_ones:
         raise CheckFailed(
             f"{wishes.to} is not {least:g}× as fast as fp32 at batch {batch}: {', '.join(slow_ones)}; nothing was "
-            "written",
+            f"written{_named(kept)}",
             fix="another precision, fewer layers in --keep-fp32, or a lower --min-speedup",
         )
     return {"batch": batch, "min_speedup": least, "runtimes": found}
+
+
+def _named(kept: Sequence[str]) -> str:
+    if not kept:
+        return ""
+    more = f" and {len(kept) - _MOST_NAMED} more" if len(kept) > _MOST_NAMED else ""
+    return f". Layers in fp32: {', '.join(kept[:_MOST_NAMED])}{more}"

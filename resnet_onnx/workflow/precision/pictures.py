@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model, refuse_special
 from resnet_onnx.workflow.resolving import classes_of
 from runtimes import files
-from runtimes.errors import BadData, UsageError
+from runtimes.errors import BadData, BadPicture, UnsupportedModel, UsageError
 from runtimes.spec import Feeds
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Pictures:
     """Which pictures calibrate, which choose between methods, and which judge.
 
     None serves twice, but where a set without splits is small: then those that choose also judge.
+
+    Attributes:
+        pictures: Whether the model takes pictures.
+        chance: Top-1 that a guess reaches on the labelled pictures that judge: the share of their largest class.
+        skipped: Names of the pictures that were left out because they can't be decoded.
     """
 
     def __init__(self, model: Model, wishes: Wishes) -> None:
@@ -45,9 +51,16 @@ class Pictures:
         self._judging: PictureSet | None = None
         self._choosing: PictureSet | None = None
         self._targets: NDArray[np.int64] | None = None
+        self.chance = 1.0
+        self.skipped: dict[str, str] = {}
         self.pictures = picture_input(specs(model)) is not None and model.preprocessing is not None
         if wishes.calibration is None:
             if wishes.to == "int8" and model.trained is not False:
+                if not self.pictures:
+                    raise UnsupportedModel(
+                        f"int8 takes its ranges from real pictures, and {model.name} takes none (RGB, as NCHW or NHWC)",
+                        fix="--to fp16 or bf16, which need none",
+                    )
                 raise UsageError(
                     "int8 takes its ranges from real pictures, and none were named",
                     fix="--calibration D: a folder or .zip of pictures like those that the model will see",
@@ -66,7 +79,7 @@ class Pictures:
         train = open_dataset(name, split="train")
         order = np.random.default_rng(wishes.seed).permutation(len(train))
         if train.split is None:
-            used = min(wishes.count, max(1, 4 * len(train) // 5))
+            used = min(wishes.pictures, max(1, 4 * len(train) // 5))
             rest = order[used:]
             if not len(rest):
                 raise BadData(f"--calibration '{name}' has one picture, and some must be held out", fix="name more")
@@ -75,34 +88,39 @@ class Pictures:
             choosing, kept = (rest[:apart], rest[apart:]) if apart >= _FEW else (rest, rest)
             judging = train.subset(np.sort(kept[: wishes.held_out]))
         else:
-            used = min(wishes.count, len(train))
+            used = min(wishes.pictures, max(1, 4 * len(train) // 5))
             choosing = order[used : used + _CHOOSING]
             test = open_dataset(name, split="test")
             size = min(len(test), wishes.held_out)
             judging = test.subset(np.arange(size) * len(test) // size)
-            if not len(choosing):
-                choosing = order[:used]
+            if not len(choosing):  # there is one picture only
+                choosing = order
         self._calibrating = train.subset(order[:used])
         self._choosing = train.subset(choosing[:_CHOOSING])
         self._judging = judging
         if judging.labelled and len(judging) >= LABELLED_NEEDED and self._model.trained is not False:
-            checked = files.check_onnx(onnx_path(self._model))
-            labels = self._model.labels
-            classes = classes_of(checked.outputs) or len(labels or judging.classes)
-            self._targets = match_classes(judging.classes, labels, classes)[judging.labels]
+            classes = classes_of(files.check_onnx(onnx_path(self._model)).outputs)
+            # Labels that don't name the model's outputs can't judge it; the noise of the outputs still can.
+            with contextlib.suppress(BadData):
+                if classes is not None:
+                    places = match_classes(judging.classes, self._model.labels, classes)
+                    self._targets = places[judging.labels]
+                    self.chance = float(np.bincount(judging.labels).max() / len(judging))
 
     def described(self) -> dict[str, Any]:
         """Returns what the record says of the calibration pictures."""
         if self._calibrating is None:
-            return {"data": "crops of sample photos", "images": self._wishes.count, "seed": self._wishes.seed}
+            return {"data": "crops of sample photos", "images": self._wishes.pictures, "seed": self._wishes.seed}
         seen = hashlib.sha256()
-        for index in range(len(self._calibrating)):
+        used = [i for i in range(len(self._calibrating)) if self._calibrating.item_name(i) not in self.skipped]
+        for index in used:
             data = self._calibrating.read(index).data
             seen.update(hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).data).digest())
         return {
             "data": self._calibrating.name,
-            "images": max(len(self._calibrating), self._wishes.count if self._crops else 0),
-            "files": len(self._calibrating),
+            "images": max(len(used), self._wishes.pictures if self._crops else 0),
+            "files": len(used),
+            "skipped": len(self._calibrating) - len(used),
             "seed": self._wishes.seed,
             "sha256": seen.hexdigest(),
         }
@@ -112,11 +130,11 @@ class Pictures:
         """Whether there are fewer files than calibration pictures asked for, so that each is cropped several times."""
         found = self._calibrating
         side = self._model.preprocessing.image_size if self._model.preprocessing else 0
-        return found is not None and len(found) < self._wishes.count and side >= 64 and self._wishes.to == "int8"
+        return found is not None and len(found) < self._wishes.pictures and side >= 64 and self._wishes.to == "int8"
 
     def calibration(self, batch: int) -> Iterator[Feeds]:
         """Yields feeds of the calibration pictures."""
-        count = self._wishes.count if self._wishes.to == "int8" else min(self._wishes.count, 64)
+        count = self._wishes.pictures
         if self._calibrating is None:
             size = self._model.form.batch or batch
             for start in range(0, count, size):
@@ -137,12 +155,26 @@ class Pictures:
             return
         random = np.random.default_rng(self._wishes.seed)
         size = self._model.form.batch or batch
+
+        def read(index: int) -> NDArray[np.uint8]:
+            item = found.read(index)
+            return decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
+
+        good = list(range(len(found)))
+        if self._wishes.skip_bad:
+            for index in range(len(found)):
+                try:
+                    read(index)
+                except BadPicture as error:
+                    self.skipped[found.item_name(index)] = error.message
+            good = [index for index in good if found.item_name(index) not in self.skipped]
+            if not good:
+                raise BadData(f"{found.name}: none of the calibration pictures can be decoded")
         for start in range(0, count, size):
             pictures = []
             for number in range(start, start + size):
-                item = found.read(number % len(found))
-                pixels = decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
-                if number >= len(found):
+                pixels = read(good[number % len(good)])
+                if number >= len(good):
                     height, width = pixels.shape[:2]
                     side = max(1, round(min(height, width) * random.uniform(0.5, 1.0)))
                     top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))
@@ -177,8 +209,10 @@ class Pictures:
         preprocessing, fixed = self._model.preprocessing, self._model.form.batch
         if preprocessing is None:
             return
-        with Batches(pictures, preprocessing, batch_size=fixed or batch, as_bytes=True, skip_bad=True) as found:
+        skip = self._wishes.skip_bad
+        with Batches(pictures, preprocessing, batch_size=fixed or batch, as_bytes=True, skip_bad=skip) as found:
             for taken in found:
+                self.skipped |= {one.name: one.reason for one in taken.skipped}
                 whole, places = taken.pictures, taken.indices
                 if not len(whole):
                     continue

@@ -72,7 +72,7 @@ def sensitivity(work: Work, plan: Plan, ranges: Mapping[str, float]) -> list[dic
         for number, (layer, switch) in enumerate(switch_of.items(), 1):
             work.progress(f"measuring layers alone: {number} of {len(switch_of)}")
             found = Comparison()
-            found.add(expected, runtime.run({**feeds, **off, switch: np.asarray(True)})[output][:count], None)
+            found.add([expected], [runtime.run({**feeds, **off, switch: np.asarray(True)})[output][:count]], None)
             rows.append({"layer": layer, "sqnr_db": found.sqnr_db, "multiply_adds": adds.get(layer)})
     path.unlink()
     return sorted(rows, key=lambda row: float(row["sqnr_db"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,9 @@ from runtimes.errors import UsageError
 Precision = Literal["fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "int8")
 
-DEFAULT_COUNT = 512
-"""Calibration pictures: more changed no decision of the measured networks."""
+DEFAULT_COUNT: Mapping[Precision, int] = {"int8": 512, "fp16": 64, "bf16": 64}
+"""Calibration pictures: more changed no decision of the measured networks. Half precision only looks for the largest
+and smallest values of each tensor."""
 
 _HELD_OUT = 5_000
 
@@ -27,7 +29,7 @@ class Wishes:
         calibration: Data set; None takes crops of sample photos, where nothing better can be asked for.
         method: How ranges are found: ``minmax``, ``entropy``, ``percentile``, ``mse``, or ``auto``: the best of them
             by agreement with fp32 on pictures that calibration did not see.
-        count: Calibration pictures.
+        count: Calibration pictures; None is ``DEFAULT_COUNT`` of the precision.
         seed: Of their choice.
         held_out: At most so many pictures for the gate.
         max_drop: Largest loss of top-1 that passes, in points.
@@ -38,12 +40,13 @@ class Wishes:
         per_channel: Weight scales per output channel.
         ranking: Whether each layer is measured alone in int8, whatever the gate says.
         budget_minutes: How long to look for layers to keep in float32 where the gate refuses int8; None: not at all.
+        skip_bad: Whether pictures that can't be decoded are left out, counted and named, instead of ending everything.
     """
 
     to: Precision
     calibration: str | None = None
     method: str = "auto"
-    count: int = DEFAULT_COUNT
+    count: int | None = None
     seed: int = 0
     held_out: int = _HELD_OUT
     max_drop: float = MAX_DROP
@@ -54,6 +57,12 @@ class Wishes:
     per_channel: bool = True
     ranking: bool = False
     budget_minutes: float | None = None
+    skip_bad: bool = False
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures calibrate."""
+        return self.count or DEFAULT_COUNT[self.to]
 
     def __post_init__(self) -> None:
         if self.to not in PRECISIONS:

@@ -40,6 +40,7 @@ class Work:
         folder: For drafts; removed when the conversion ends.
         progress: Told what is being done.
         number: Of the last draft.
+        computes_in: Precision in which the judging runtime multiplied, where that is known.
     """
 
     model: Model
@@ -49,7 +50,8 @@ class Work:
     folder: Path
     progress: Progress
     number: int = field(default=0)
-    _expected: list[NDArray[Any]] = field(default_factory=list)
+    computes_in: str | None = None
+    _expected: list[list[NDArray[Any]]] = field(default_factory=list)
     _mean: NDArray[np.float64] | None = None
 
     @property
@@ -120,6 +122,7 @@ class Work:
         """
         options = RuntimeOptions(spin=False)
         found = {name: Comparison() for name in forms}
+        outputs: Mapping[str, NDArray[Any]]
         batches = self.data.choosing() if which == "choosing" else self.data.held_out()
         with contextlib.ExitStack() as stack:
 
@@ -129,17 +132,20 @@ class Work:
 
             gold: Runtime | None = None
             runtimes = {name: opened(self.judge, path, f"{self.model.name} ({name})") for name, path in forms.items()}
+            self.computes_in = next(iter(runtimes.values())).recorded.get("computes_in")
             for number, (feeds, count, labels) in enumerate(batches):
                 if which == "choosing" and number < len(self._expected):
                     expected = self._expected[number]
                 else:
                     gold = gold or opened("ort-cpu", self.source.path, self.model.name)
-                    expected = gold.run(feeds)[gold.outputs[0].name][:count]
-                    if which == "choosing" and sum(kept.nbytes for kept in self._expected) < _KEPT_BYTES:
+                    outputs = gold.run(feeds)
+                    expected = [_first(outputs[spec.name], count) for spec in gold.outputs]
+                    if which == "choosing" and sum(a.nbytes for kept in self._expected for a in kept) < _KEPT_BYTES:
                         self._expected.append(expected)
                 for name, runtime in runtimes.items():
                     cast = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runtime.inputs}
-                    found[name].add(expected, runtime.run(cast)[runtime.outputs[0].name][:count], labels)
+                    outputs = runtime.run(cast)
+                    found[name].add(expected, [_first(outputs[s.name], count) for s in runtime.outputs], labels)
                 images = next(iter(found.values())).images
                 self.progress(f"comparing with fp32: {images} pictures")
                 if most is not None and images >= most:
@@ -150,3 +156,8 @@ class Work:
                 fix="name other pictures: --calibration D",
             )
         return found
+
+
+def _first(outputs: NDArray[Any], count: int | None) -> NDArray[Any]:
+    """Returns the outputs of the first `count` samples, all where it is None; a scalar is one."""
+    return np.atleast_1d(outputs)[:count]
