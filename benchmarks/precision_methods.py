@@ -40,7 +40,7 @@ class TrainingPictures(Pictures):
     def _split(self, name: str) -> None:
         train = open_dataset(name, split="train")
         order = np.random.default_rng(self._wishes.seed).permutation(len(train))
-        first, second = self._wishes.count, self._wishes.count + _CHOOSING
+        first, second = self._wishes.pictures, self._wishes.pictures + _CHOOSING
         self._calibrating = train.subset(order[:first])
         self._choosing = train.subset(order[first:second])
         self._judging = train.subset(order[second : second + _JUDGING])

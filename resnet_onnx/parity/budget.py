@@ -54,6 +54,7 @@ class Budget:
         bound: What the yardstick may show at most, by its summation lengths.
         yardstick: What was used as one, in words.
         reason: How the allowance came about, in words.
+        by_hand: Whether a user set it.
     """
 
     relative_rmse: float
@@ -61,6 +62,7 @@ class Budget:
     bound: float
     yardstick: str
     reason: str
+    by_hand: bool = False
 
 
 def derived_bound(summation_lengths: Sequence[int], precision: str = "fp32") -> float:
@@ -99,6 +101,14 @@ def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str,
             reason=f"{yardstick} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead",
         )
     measured = NOISE_MULTIPLE * noise * scale
+    if measured > bound:  # a yardstick that is just inside the bound must not widen it
+        return Budget(
+            relative_rmse=bound,
+            noise=noise,
+            bound=bound,
+            yardstick=yardstick,
+            reason=f"the derived bound, less than {NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})",
+        )
     if measured >= least:
         return Budget(
             relative_rmse=measured,

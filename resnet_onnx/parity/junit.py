@@ -29,10 +29,16 @@ def write_junit(report: ParityReport, model: str, path: Path) -> None:
         case = ElementTree.SubElement(
             suite, "testcase", classname=f"parity.{model}", name=outcome.runtime, time=f"{outcome.seconds:.3f}"
         )
+        reason = _printable(outcome.reason)
         if not outcome.passed:
-            ElementTree.SubElement(case, "failure", message=outcome.reason, type="parity").text = outcome.reason
+            ElementTree.SubElement(case, "failure", message=reason, type="parity").text = reason
         else:
-            ElementTree.SubElement(case, "system-out").text = outcome.reason
+            ElementTree.SubElement(case, "system-out").text = reason
     root = ElementTree.Element("testsuites")
     root.append(suite)
     files.write_bytes(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def _printable(text: str) -> str:
+    """Returns a text that XML can hold: names of pictures may have control characters, or be no Unicode."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)

@@ -45,12 +45,8 @@ def without_rounding(path: Path, target: Path) -> Path:
     graph = Graph(path)
     model = onnx.load(str(graph.path))
     pairs: dict[str, Any] = {}
+    _refuse_whole_numbers(path, graph)
     for node in graph.nodes:
-        if node.op_type in _INTEGER_PRODUCTS:
-            raise UnsupportedModel(
-                f"{path} computes with whole numbers ({node.op_type}): its rounding can't be told from its function",
-                fix="quantise it with QuantizeLinear and DequantizeLinear (QDQ), or judge it by --tolerance-for",
-            )
         if node.op_type == _QUANTISE:
             pairs[node.output[0]] = node
     kept = []
@@ -70,6 +66,15 @@ def without_rounding(path: Path, target: Path) -> Path:
     del model.graph.value_info[:]
     files.write_bytes(target, model.SerializeToString())
     return target
+
+
+def _refuse_whole_numbers(path: Path, graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.op_type in _INTEGER_PRODUCTS:
+            raise UnsupportedModel(
+                f"{path} computes with whole numbers ({node.op_type}): its rounding can't be told from its function",
+                fix="quantise it with QuantizeLinear and DequantizeLinear (QDQ), or judge it by --tolerance-for",
+            )
 
 
 def _from_zero(node: Any, graph: Graph) -> bool:
@@ -96,11 +101,15 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
         path: The model.
         feeds: A few inputs, from which the root mean squares are taken; every quantised tensor is kept in memory.
         weights: Whether the rounding of weights counts too, as it does beside the network before quantisation.
+
+    Raises:
+        UnsupportedModel: The model computes with whole numbers, so that its steps are not all in the graph.
     """
     import onnx
     from onnx import numpy_helper
 
     graph = Graph(path)
+    _refuse_whole_numbers(path, graph)
     constants = {name: numpy_helper.to_array(tensor) for name, tensor in graph.initializers.items()}
     nodes = [n for n in graph.nodes if n.op_type == _QUANTISE and n.input[1] in constants]
     wanted = [n.input[0] for n in nodes if n.input[0] not in graph.inputs]
@@ -121,9 +130,12 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
                 steps = constants[node.input[1]].astype(np.float64)
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
                 whole = constants[node.input[0]].astype(np.float64)
+                middle = constants.get(node.input[2]) if len(node.input) > 2 else None
                 shape = [1] * whole.ndim
                 if steps.ndim and whole.ndim:
                     shape[axis] = steps.size
+                if middle is not None:
+                    whole = whole - middle.astype(np.float64).reshape(shape if middle.ndim else [])
                 total += _rounding(steps, whole * steps.reshape(shape)) if whole.ndim > 1 else 0.0
     return math.sqrt(total)
 

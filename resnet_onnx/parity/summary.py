@@ -34,4 +34,4 @@ def write_markdown(report: ParityReport, model: str, path: Path) -> None:
     Raises:
         FileProblem: The file can't be written.
     """
-    files.write_bytes(path, markdown(report, model).encode())
+    files.write_text(path, markdown(report, model))

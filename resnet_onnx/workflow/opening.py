@@ -194,7 +194,7 @@ def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tupl
     left_out: dict[str, str] = {}
     if "torch" in names and model.network is None:
         left_out["torch"] = "the torch weights of this file are not at hand; --weights names them"
-    if model.precision != "fp32":  # not every runtime has every operator in every precision
+    if model.precision != "fp32" or model.network is None:  # not every runtime has every operator in every precision
         for name in names:
             if name not in left_out and name not in ENGINE_RUNTIMES:
                 try:

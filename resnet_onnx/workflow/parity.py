@@ -17,7 +17,7 @@ from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
 from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, source, tensor_names, tuned
-from resnet_onnx.workflow.request import UNTUNED, Model, Request, refuse_special
+from resnet_onnx.workflow.request import METADATA_PREFIX, UNTUNED, Model, Request, refuse_special
 from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
 from runtimes import files
@@ -61,7 +61,7 @@ def check_parity(
     """
     from resnet_onnx.parity.compare import Contestant, Quantisation, compare, summation_lengths
 
-    truth = model if gold is None else resolve(Request(model=gold, form=model.form))
+    truth = _truth(model, gold)
     quantised = _is_quantised(model)
     truth_quantised = quantised if truth is model else _is_quantised(truth)
     names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not quantised)
@@ -110,6 +110,31 @@ def check_parity(
             original=original,
             progress=progress,
         )
+
+
+def _truth(model: Model, gold: str | None) -> Model:
+    """Returns the model whose float64 form is the truth, for the same pictures as the model in question.
+
+    A file that says nothing of its preprocessing gets that of the model, which the user may have named; another
+    operator set may be needed to export it.
+    """
+    if gold is None:
+        return model
+    truth = resolve(Request(model=gold, form=replace(model.form, opset=None)))
+    if truth.onnx is None or truth.preprocessing is None or model.preprocessing is None:
+        return truth
+    if METADATA_PREFIX + "network" in files.check_onnx(truth.onnx).metadata:
+        return truth
+    picture = picture_input(specs(truth))
+    side = picture.size if picture is not None and picture.size else model.preprocessing.image_size
+    return replace(truth, preprocessing=replace(model.preprocessing, image_size=side))
+
+
+def _exportable(opset: int | None) -> int | None:
+    """Returns an operator set where a network can be exported in it, else None: the exporter's own."""
+    from converters.torch_export import OPSETS
+
+    return opset if opset in OPSETS else None
 
 
 def _is_quantised(model: Model) -> bool:
@@ -228,10 +253,10 @@ def localize_parity(
 
     if model.engine is not None:
         raise UsageError(f"{model.engine} is an engine, which shows nothing of its inside", fix="name the ONNX file")
-    truth = model if gold is None else resolve(Request(model=gold, form=model.form))
+    truth = _truth(model, gold)
     if truth.network is not None and (truth.onnx is not None or gold is not None) and not _is_quantised(truth):
         # A fresh export of the weights that are the truth: the file in question can't be its own.
-        truth = replace(truth, onnx=None, inputs=(), form=model.form)
+        truth = replace(truth, onnx=None, inputs=(), form=replace(model.form, opset=_exportable(model.form.opset)))
     names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not _is_quantised(model))
     failed = [outcome for outcome in report.outcomes if not outcome.passed]
     worst = [d.worst_index for outcome in failed for d in outcome.distances.values()]
