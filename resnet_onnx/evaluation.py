@@ -491,7 +491,7 @@ def _layout(model: str, spec: str, shape: tuple[Dimension, ...], side: int) -> L
 
     if len(shape) != 4:
         raise BadModel(f"{model}: input {spec} is no batch of pictures, expected four dimensions")
-    if shape[1] == 3 and fits(shape[2], shape[3]):
+    if (shape[1] == 3 or (3 not in shape and not isinstance(shape[1], int))) and fits(shape[2], shape[3]):
         return "NCHW"
     if shape[3] == 3 and fits(shape[1], shape[2]):
         return "NHWC"

@@ -119,6 +119,11 @@ def settle_folder(path: Path) -> None:
             parked.rename(path)
 
 
+def printable(name: str) -> str:
+    """Returns a file's name as text: bytes in it that are no UTF-8 become replacement characters."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes `data` atomically; raises ``FileProblem`` as ``atomic_file``."""
     with atomic_file(path) as temporary:

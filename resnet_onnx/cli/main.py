@@ -113,6 +113,11 @@ def _run(context: click.Context, terminal: Terminal) -> int:
     except MemoryError:
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
         return 3
+    except RuntimeError as error:  # torch's CPU allocator has no class of its own
+        if not any(words in str(error) for words in ("allocate memory", "out of memory")):
+            return _fault(error, terminal)
+        terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
+        return 3
     except OSError as error:
         if error.errno not in _SYSTEM_REFUSALS:
             return _fault(error, terminal)

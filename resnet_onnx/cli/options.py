@@ -119,7 +119,7 @@ class OutputFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Checks the nearest folder that exists; those below it are made when the file is written."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = next(parent for parent in (*path.absolute().parents, path.absolute()) if parent.exists())
         if not folder.is_dir():
             self.fail(f"'{value}' can't be written: {folder} is a file, expected a folder", param, ctx)
         if not os.access(folder, os.W_OK | os.X_OK):

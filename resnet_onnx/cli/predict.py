@@ -9,6 +9,7 @@ import click
 
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
+    OutputFile,
     device_option,
     make_command,
     model_options,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @runtime_option(default="ort-cpu", several=False)
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes a picture.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the pictures with their labels into a PNG.")
+@click.option("--plot", type=OutputFile(), help="Draw the pictures with their labels into a PNG.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
 @device_option
 @threads_option

@@ -20,6 +20,14 @@ _WIDE = 200
 """Columns of a table that goes to a file or pipe, so that nothing is wrapped or cut."""
 
 
+def _scratch() -> Any:
+    """Returns a file for what libraries print: a temporary one, or nowhere where no temporary file can be made."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError:  # a full disk, or a read-only machine: no reason not to work, or not to clear the cache
+        return open(os.devnull, "w+b")
+
+
 class Terminal:
     """The streams of one command.
 
@@ -52,16 +60,14 @@ class Terminal:
             sys.stdout.flush()
             sys.stderr.flush()
             kept = [os.dup(1), os.dup(2)]
+            if not self.verbose:
+                self._chatter = stack.enter_context(_scratch())
             python_streams = sys.stdout, sys.stderr
             tty = python_streams[0].isatty(), python_streams[1].isatty()
             self._out = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace"))
             self._err = stack.enter_context(os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1))
             self._ttys = tty
-            if self.verbose:
-                sink = os.dup(2)
-            else:
-                self._chatter = stack.enter_context(tempfile.TemporaryFile())
-                sink = os.dup(self._chatter.fileno())
+            sink = os.dup(2 if self._chatter is None else self._chatter.fileno())
             os.dup2(sink, 1)
             os.dup2(sink, 2)
             sys.stdout = os.fdopen(os.dup(sink), "w", encoding="utf-8", errors="replace")

@@ -90,7 +90,8 @@ def match_classes(
     """Finds the model's output for each class of a data set.
 
     By name, first exactly, then without regard to case, spaces, hyphens and underscores; ImageNet's also by WordNet id.
-    A data set may hold some of the model's classes only. By order where the counts are equal and no name matches.
+    A data set may hold some of the model's classes only. By order where the counts are equal and no name matches; names
+    that are the numbers of the outputs mean those.
 
     Args:
         folder_classes: The data set's class names in the order of its labels.
@@ -115,6 +116,8 @@ def match_classes(
         by_id = _by_wordnet_id(folder_classes, model_labels, model_classes)
         found = by_id if len(by_id) > len(found) else found
     if not found and len(folder_classes) == model_classes:
+        if set(folder_classes) == {str(number) for number in range(model_classes)}:  # 10 comes after 9, not after 1
+            return np.asarray([int(name) for name in folder_classes], dtype=np.int64)
         return np.arange(model_classes, dtype=np.int64)
     missing = [name for name in folder_classes if name not in found]
     if missing:

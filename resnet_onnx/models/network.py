@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from runtimes.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class Network:
     trained: bool
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):  # files are named after it
+            raise UserError(f"{self.name[:60]!r} is no name of a network: letters, digits, '.', '_', '+' and '-'")
         check_image_size(self.config, self.name, self.preprocessing.image_size)
         if self.labels is not None and len(self.labels) != self.config.num_classes:
             raise UserError(

@@ -92,7 +92,7 @@ class Checkpoint:
             labels=self.labels,
             weights=self.folder / MODEL,
             weights_sha256=self.digests[MODEL],
-            weights_source=f"checkpoint {self.folder}, epoch {self.epoch}",
+            weights_source=f"checkpoint {files.printable(str(self.folder))}, epoch {self.epoch}",
             trained=True,
         )
 

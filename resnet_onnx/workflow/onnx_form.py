@@ -46,6 +46,7 @@ def export(model: Model, path: Path) -> dict[str, Any]:
         batch=form.batch,
         opset=form.opset or torch_export.DEFAULT_OPSET,
     )
+    _keep_weights(network)  # first: where the cache can't be written, nothing else is either
     module = wrapped(network, form)
     batches = [torch.from_numpy(feeds[INPUT_NAME]) for feeds in _verification_feeds(model)]
     verification = torch_export.write_verified(
@@ -60,7 +61,6 @@ def export(model: Model, path: Path) -> dict[str, Any]:
         bound=SAME_FUNCTION,
         manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
     )
-    _keep_weights(network)
     checked = files.check_onnx(path)
     return {
         "path": str(path),

@@ -195,6 +195,7 @@ def _original_weights(request: Request, network: Network) -> Network:
 
 def _foreign(request: Request, checked: files.CheckedModel) -> Model:
     """An ONNX file that was not made here: what can be told from its inputs, and what the user says."""
+    checked = replace(checked, inputs=_with_channels(checked))
     picture = picture_input(checked.inputs)
     notes: list[str] = []
     preprocessing: Preprocessing | None = None
@@ -238,6 +239,22 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
         ),
         notes=tuple(notes),
     )
+
+
+def _with_channels(checked: files.CheckedModel) -> tuple[TensorSpec, ...]:
+    """Returns the inputs of a file; where one leaves its channels open and a convolution of 3 reads it, they are 3."""
+    spec = checked.inputs[0] if len(checked.inputs) == 1 else None
+    if spec is None or len(spec.shape) != 4 or 3 in spec.shape or not isinstance(spec.shape[1], str):
+        return checked.inputs
+    if not checked.opset:  # an engine
+        return checked.inputs
+    import onnx
+
+    graph = onnx.load(str(checked.path), load_external_data=False).graph
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    readers = [node for node in graph.node if spec.name in node.input]
+    rgb = readers and all(n.op_type == "Conv" and weights.get(n.input[1], (0, 0))[1] == 3 for n in readers)
+    return (replace(spec, shape=(spec.shape[0], 3, *spec.shape[2:])),) if rgb else checked.inputs
 
 
 def classes_of(outputs: Sequence[TensorSpec]) -> int | None:

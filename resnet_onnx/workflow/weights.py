@@ -102,7 +102,7 @@ def fitted_weights(request: Request, path: Path) -> Network:
 
     entry = entry_of(replace(request, model=None, name=request.name or request.model))
     config, state = fit_state_dict(entry.config, read_state_dict(path), origin=str(path))
-    return as_network(request, entry, config, store_state_dict(state), path.name, True)
+    return as_network(request, entry, config, store_state_dict(state), files.printable(path.name), True)
 
 
 def imagenet_weights(request: Request) -> Network:
