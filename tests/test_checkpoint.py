@@ -21,7 +21,7 @@ from resnet_onnx.models.configs import with_classes
 from resnet_onnx.training import checkpoint as module
 from resnet_onnx.training.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from resnet_onnx.training.recipes import lookup_recipe
-from runtimes.errors import BadWeights, FileProblem
+from runtimes.errors import BadWeights, FileProblem, UserError
 
 ENTRY = lookup("cifar-resnet8")
 CONFIG = with_classes(ENTRY.config, 2)
@@ -107,6 +107,14 @@ def test_the_network_of_a_checkpoint_says_where_it_comes_from(tmp_path: Path) ->
     assert network.labels == ("cat", "Löwe")
     assert network.trained
     assert "epoch 3" in network.weights_source
+
+
+@pytest.mark.parametrize("name", ["../../models/net", "/tmp/net", "a/b", "", ".hidden", "a\\b", "x" * 200])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """Files in the cache are named after the network, and a checkpoint may come from anywhere."""
+    write(tmp_path / "c", name=name)
+    with pytest.raises(UserError, match="is no name of a network"):
+        read_checkpoint(tmp_path / "c").network()
 
 
 def test_no_file_is_a_pickle(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,37 @@ def _decoded(dataset: PictureSet, index: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(bytes(dataset.read(index).data))).convert("RGB"))
+
+
+def test_open_channels_and_classes_are_told_by_the_graph(tmp_path: Path, capfd: Any) -> None:
+    """As exporters of Hugging Face write it; more outputs than the data set has classes are no classes by order."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from resnet_onnx.cli.main import main
+
+    def write(classes: int) -> Path:
+        weight = np.random.default_rng(0).standard_normal((classes, 3, 4, 4)).astype(np.float32)
+        nodes = [
+            helper.make_node("Conv", ["pixels", "w"], ["c"], strides=[4, 4]),
+            helper.make_node("GlobalAveragePool", ["c"], ["g"]),
+            helper.make_node("Flatten", ["g"], ["logits"]),
+        ]
+        graph = helper.make_graph(
+            nodes, "open", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["b", "channels", "h", "w"])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "classes"])],
+            [numpy_helper.from_array(weight, "w")],
+        )  # fmt: skip
+        path = tmp_path / f"{classes}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+        return path
+
+    command = ["--data", "digits", "--image-size", "16", "--runtime", "ort-cpu,openvino,reference", "--json"]
+    assert main(["evaluate", str(write(10)), *command]) == 0
+    rows = json.loads(capfd.readouterr().out)["results"]
+    assert len({row["top1"] for row in rows}) == 1
+    assert len(rows) == 3
+    for classes in (1000, 4):
+        assert main(["evaluate", str(write(classes)), *command]) == 2
+        error = json.loads(capfd.readouterr().out)["error"]
+        assert f"the model {classes} outputs" in error["message"]

@@ -105,6 +105,10 @@ class TestMatching:
         with pytest.raises(BadData, match=r"2 of 3 classes of the data set are not among .*: 1, 2; the model's begin"):
             match_classes(["zero", "1", "2"], ["zero", "one", "two"], 3)
 
+    def test_numbers_mean_the_outputs_of_that_number(self) -> None:
+        names = sorted(str(number) for number in range(12))  # as folders are: 0, 1, 10, 11, 2
+        assert match_classes(names, [f"thing {i}" for i in range(12)], 12).tolist() == [int(name) for name in names]
+
     def test_no_match(self) -> None:
         with pytest.raises(BadData, match=r"cat, dog; the model's begin airplane"):
             match_classes(["cat", "dog"], ["airplane", "ship", "truck"], 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -324,3 +325,91 @@ def test_batches_are_odd_and_complete() -> None:
     assert sum(sizes) == 22
     assert len(set(sizes)) > 2
     assert sizes[0] == 1
+
+
+def foreign(path: Path, opset: int = 17, *, side: int = 16, classes: int = 4) -> Path:
+    """A network that says nothing of itself."""
+    from onnx import TensorProto, helper
+
+    random = np.random.default_rng(0)
+    arrays = {"w": random.standard_normal((6, 3, 3, 3)), "f": random.standard_normal((6, classes))}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["v"]),
+        helper.make_node("MatMul", ["v", "f"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "foreign", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, side, side])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", classes])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def test_gold_of_a_foreign_file_sees_the_same_pictures(tmp_path: Path, capfd: Any) -> None:
+    a, b = foreign(tmp_path / "a.onnx"), foreign(tmp_path / "b.onnx", opset=18)
+    line = [
+        "parity",
+        str(a),
+        "--gold",
+        str(b),
+        "--mean",
+        "0.1,0.2,0.3",
+        "--std",
+        "0.5,0.6,0.7",
+        "--runtimes",
+        "ort-cpu",
+    ]
+    assert main(line) == 0, capfd.readouterr()
+
+
+def test_a_file_of_an_older_operator_set_is_held_against_a_catalog_network(
+    cifar: Path, tmp_path: Path, capfd: Any
+) -> None:
+    """Its operator set is older than any that the exporter writes, in which gold would then be asked for."""
+    path = foreign(tmp_path / "older.onnx", opset=13, side=32, classes=10)
+    for gold in ("cifar-resnet20", str(cifar)):
+        code, result = run_json(capfd, "parity", str(path), "--gold", gold, "--runtimes", "ort-cpu", "--localize")
+        assert (code, result["passed"]) == (1, False)  # they are different networks
+
+
+def test_a_tolerance_by_hand_counts_for_whole_numbers_too() -> None:
+    gold, found = [{"label": np.asarray([[100, 200]])}], [{"label": np.asarray([[100, 201]])}]
+    strict = allowance(1e-7, [9], yardstick="torch")
+    assert not judge("x", found, gold, {"label": strict}, names=["one"]).passed
+    by_hand = replace(strict, relative_rmse=0.01, by_hand=True)
+    assert judge("x", found, gold, {"label": by_hand}, names=["one"]).passed
+    assert not judge("x", found, gold, {"label": replace(by_hand, relative_rmse=1e-3)}, names=["one"]).passed
+
+
+def test_as_many_scores_as_there_are_objects_are_no_classes() -> None:
+    batches = [{"scores": np.asarray([[0.5, 0.2, 0.1]])}, {"scores": np.asarray([[0.5]])}, {"scores": np.zeros((1, 0))}]
+    found = judge("x", batches, batches, {"scores": allowance(1e-7, [9], yardstick="t")}, names=["a", "b", "c"])
+    assert (found.passed, found.top1_agreement) == (True, None)
+
+
+def test_a_yardstick_near_its_bound_widens_nothing() -> None:
+    bound = allowance(1.0, [100] * 20, yardstick="torch").bound
+    for share in (0.2, 0.3, 0.99, 1.01, 10):
+        budget = allowance(share * bound, [100] * 20, yardstick="torch")
+        assert budget.relative_rmse == pytest.approx(min(4 * share, 1) * bound)
+
+
+def test_reasons_with_any_bytes_in_them_are_written(tmp_path: Path) -> None:
+    from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.parity.junit import write_junit
+    from resnet_onnx.parity.summary import write_markdown
+
+    strict = {"y": allowance(1e-7, [9], yardstick="torch")}
+    outcome = judge(
+        "x", [{"y": np.full((1, 3), np.nan)}], [{"y": np.zeros((1, 3))}], strict, names=["caf\udce9\x07.jpg"]
+    )
+    report = ParityReport(gold="g", pictures=1, names=["x"], outcomes=[outcome], budgets=strict)
+    assert "caf" in outcome.reason
+    write_junit(report, "net", tmp_path / "j.xml")
+    write_markdown(report, "net", tmp_path / "s.md")
+    assert "caf" in str(ElementTree.parse(tmp_path / "j.xml").getroot()[0][0][0].text)
+    assert "caf" in (tmp_path / "s.md").read_text(encoding="utf-8")

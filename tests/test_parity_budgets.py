@@ -110,6 +110,41 @@ def test_a_fault_in_an_int8_model_fails_against_the_sound_one(
     assert not any(row["passed"] for row in result["results"])
 
 
+def test_whole_number_products_are_refused_beside_a_float_gold_too(tmp_path: Path, capfd: Any) -> None:
+    """As dynamic quantisation writes them: their steps are not in the graph, so that no budget can be told."""
+    from onnx import TensorProto, helper
+
+    weight = np.random.default_rng(0).integers(-100, 100, (6, 4)).astype(np.int8)
+
+    def write(name: str, nodes: list[Any], **arrays: Any) -> str:
+        graph = helper.make_graph(
+            nodes, name, [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+            [numpy_helper.from_array(np.asarray(array), key) for key, array in arrays.items()],
+        )  # fmt: skip
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+        return str(path)
+
+    plain = write("plain", [helper.make_node("MatMul", ["x", "w"], ["y"])], w=weight.astype(np.float32))
+    dynamic = write(
+        "dynamic",
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
+            helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["f", "s"], ["y"]),
+        ],
+        w=weight,
+    )
+    code, result = run_json(capfd, "parity", dynamic, "--gold", plain, "--runtimes", "ort-cpu")
+    assert code == 3
+    assert "computes with whole numbers" in result["error"]["message"]
+    assert (
+        run_json(capfd, "parity", dynamic, "--gold", plain, "--runtimes", "ort-cpu", "--tolerance-for", "y=0.1")[0] == 0
+    )
+
+
 def test_without_rounding_the_quantised_graph_is_near_the_original(
     cifar: Path, quantised: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import os
 import pty
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -20,6 +21,19 @@ import pytest
 from resnet_onnx.cli.terminal import Terminal, plain
 
 Capture = pytest.CaptureFixture[str]
+
+
+def test_without_a_temporary_folder_a_command_works(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    def nowhere() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
+    terminal = Terminal()
+    with terminal.without_chatter():
+        chatter()
+        terminal.line("done")
+    assert capfd.readouterr() == ("done\n", "")
+    assert terminal.chatter() == ""
 
 
 def chatter() -> None:
