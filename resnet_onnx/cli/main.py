@@ -110,11 +110,9 @@ def _run(context: click.Context, terminal: Terminal) -> int:
         if not (terminal.mute and error.common):
             terminal.error(error.kind, error.message, error.fix)
         return error.exit_code
-    except MemoryError:
-        terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
-        return 3
-    except RuntimeError as error:  # torch's CPU allocator has no class of its own
-        if not any(words in str(error) for words in ("allocate memory", "out of memory")):
+    except (MemoryError, RuntimeError) as error:  # torch's CPU allocator has no class of its own
+        told = any(words in str(error) for words in ("allocate memory", "out of memory"))
+        if not isinstance(error, MemoryError) and not told:
             return _fault(error, terminal)
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
         return 3

@@ -92,39 +92,21 @@ def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str,
     bound = derived_bound(summation_lengths, precision)
     least = NOISE_MULTIPLE * UNIT_ROUNDOFF[precision] * math.sqrt(max(1, len(summation_lengths)))
     bound = max(bound, least)
-    if not noise <= bound / scale:  # NaN too
-        return Budget(
-            relative_rmse=bound,
-            noise=noise,
-            bound=bound,
-            yardstick=yardstick,
-            reason=f"{yardstick} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead",
-        )
     measured = NOISE_MULTIPLE * noise * scale
-    if measured > bound:  # a yardstick that is just inside the bound must not widen it
-        return Budget(
-            relative_rmse=bound,
-            noise=noise,
-            bound=bound,
-            yardstick=yardstick,
-            reason=f"the derived bound, less than {NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})",
-        )
-    if measured >= least:
-        return Budget(
-            relative_rmse=measured,
-            noise=noise,
-            bound=bound,
-            yardstick=yardstick,
-            reason=f"{NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})",
-        )
     layers = max(1, len(summation_lengths))
-    return Budget(
-        relative_rmse=least,
-        noise=noise,
-        bound=bound,
-        yardstick=yardstick,
-        reason=f"{NOISE_MULTIPLE:g} roundings in each of {layers} layers, more than {yardstick} showed",
-    )
+    if not noise <= bound / scale:  # NaN too
+        relative_rmse = bound
+        reason = f"{yardstick} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead"
+    elif measured > bound:  # a yardstick that is just inside the bound must not widen it
+        relative_rmse = bound
+        reason = f"the derived bound, less than {NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})"
+    elif measured >= least:
+        relative_rmse = measured
+        reason = f"{NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})"
+    else:
+        relative_rmse = least
+        reason = f"{NOISE_MULTIPLE:g} roundings in each of {layers} layers, more than {yardstick} showed"
+    return Budget(relative_rmse=relative_rmse, noise=noise, bound=bound, yardstick=yardstick, reason=reason)
 
 
 def quantised_allowance(noise: float, steps: float) -> Budget:
