@@ -144,10 +144,10 @@ class PictureModel:
         step = self.fixed_batch or at_once or len(pictures)
         return np.concatenate([self._run(pictures[start : start + step]) for start in range(0, len(pictures), step)])
 
-    def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> None:
-        """Runs once on grey, since a first run also allocates, plans and compiles."""
+    def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> NDArray[np.float64]:
+        """Runs once on grey, since a first run also allocates, plans and compiles; returns float64 [n, classes]."""
         side = preprocessing.image_size
-        self.scores(
+        return self.scores(
             np.full((batch_size, side, side, 3), 127, np.uint8)
             if self.as_bytes
             else np.zeros((batch_size, 3, side, side), np.float32)

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from resnet_onnx.models.configs import VGGConfig
-from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing
+from resnet_onnx.workflow.feeds import need_preprocessing
 from resnet_onnx.workflow.opening import source, tuned, whole_picture_source
 from resnet_onnx.workflow.request import UNTUNED, Model, need_network, refuse_special
 from resnet_onnx.workflow.resolving import classes_of
@@ -20,6 +18,7 @@ from runtimes.registry import open_runtime
 from runtimes.spec import RuntimeOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from resnet_onnx.data.datasets import PictureSet
@@ -152,19 +151,13 @@ def _test_pictures(data: str) -> PictureSet:
 
 def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> NDArray[np.int64]:
     from resnet_onnx.data.labels import match_classes
+    from resnet_onnx.evaluation import PictureModel
 
-    return match_classes(dataset.classes, model.labels, _scores(model, opened, dataset))
-
-
-def _scores(model: Model, opened: Runtime, dataset: PictureSet) -> int:
-    """Returns how many scores a picture gets; where the file leaves that open, one is asked for."""
     classes = classes_of(opened.outputs)
-    if classes is not None:
-        return classes
-    side = need_preprocessing(model).image_size
-    grey = np.full((model.form.batch or 1, side, side, 3), 127, np.uint8)
-    found = opened.run(feeds_of(model, grey))[opened.outputs[0].name]
-    return int(found.shape[1]) if found.ndim > 1 else len(dataset.classes)  # the evaluation says what is wrong with it
+    if classes is None:  # the file leaves it open, or its output has another form, which is told here
+        preprocessing = need_preprocessing(model)
+        classes = PictureModel(opened, preprocessing).warm_up(1, preprocessing).shape[1]
+    return match_classes(dataset.classes, model.labels, classes)
 
 
 def predict_on(
