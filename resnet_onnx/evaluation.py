@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class Evaluation:
             ``NOT_PREDICTED`` where there is none.
         labels: int64, same shape; the right index.
         one_crop: What the centre crop alone gives, where several views of each picture were averaged; else None.
+        classes_by: How each class of the data set was given its output, by ``"name"`` or by ``"order"``.
     """
 
     top1: float
@@ -77,6 +78,7 @@ class Evaluation:
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
     one_crop: OneCrop | None = None
+    classes_by: Literal["name", "order"] = "name"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what results and ``--json`` carry; the predictions stay out."""
@@ -89,6 +91,7 @@ class Evaluation:
             "skipped": [{"image": skipped.name, "reason": skipped.reason} for skipped in self.skipped],
             "not_finite": self.not_finite,
             "one_crop": None if self.one_crop is None else self.one_crop.to_json(),
+            "classes_by": self.classes_by,
         }
 
 

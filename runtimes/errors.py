@@ -129,6 +129,23 @@ class OutOfMemory(RunFailed):
     kind = "out-of-memory"
 
 
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether what a library raised or said means that memory is out: few of them have a class of error for it."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
+
+
+_MEMORY_SIGNS = (
+    "allocate memory",  # torch's and ONNX Runtime's CPU allocators
+    "bad_alloc",
+    "out of memory",  # CUDA in words
+    "outofmemory",
+    "cuda failure 2:",  # cudaErrorMemoryAllocation, as ONNX Runtime and TensorRT number it
+    "cudaerror 2:",
+    "alloc_failed",  # cuBLAS and cuDNN
+)
+
+
 class NetworkUnavailable(Unavailable):
     """A download was needed and the network is not there."""
 

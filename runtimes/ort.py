@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from runtimes import engines, files, nvidia, onnx_types, ort_gpu
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
+from runtimes.errors import (
+    BadModel,
+    OutOfMemory,
+    RunFailed,
+    RuntimeUnavailable,
+    ToolkitError,
+    UnsupportedModel,
+    is_out_of_memory,
+)
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
 
@@ -165,7 +173,7 @@ class OrtRuntime(Runtime):
     def _open_error(self, error: Exception) -> Exception:
         text = " ".join(str(error).split())
         kind = type(error).__name__
-        if _out_of_memory(text):
+        if is_out_of_memory(error):
             return OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory: {text[:200]}")
         if self.provider != ort_gpu.CPU and (cause := ort_gpu.cause(text)):
             return RuntimeUnavailable(f"runtime '{self.name}' can't run here: {cause}", fix="resnet-onnx doctor")
@@ -182,7 +190,7 @@ class OrtRuntime(Runtime):
 
     def _run_error(self, error: Exception) -> Exception:
         text = " ".join(str(error).split())
-        kind = OutOfMemory if _out_of_memory(text) or isinstance(error, MemoryError) else RunFailed
+        kind = OutOfMemory if is_out_of_memory(error) else RunFailed
         return kind(f"{self.name}: running {self.source.name} failed: {text[:300]}")
 
     def _recorded(self) -> dict[str, Any]:
@@ -234,21 +242,6 @@ def _half_on_cpu(ort: Any) -> bool:
 
 
 _PROBE = {"x": 4, "w": 3, "y": 2}
-
-
-def _out_of_memory(text: str) -> bool:
-    low = text.lower()
-    return any(sign in low for sign in _MEMORY_SIGNS)
-
-
-_MEMORY_SIGNS = (
-    "failed to allocate memory",
-    "bad_alloc",
-    "out of memory",
-    "outofmemory",
-    "cuda failure 2:",
-    "alloc_failed",
-)
 
 
 def _spec(value: Any) -> TensorSpec:

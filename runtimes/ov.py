@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtimes import files, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, is_out_of_memory
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
 
@@ -174,8 +174,7 @@ class _Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
         if isinstance(error, RuntimeError | MemoryError):
-            text = str(error)
-            full = isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text
+            full = is_out_of_memory(error) or "allocate" in str(error)
             self._runtime._compile()  # after one failed run every later one of the same model fails (seen in 2026.4)
             raise (OutOfMemory if full else RunFailed)(
                 f"{self._runtime.name}: running {self._runtime.source.name} failed: {_reason(error)}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
-from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel
+from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel, is_out_of_memory
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, TorchProgram
 
 
@@ -88,11 +88,9 @@ class TorchRuntime(Runtime):
         try:
             with torch.inference_mode(), self._precision():
                 result = self._module(*inputs)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"torch: {self.source.name} does not fit into memory: {error}") from error
         except RuntimeError as error:
             text = " ".join(str(error).split())
-            full = "allocate memory" in text or "out of memory" in text
+            full = isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)
             raise (OutOfMemory if full else RunFailed)(
                 f"torch: running {self.source.name} failed: {text[:300]}"
             ) from error

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from runtimes import engines, nvidia, trt_shim
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library
-from runtimes.errors import BadModel, OutOfMemory, RunFailed, RuntimeUnavailable, ToolkitError, UnsupportedModel
+from runtimes.errors import (
+    BadModel,
+    OutOfMemory,
+    RunFailed,
+    RuntimeUnavailable,
+    ToolkitError,
+    UnsupportedModel,
+    is_out_of_memory,
+)
 from runtimes.nvidia import check_driver
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
@@ -420,7 +428,7 @@ def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacem
 def cuda_failure(what: str, error: RuntimeError) -> RunFailed:
     """Returns the error for what torch raised: out of memory, or another failure of the device."""
     text = " ".join(str(error).split())
-    if "OutOfMemory" in type(error).__name__ or "out of memory" in text.lower():
+    if "OutOfMemory" in type(error).__name__ or is_out_of_memory(error):
         return OutOfMemory(f"{what}: {text[:300]}", fix="use a smaller batch")
     return RunFailed(f"{what}: {text[:300]}")
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError
+from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError, is_out_of_memory
 from runtimes.onnx_types import BFLOAT16
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
@@ -255,7 +255,7 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     errors = [m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR")]
     text = " | ".join(dict.fromkeys(" ".join(e.split()) for e in errors)) or "the library gave no reason"
     low = text.lower()
-    if any(sign in low for sign in ("out of memory", "outofmemory", "cudaerror 2:", "workspace limit")):
+    if is_out_of_memory(low) or "workspace limit" in low:
         return OutOfMemory(
             f"{what}: it needs more memory than the GPU or the workspace limit allows: {text[:300]}",
             fix="use a smaller batch, or a larger workspace",

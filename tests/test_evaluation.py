@@ -274,35 +274,61 @@ def _decoded(dataset: PictureSet, index: int) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(bytes(dataset.read(index).data))).convert("RGB"))
 
 
-def test_open_channels_and_classes_are_told_by_the_graph(tmp_path: Path, capfd: Any) -> None:
-    """As exporters of Hugging Face write it; more outputs than the data set has classes are no classes by order."""
+def _open_model(folder: Path, classes: int) -> str:
+    """Writes a classifier that leaves channels, size and classes open; returns its path."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    weight = np.random.default_rng(0).standard_normal((classes, 3, 4, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["pixels", "w"], ["c"], strides=[4, 4]),
+        helper.make_node("GlobalAveragePool", ["c"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "open", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["b", "channels", "h", "w"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "classes"])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    path = folder / f"{classes}.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return str(path)
+
+
+def test_open_channels_and_classes_are_told_by_the_graph(tmp_path: Path, capfd: Any) -> None:
+    """As exporters of Hugging Face write it; more outputs than the data set has classes are no classes by order."""
     from resnet_onnx.cli.main import main
 
-    def write(classes: int) -> Path:
-        weight = np.random.default_rng(0).standard_normal((classes, 3, 4, 4)).astype(np.float32)
-        nodes = [
-            helper.make_node("Conv", ["pixels", "w"], ["c"], strides=[4, 4]),
-            helper.make_node("GlobalAveragePool", ["c"], ["g"]),
-            helper.make_node("Flatten", ["g"], ["logits"]),
-        ]
-        graph = helper.make_graph(
-            nodes, "open", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["b", "channels", "h", "w"])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "classes"])],
-            [numpy_helper.from_array(weight, "w")],
-        )  # fmt: skip
-        path = tmp_path / f"{classes}.onnx"
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-        return path
-
     command = ["--data", "digits", "--image-size", "16", "--runtime", "ort-cpu,openvino,reference", "--json"]
-    assert main(["evaluate", str(write(10)), *command]) == 0
-    rows = json.loads(capfd.readouterr().out)["results"]
+    assert main(["evaluate", _open_model(tmp_path, 10), *command]) == 0
+    out, err = capfd.readouterr()
+    assert "by their order" not in err  # '0' to '9' are the numbers of the outputs
+    rows = json.loads(out)["results"]
+    assert {row["classes_by"] for row in rows} == {"name"}
     assert len({row["top1"] for row in rows}) == 1
     assert len(rows) == 3
     for classes in (1000, 4):
-        assert main(["evaluate", str(write(classes)), *command]) == 2
+        assert main(["evaluate", _open_model(tmp_path, classes), *command]) == 2
         error = json.loads(capfd.readouterr().out)["error"]
         assert f"the model {classes} outputs" in error["message"]
+
+
+def test_classes_that_no_name_tells_are_matched_by_order_and_said_so(tmp_path: Path, capfd: Any) -> None:
+    from PIL import Image
+
+    from resnet_onnx.cli.main import main
+
+    for index, name in enumerate(("apple", "pear", "plum")):
+        (tmp_path / "fruit" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (80 * index, 40, 90)).save(tmp_path / "fruit" / name / "1.png")
+    command = ["evaluate", _open_model(tmp_path, 3), "--data", str(tmp_path / "fruit"), "--image-size", "16", "--json"]
+    assert main(command) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["results"][0]["classes_by"] == "order"
+    assert "by their order" in err
+    labels = tmp_path / "labels.txt"
+    labels.write_text("plum\npear\napple\n")
+    assert main([*command, "--labels", str(labels)]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["results"][0]["classes_by"] == "name"
+    assert "by their order" not in err

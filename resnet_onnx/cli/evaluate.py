@@ -114,6 +114,11 @@ def command(
     views = _views(crops, scales)
     terminal.line(f"{model.description} · {data}" + f" · shorter side {resize}" * (resize is not None))
     _print(terminal, results, views)
+    if results[0]["classes_by"] == "order":
+        terminal.note(
+            f"no class of {data} is known to {model.name} by name: the classes went to its outputs by their order; if "
+            "the model's is another, this accuracy is wrong (--labels FILE names its outputs)"
+        )
     for skipped in results[0]["skipped"]:
         terminal.note(f"skipped: {skipped['reason']}")
     document = {

@@ -19,7 +19,7 @@ import click
 
 from resnet_onnx import __version__
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.errors import ToolkitError
+from runtimes.errors import ToolkitError, is_out_of_memory
 
 COMMANDS = (
     "demo",
@@ -111,8 +111,7 @@ def _run(context: click.Context, terminal: Terminal) -> int:
             terminal.error(error.kind, error.message, error.fix)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:  # torch's CPU allocator has no class of its own
-        told = any(words in str(error) for words in ("allocate memory", "out of memory"))
-        if not isinstance(error, MemoryError) and not told:
+        if not is_out_of_memory(error):
             return _fault(error, terminal)
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
         return 3

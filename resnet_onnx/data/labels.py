@@ -111,13 +111,8 @@ def match_classes(
         )
     if not folder_classes:
         raise BadData("the data set has no classes, so that nothing can be compared", fix="name one with class folders")
-    found = _by_name(folder_classes, model_labels) if model_labels is not None else {}
-    if len(found) < len(folder_classes):
-        by_id = _by_wordnet_id(folder_classes, model_labels, model_classes)
-        found = by_id if len(by_id) > len(found) else found
+    found = _named(folder_classes, model_labels, model_classes)
     if not found and len(folder_classes) == model_classes:
-        if set(folder_classes) == {str(number) for number in range(model_classes)}:  # 10 comes after 9, not after 1
-            return np.asarray([int(name) for name in folder_classes], dtype=np.int64)
         return np.arange(model_classes, dtype=np.int64)
     missing = [name for name in folder_classes if name not in found]
     if missing:
@@ -139,6 +134,21 @@ def match_classes(
         both = [name for name in folder_classes if found[name] == shared[0]]
         raise BadData(f"the classes {' and '.join(both)} of the data set match the same output of the model")
     return np.asarray(outputs, dtype=np.int64)
+
+
+def matched_by_order(folder_classes: Sequence[str], model_labels: Sequence[str] | None, model_classes: int) -> bool:
+    """Whether ``match_classes`` found no name to go by, so that it took the classes in the order of the outputs."""
+    return not _named(folder_classes, model_labels, model_classes)
+
+
+def _named(folder_classes: Sequence[str], labels: Sequence[str] | None, model_classes: int) -> dict[str, int]:
+    """Returns the output of each class whose name tells it."""
+    found = _by_name(folder_classes, labels) if labels is not None else {}
+    if len(found) < len(folder_classes):
+        by_id = _by_wordnet_id(folder_classes, labels, model_classes)
+        found = by_id if len(by_id) > len(found) else found
+    numbers = {str(number): number for number in range(model_classes)}  # 10 comes after 9, not after 1
+    return numbers if not found and numbers.keys() == set(folder_classes) else found
 
 
 def _plain(name: str) -> str:

@@ -48,6 +48,7 @@ from runtimes.errors import (
     RuntimeUnavailable,
     ToolkitError,
     UsageError,
+    is_out_of_memory,
 )
 
 HISTORY = "history.csv"
@@ -832,7 +833,7 @@ def _limits_told(recipe: Recipe) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch's CPU allocator has no class of its own, its others derive from it
         text = " ".join(str(error).split())
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text or "out of memory" in text:
+        if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
             raise OutOfMemory(
                 f"the training does not fit into memory: {text[:200]}",
                 fix=f"a smaller batch than {recipe.batch_size} (--batch), or smaller pictures (--image-size)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from resnet_onnx.models.configs import VGGConfig
 from resnet_onnx.workflow.feeds import need_preprocessing
@@ -78,11 +78,12 @@ def evaluate_on(
     if count:
         start_worker_server()
     with _open_for_pictures(model, runtime, device, threads, tuning, batch_size) as opened:
-        return evaluate(
+        class_map, classes_by = _class_map(model, opened, dataset)
+        found = evaluate(
             opened,
             dataset,
             preprocessing,
-            class_map=_class_map(model, opened, dataset),
+            class_map=class_map,
             batch_size=batch_size,
             crops=crops,
             workers=count,
@@ -90,6 +91,7 @@ def evaluate_on(
             progress=progress,
             limit=limit,
         )
+    return replace(found, classes_by=classes_by)
 
 
 def evaluate_scales_on(
@@ -111,19 +113,21 @@ def evaluate_scales_on(
     preprocessing = need_preprocessing(model)
     check_scales(model, scales)
     dataset = _test_pictures(data)
-    found = whole_picture_source(model)
-    with open_runtime("torch", found, device=device, options=replace(tuning, threads=threads)) as opened:
-        return evaluate_scales(
+    whole = whole_picture_source(model)
+    with open_runtime("torch", whole, device=device, options=replace(tuning, threads=threads)) as opened:
+        class_map, classes_by = _class_map(model, opened, dataset)
+        found = evaluate_scales(
             opened,
             dataset,
             preprocessing,
-            class_map=_class_map(model, opened, dataset),
+            class_map=class_map,
             scales=scales,
             batch_size=batch_size,
             skip_bad=skip_bad,
             progress=progress,
             limit=limit,
         )
+    return replace(found, classes_by=classes_by)
 
 
 def check_scales(model: Model, scales: Sequence[int]) -> None:
@@ -149,15 +153,19 @@ def _test_pictures(data: str) -> PictureSet:
     return dataset
 
 
-def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> NDArray[np.int64]:
-    from resnet_onnx.data.labels import match_classes
+def _class_map(
+    model: Model, opened: Runtime, dataset: PictureSet
+) -> tuple[NDArray[np.int64], Literal["name", "order"]]:
+    """Returns int64 [classes of the set], the output for each, and what it was found by."""
+    from resnet_onnx.data.labels import match_classes, matched_by_order
     from resnet_onnx.evaluation import PictureModel
 
     classes = classes_of(opened.outputs)
     if classes is None:  # the file leaves it open, or its output has another form, which is told here
         preprocessing = need_preprocessing(model)
         classes = PictureModel(opened, preprocessing).warm_up(1, preprocessing).shape[1]
-    return match_classes(dataset.classes, model.labels, classes)
+    known = dataset.classes, model.labels, classes
+    return match_classes(*known), "order" if matched_by_order(*known) else "name"
 
 
 def predict_on(
