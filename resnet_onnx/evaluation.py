@@ -65,7 +65,7 @@ class Evaluation:
             ``NOT_PREDICTED`` where there is none.
         labels: int64, same shape; the right index.
         one_crop: What the centre crop alone gives, where several views of each picture were averaged; else None.
-        classes_by: How each class of the data set was given its output, by ``"name"`` or by ``"order"``.
+        classes_by: How each class of the data set was given its output (``labels.matched_by``).
     """
 
     top1: float
@@ -78,7 +78,7 @@ class Evaluation:
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
     one_crop: OneCrop | None = None
-    classes_by: Literal["name", "order"] = "name"
+    classes_by: Literal["name", "number", "order"] = "name"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what results and ``--json`` carry; the predictions stay out."""

@@ -45,7 +45,7 @@ def assert_parity(
     names = registry.parse_names(runtimes, device=device)
     registry.require_all(names, device=device)
     resolved = workflow.resolve(workflow.Request(model=str(model), seed=seed))
-    names, _ = workflow.runnable(resolved, names, chosen_by_all=registry.means_all(runtimes))
+    names, _ = workflow.runnable(resolved, names, chosen_by_all=registry.means_all(runtimes), device=device)
     report = workflow.check_parity(
         resolved,
         names,

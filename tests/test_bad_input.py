@@ -284,6 +284,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "bench net.onnx --scenario latency --streams 2": ("--streams 2",),
     "bench net.onnx --scope gpu": ("'gpu'",),
     "bench fixed.onnx --batch 8": ("fixed batch of 4", "8"),
+    "bench net.onnx --harness mlperf --harness-logs ok.png": ("'--harness-logs'", "ok.png"),
     # ---- data
     "evaluate net.onnx": ("'--data'",),
     "evaluate net.onnx --data nowhere": ("'nowhere'",),

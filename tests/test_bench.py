@@ -590,7 +590,7 @@ def test_a_quiet_row_is_stable_and_every_disturbance_is_named() -> None:
     assert record.unstable_reason(_row(others_cpu_s=0.8)) == "other programs used 0.8 of 2 cores"
     assert record.unstable_reason(_row(stolen_cpu_s=0.5)) == "the hypervisor took 0.5 of 2 cores away"
     assert record.unstable_reason(_row(involuntary_switches=900)) == "the threads lost their core 450 times a second"
-    assert record.unstable_reason(_row(throttled=3)) == "the processor lowered its clock 3 times for heat or power"
+    assert record.unstable_reason(_row(throttled=3)) == "the processor lowered its clock 3 times for heat"
     failed = _row()
     failed.error = OutOfMemory("full")
     assert record.unstable_reason(failed) == "it was not measured to its end"
@@ -606,6 +606,13 @@ def test_throttling_is_counted_where_the_system_counts_it(tmp_path: Path, monkey
     watch = Watch()
     counters[0].write_text("9\n")
     assert watch.stop().throttled == 2
+    for counter in counters:  # two threads of one core count the same events
+        (counter.parents[1] / "topology").mkdir()
+        (counter.parents[1] / "topology" / "thread_siblings_list").write_text("0-1\n")
+    watch = Watch()
+    for counter in counters:
+        counter.write_text("12\n")
+    assert watch.stop().throttled == 3
     counters[-1].unlink()
     assert Watch().stop().throttled == 0
 

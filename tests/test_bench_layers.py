@@ -124,3 +124,26 @@ def test_a_profile_of_concurrent_runs_says_why_there_is_none() -> None:
     )
     assert done.returncode == 0
     assert "only rows of one run at a time are" in done.stderr
+
+
+def test_what_a_runtime_converts_by_itself_is_no_product(block: Path) -> None:
+    names = ("Convert", "QuantizeLinear", "DequantizeLinear")
+    assert [layer.ideal_ms for layer in found(block, *[(f"x_{name}", name) for name in names])] == [0.0, 0.0, 0.0]
+    products = ("Convolution", "ConvInteger", "FusedGemm", "Linear", "QLinearConv", "MatMul", "FullyConnected")
+    assert [layer.ideal_ms for layer in found(block, *[(f"x_{name}", name) for name in products])] == [None] * 7
+
+
+def test_layers_that_lose_nothing_take_no_place_among_the_worst(capsys: Any) -> None:
+    from resnet_onnx.cli.bench_profile import print_profile
+    from resnet_onnx.cli.terminal import Terminal
+
+    def layer(name: str, ms: float, lost_ms: float | None) -> dict[str, Any]:
+        ideal = None if lost_ms is None else ms - lost_ms
+        return {"name": name, "operator": "Conv", "ms": ms, "ideal_ms": ideal, "bound": None, "lost_ms": lost_ms}
+
+    layers = [layer(f"fast{i}", 9.0, 0.0) for i in range(12)] + [layer("unknown", 5.0, None), layer("slow", 2.0, 1.0)]
+    row = {"layers": layers, "runtime": "ort-cpu", "batch": 1, "latency_ms": {"p50": 1.0}, "unprofiled": None}
+    print_profile(Terminal(), [row])
+    shown = capsys.readouterr().out
+    assert shown.index("slow") < shown.index("unknown")
+    assert "fast" not in shown

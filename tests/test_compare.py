@@ -443,8 +443,11 @@ def test_loadgen_and_our_own_rounds_are_different_work() -> None:
     ours, theirs = document(row(noisy(1))), document(row(noisy(2), harness=said))
     assert different_work(ours, theirs) == ["another harness (our own rounds, LoadGen SingleStream)"]
     assert not different_work(theirs, theirs)
-    with pytest.raises(UserError, match="no row in common"):
-        compare(ours, theirs, force=True)
+    with pytest.raises(UserError, match="another harness"):
+        compare(ours, theirs)
+    forced = compare(ours, theirs, force=True)
+    assert len(forced.rows) == 1
+    assert "another harness" in forced.different_work[0]
     assert compare(theirs, theirs).rows[0].verdict == "same"
     offline = row(noisy(3), scenario="offline", harness={**said, "scenario": "Offline"}, images_per_second_ci95=None)
     (found,) = compare(document(offline), document(offline)).rows

@@ -129,6 +129,26 @@ def test_labels_of_something_else_do_not_judge(
         assert (result["gate"]["kind"], result["gate"]["images"]) == ("sqnr", 364)
 
 
+def test_labels_judge_where_the_file_leaves_its_classes_open(
+    trained: Path, shared_data: Path, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    for module in (gate, pictures):
+        monkeypatch.setattr(module, "LABELLED_NEEDED", 200)
+    model = onnx.load(trained)
+    del model.metadata_props[:]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    onnx.save(model, tmp_path / "open.onnx")
+    code, result = run_json(
+        capfd, "convert", str(tmp_path / "open.onnx"), "--to", "int8", "--calibration",
+        str(shared_data / "cifar10-jpeg.zip"), "--count", "32", "--held-out", "200", "--method", "minmax",
+        "--labels", "cifar10", "--max-drop", "20", "-o", str(tmp_path / "out.onnx"),
+    )  # fmt: skip
+    assert code == 0, result
+    assert (result["gate"]["kind"], result["gate"]["images"]) == ("top1", 200)
+
+
 def judged(found: Comparison, *, chance: float) -> gate.Verdict:
     work: Any = SimpleNamespace(wishes=workflow.Wishes(to="int8"), data=SimpleNamespace(chance=chance))
     return gate.judge(work, found)
@@ -141,7 +161,9 @@ def test_who_guesses_has_nothing_to_lose_and_is_judged_by_the_outputs() -> None:
     many = Comparison(images=2000, labelled=2000, both=1500, energies=[(1.0, 0.5)])
     assert (judged(many, chance=0.1).problem, judged(many, chance=0.1).gate["kind"]) == (None, "top1")
     many.energies = [(1.0, 0.5), (1.0, np.inf)]
-    assert judged(many, chance=0.1).problem is not None
+    assert "is not finite, or has another shape" in str(judged(many, chance=0.1).problem)
+    few.energies = many.energies
+    assert "is not finite, or has another shape" in str(judged(few, chance=0.1).problem)
 
 
 def test_a_model_without_pictures_is_told_that_int8_needs_them(tmp_path: Path, capfd: Any) -> None:
@@ -163,14 +185,14 @@ def test_bad_pictures_end_a_conversion_unless_they_may_be_skipped(tmp_path: Path
     from PIL import Image
 
     dice = np.random.default_rng(0)
-    for split, count in (("train", 80), ("test", 20)):
+    for split, count in (("train", 80), ("test", 33)):
         for name in ("a", "b"):
             (tmp_path / "data" / split / name).mkdir(parents=True)
-            for i in range(count // 2):
+            for i in range(count // 2 + (count % 2 if name == "a" else 0)):
                 picture = Image.fromarray(dice.integers(0, 255, (8, 8, 3), dtype=np.uint8))
                 picture.save(tmp_path / "data" / split / name / f"{i}.png")
-    for split in ("train", "test"):
-        (tmp_path / "data" / split / "a" / "1.png").write_text("no picture")
+    (tmp_path / "data" / "train" / "a" / "1.png").write_text("no picture")
+    (tmp_path / "data" / "test" / "b" / "9.png").write_text("no picture")  # the last, after 32 good ones, a batch
     command = ["convert", "cifar-resnet8", "--to", "int8", "--calibration", str(tmp_path / "data"), "--count", "64",
                "--method", "minmax", "-o", str(tmp_path / "x.onnx")]  # fmt: skip
     code, refused = run_json(capfd, *command)
@@ -178,11 +200,11 @@ def test_bad_pictures_end_a_conversion_unless_they_may_be_skipped(tmp_path: Path
     code, result = run_json(capfd, *command, "--skip-bad")
     assert code == 0, result
     assert {Path(one["image"]).parts[-3:] for one in result["skipped"]} == {
-        ("train", "a", "1.png"), ("test", "a", "1.png"),
+        ("train", "a", "1.png"), ("test", "b", "9.png"),
     }  # fmt: skip
     told = result["calibration"]
     assert told["files"] + told["skipped"] == told["images"] + told["skipped"] == 64
-    assert result["agreement_images"] == 19
+    assert result["agreement_images"] == 32
 
 
 @pytest.mark.parametrize(("asked", "used"), [([], 64), (["--count", "100"], 100)])
@@ -376,6 +398,28 @@ def test_torch_refuses_int8_and_all_leaves_it_out(tmp_path: Path, capfd: Any) ->
     capfd.readouterr()
 
 
+def test_all_leaves_out_who_lacks_an_operator_and_keeps_who_has_another_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file or memory that fails in one runtime is for the row of that runtime to say, not for all of them."""
+    from resnet_onnx.workflow import opening
+    from runtimes.errors import BadModel, OutOfMemory, RuntimeUnavailable, UnsupportedModel
+
+    model = workflow.resolve(workflow.Request(model=str(precision_models.residual(tmp_path / "foreign.onnx"))))
+    failures = {"ort-cpu": BadModel("broken"), "openvino": OutOfMemory("full"), "reference": UnsupportedModel("no Foo")}
+
+    def refuse(name: str, *arguments: Any, **more: Any) -> Any:
+        raise failures[name]
+
+    monkeypatch.setattr(opening, "open_runtime", refuse)
+    names = ["torch", *failures]
+    kept, left_out = workflow.runnable(model, names, chosen_by_all=True)
+    assert kept == ["ort-cpu", "openvino"]
+    assert [text.split(" ")[0] for text in left_out] == ["torch", "reference"]
+    with pytest.raises(RuntimeUnavailable, match="no Foo"):
+        workflow.runnable(model, ["reference"], chosen_by_all=True)
+
+
 class TestComparison:
     def test_counts(self) -> None:
         found = Comparison()
@@ -401,6 +445,15 @@ class TestComparison:
         single = Comparison()
         single.add([np.asarray(2.0)], [np.asarray(2.0)], None)
         assert (single.images, single.equal, single.sqnr_db) == (1, 1, np.inf)
+
+    def test_an_output_without_rows_is_no_fault(self) -> None:
+        found = Comparison()
+        nothing = np.zeros((0, 4), np.float32)
+        found.add([nothing, np.ones((2, 3), np.float32)], [nothing, np.ones((2, 3), np.float32)], None)
+        assert (found.finite, found.sqnr_db, found.images) == (True, np.inf, 0)
+        other = Comparison()
+        other.add([nothing], [np.zeros((1, 4), np.float32)], None)
+        assert not other.finite
 
     def test_the_worst_output_counts_and_whole_numbers_beside_it_do_not(self) -> None:
         found = Comparison()

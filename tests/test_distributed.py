@@ -213,7 +213,8 @@ def test_a_restart_does_not_go_on_with_a_training_that_it_did_not_begin(tmp_path
 
 def test_the_environment_says_who_is_who(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID",
-                 "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"):  # fmt: skip
+                 "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
+                 "TORCHELASTIC_USE_AGENT_STORE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     assert Peers.from_environment() == Peers()
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
@@ -223,6 +224,9 @@ def test_the_environment_says_who_is_who(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert (Peers.from_environment().elastic, Peers.from_environment().final) == (True, False)
+    assert Peers.from_environment().has_begun("x")  # what a store that is as new as the process can't say
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert not Peers.from_environment().restarted
     for name, value in (("RANK", "8"), ("RANK", "-1"), ("RANK", "one")):
         monkeypatch.setenv(name, value)
         with pytest.raises(UsageError, match="RANK"):

@@ -302,9 +302,12 @@ def test_open_channels_and_classes_are_told_by_the_graph(tmp_path: Path, capfd: 
     command = ["--data", "digits", "--image-size", "16", "--runtime", "ort-cpu,openvino,reference", "--json"]
     assert main(["evaluate", _open_model(tmp_path, 10), *command]) == 0
     out, err = capfd.readouterr()
-    assert "by their order" not in err  # '0' to '9' are the numbers of the outputs
+    assert "by their" not in err  # '0' to '9' are the numbers of the outputs, and no label contradicts them
     rows = json.loads(out)["results"]
-    assert {row["classes_by"] for row in rows} == {"name"}
+    assert {row["classes_by"] for row in rows} == {"number"}
+    labelled = [*command, "--labels", "cifar10"]
+    assert main(["evaluate", _open_model(tmp_path, 10), *labelled]) == 0
+    assert "by their number" in capfd.readouterr().err
     assert len({row["top1"] for row in rows}) == 1
     assert len(rows) == 3
     for classes in (1000, 4):

@@ -144,6 +144,20 @@ def test_a_mutant_fails_on_every_onnx_runtime(
     assert ElementTree.parse(junit).getroot()[0].get("failures") == "2"
 
 
+def test_gold_for_pictures_of_another_size_is_refused(cifar: Path, tmp_path: Path, capfd: Any) -> None:
+    """Also where the size is larger than what the model's own pictures are resized to."""
+    path = tmp_path / "larger.onnx"
+    assert main(["export", "--model", "cifar-resnet8", "--image-size", "48", "-o", str(path), "--quiet"]) == 0
+    capfd.readouterr()
+    foreign = onnx.load(path)
+    del foreign.metadata_props[:]
+    path = tmp_path / "foreign.onnx"
+    onnx.save(foreign, path)
+    code, result = run_json(capfd, "parity", str(cifar), "--runtimes", "ort-cpu", "--gold", str(path))
+    assert code == 2
+    assert "takes pictures of 32×32, and gold (foreign) of 48×48" in result["error"]["message"]
+
+
 def test_our_own_file_is_compared_with_its_own_weights(cifar: Path, tmp_path: Path, capfd: Any) -> None:
     # No --gold: the metadata leads to the source weights in the cache, so that a changed file can't be its own truth.
     mutant = mutate(cifar, tmp_path / "mutant.onnx", scale_weight("layer3.0.conv1", 1.02))
@@ -409,7 +423,7 @@ def test_reasons_with_any_bytes_in_them_are_written(tmp_path: Path) -> None:
     )
     report = ParityReport(gold="g", pictures=1, names=["x"], outcomes=[outcome], budgets=strict)
     assert "caf" in outcome.reason
-    write_junit(report, "net", tmp_path / "j.xml")
-    write_markdown(report, "net", tmp_path / "s.md")
+    write_junit(report, "n\udce9t\x07", tmp_path / "j.xml")
+    write_markdown(report, "n\udce9t\x07", tmp_path / "s.md")
     assert "caf" in str(ElementTree.parse(tmp_path / "j.xml").getroot()[0][0][0].text)
     assert "caf" in (tmp_path / "s.md").read_text(encoding="utf-8")

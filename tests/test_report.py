@@ -259,6 +259,33 @@ def test_two_machines_or_two_times_are_not_mixed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_gpus_clock_of_the_moment_makes_no_other_machine(tmp_path: Path) -> None:
+    def on(name: str, clock: int, **changes: Any) -> dict[str, Any]:
+        found = document(row(noisy(1)), **changes)
+        gpu = {"driver": "580", "reason": None, "gpus": [{"name": name, "clock_mhz": clock, "temperature_c": clock}]}
+        return {**found, "environment": {**found["environment"], "gpu": gpu}}
+
+    def headings(*found: dict[str, Any]) -> list[str]:
+        return [text for text in Outline(made(tmp_path, *found)).headings if text.startswith("How fast")]
+
+    later = on("H100", 30)
+    later["results"] = [row(noisy(1), batch=1)]
+    assert headings(on("H100", 20), later) == ["How fast is it? net fp32"]
+    assert headings(on("H100", 20), on("H200", 20)) == [
+        f"How fast is it? net (CPU, 2 cores, {gpu}, driver 580) fp32" for gpu in ("H100", "H200")
+    ]
+
+
+def test_a_benchmark_and_a_check_of_the_same_network_are_put_together(tmp_path: Path) -> None:
+    """The real commands, by a name of the catalog: both are about the file that is exported on the way."""
+    model, common = "cifar-resnet8", ["--runtime", "ort-cpu", "--quiet", "--save"]
+    assert main(["bench", model, "--batch", "1", "--duration", "0.1", *common, str(tmp_path / "b.json")]) == 0
+    assert main(["parity", model, *common, str(tmp_path / "p.json")]) == 0
+    names = [str(tmp_path / name) for name in ("b.json", "p.json")]
+    assert main(["report", *names, "--out", str(tmp_path / "page.html"), "--quiet"]) == 0
+    assert "and computes the same function." in (tmp_path / "page.html").read_text()
+
+
 def test_a_row_that_was_not_measured_to_its_end_is_never_the_fastest(tmp_path: Path) -> None:
     error = {"kind": "run-failed", "message": "the process died", "fix": None}
     page = made(tmp_path, document(row(noisy(1), stable=False, error=error, batch=64), row(noisy(2))))

@@ -181,6 +181,11 @@ def test_so_many_bad_pictures_are_left_out_and_no_more(tmp_path: Path) -> None:
     assert [Path(one.name).name for one in result.skipped] == ["2.png", "0.png"]
     assert result.epochs[0]["steps"] == 1  # of 16 of 23 pictures
     assert result.test_top1 in {i / 5 for i in range(6)}
+    for path in (tmp_path / "data" / "test").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    data = open_training_data(str(tmp_path / "data"))
+    with pytest.raises(BadData, match=r"test of .*: none of its 6 pictures can be decoded"):
+        small_run(tmp_path / "empty", SMALL.override(epochs=1), data=data, skip_bad=20)
 
 
 # ---- the ImageNet recipes' pictures and steps ------------------------------------------------------------------------

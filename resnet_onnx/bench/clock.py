@@ -48,7 +48,7 @@ class Disturbance:
         others_cpu_s: CPU time that other processes used on the cores that this one may use.
         stolen_cpu_s: CPU time that the hypervisor gave to other virtual machines.
         involuntary_switches: How often a thread of this process was made to give up its core.
-        throttled: How often heat or power made the processor lower its clock, over the watched cores.
+        throttled: How often heat made the processor lower its clock, over the watched cores.
         clocks_mhz: The processor's clock at the end, where the system says it.
         cores: Cores watched.
     """
@@ -129,17 +129,23 @@ def _watched_cores() -> frozenset[int] | None:
 
 
 def _throttle_events(cores: frozenset[int] | None) -> int:
-    """Returns how often the cores were throttled since the start of the machine; 0 where it does not say.
+    """Returns how often heat throttled the cores since the start of the machine; 0 where it does not say.
 
-    Linux counts it for Intel's processors (Documentation/admin-guide/abi-testing, ``thermal_throttle``).
+    Linux counts it for Intel's processors (Documentation/ABI/testing/sysfs-devices-system-cpu, ``thermal_throttle``),
+    on both threads of a core alike. A limit of power is not counted there.
     """
-    events = 0
+    events: dict[str, int] = {}
     for core in cores or ():
         try:
-            events += int((CPUS / f"cpu{core}" / "thermal_throttle" / "core_throttle_count").read_text())
+            count = int((CPUS / f"cpu{core}" / "thermal_throttle" / "core_throttle_count").read_text())
         except (OSError, ValueError):
             return 0  # a virtual machine, or another maker's processor
-    return events
+        try:
+            threads = (CPUS / f"cpu{core}" / "topology" / "thread_siblings_list").read_text().strip()
+        except OSError:
+            threads = str(core)
+        events[threads] = max(count, events.get(threads, 0))
+    return sum(events.values())
 
 
 def _involuntary_switches() -> int:

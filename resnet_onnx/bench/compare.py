@@ -147,7 +147,7 @@ def compare(
             f"the two did not time the same work: {'; '.join(different)}",
             fix="measure the same model, input and scope; --force compares them all the same",
         )
-    pairs, missing, extra = _match(base["results"], new["results"], _PLACE if force else (*_WORK, *_PLACE))
+    pairs, missing, extra = _match(base["results"], new["results"], forced=force)
     if not pairs:
         raise UserError(
             f"the two have no row in common: BASE has {_listed(missing)}; NEW has {_listed(extra)}",
@@ -206,7 +206,7 @@ def environment_differences(
             ("CPU", old["cpu"]["model"], now["cpu"]["model"]),
             ("usable cores", old["cpu"]["usable_cores"], now["cpu"]["usable_cores"]),
             ("instruction sets", old["cpu"].get("instruction_sets"), now["cpu"].get("instruction_sets")),
-            ("GPUs", _gpus(old), _gpus(now)),
+            ("GPUs", gpus_of(old), gpus_of(now)),
             ("system", old.get("system"), now.get("system")),
             ("Python", old.get("python"), now.get("python")),
             ("resnet-onnx", base["tool"], new["tool"]),
@@ -229,9 +229,10 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def _match(
-    base: Rows, new: Rows, fields: Sequence[str]
+    base: Rows, new: Rows, *, forced: bool
 ) -> tuple[list[tuple[Mapping[str, Any], Mapping[str, Any]]], list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Pairs rows by `fields` and device; a row that never opened has no device and matches any."""
+    """Pairs rows; a row that never opened has no device and matches any. Forced, work and harness may differ."""
+    fields = _PLACE if forced else (*_WORK, *_PLACE)
     for which, rows in (("BASE", base), ("NEW", new)):
         keys = [(*(row[name] for name in fields), *map(row.get, _ASKED), _harness(row), row["device"]) for row in rows]
         if len(set(keys)) < len(keys):
@@ -245,7 +246,7 @@ def _match(
             for other in left
             if all(row[name] == other[name] for name in fields)
             and all(row[name] == other[name] for name in _ASKED if name in row and name in other)
-            and (_harness(row) == _harness(other) or row["error"] or other["error"])
+            and (forced or _harness(row) == _harness(other) or row["error"] or other["error"])
             and (row["device"] == other["device"] or None in (row["device"], other["device"]))
         ]
         if fit:
@@ -384,7 +385,8 @@ def _listed(rows: Rows) -> str:
     return ", ".join(_named(row) for row in rows[:4]) + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
 
 
-def _gpus(environment: Mapping[str, Any]) -> str:
+def gpus_of(environment: Mapping[str, Any]) -> str:
+    """Returns names and driver of the GPUs in a result's environment, or "none"; not what changes by the minute."""
     found = environment.get("gpu")
     gpus = found.get("gpus") if isinstance(found, Mapping) else None
     names = [str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else []

@@ -19,7 +19,7 @@ from runtimes.spec import LayerTime
 _SUFFIXES = re.compile(r"(_nchwc|_nhwc|_fused|/WithoutBiases|/fq_\w+|_quant|_QuantizeLinear\w*)+$")
 """What ONNX Runtime and OpenVINO put behind a node's name when they rewrite it."""
 
-_PRODUCT = re.compile(r"conv|gemm|matmul|linear|fullyconnected", re.IGNORECASE)
+_PRODUCT = re.compile(r"conv(?!ert)|gemm|matmul|(?<!quantize)linear|fullyconnected", re.IGNORECASE)
 _STEPS_BACK = 6
 
 

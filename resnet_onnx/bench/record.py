@@ -53,7 +53,7 @@ def unstable_reason(row: Row) -> str | None:
     if switches > SWITCHES_LIMIT and row.streams == 1 and row.harness is None:
         reasons.append(f"the threads lost their core {switches:.0f} times a second")
     if seen.throttled:
-        reasons.append(f"the processor lowered its clock {seen.throttled} times for heat or power")
+        reasons.append(f"the processor lowered its clock {seen.throttled} times for heat")
     reasons += _gpu_problems(row)
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:

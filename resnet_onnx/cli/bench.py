@@ -75,7 +75,9 @@ _DEFAULT_MODEL = "resnet50"
 @click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
 @click.option("--profile", is_flag=True, help="Time of each layer beside its own ideal: where the missing share goes.")
 @click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
-@click.option("--harness-logs", type=OutputFile(folder=True), help="Folder that keeps the harness's own logs.")
+@click.option(
+    "--harness-logs", type=OutputFile(folder=True, file=False), help="Folder that keeps the harness's own logs."
+)
 @device_option
 @tuning_options
 @save_option

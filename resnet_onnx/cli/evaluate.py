@@ -86,7 +86,7 @@ def command(
     workflow.insist_on_trained(model)
     if scales is not None:
         workflow.check_scales(model, scales)
-    names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes))
+    names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes), device=device)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if left_out:
@@ -114,10 +114,11 @@ def command(
     views = _views(crops, scales)
     terminal.line(f"{model.description} · {data}" + f" · shorter side {resize}" * (resize is not None))
     _print(terminal, results, views)
-    if results[0]["classes_by"] == "order":
+    by = results[0]["classes_by"]
+    if by == "order" or (by == "number" and model.labels is not None):
         terminal.note(
-            f"no class of {data} is known to {model.name} by name: the classes went to its outputs by their order; if "
-            "the model's is another, this accuracy is wrong (--labels FILE names its outputs)"
+            f"no class of {data} is known to {model.name} by name: the classes went to its outputs by their {by}; if "
+            "that is not what they mean, this accuracy is wrong (--labels FILE names the outputs)"
         )
     for skipped in results[0]["skipped"]:
         terminal.note(f"skipped: {skipped['reason']}")

@@ -110,16 +110,18 @@ class Number(click.FloatRange):
 class OutputFile(click.Path):
     """A file to write: what is known to be in its way is said before minutes of work, not after them.
 
-    With `folder` it may also name the folder to write into.
+    With `folder` it may also name the folder to write into, and with `file` off nothing else.
     """
 
-    def __init__(self, *, folder: bool = False) -> None:
-        super().__init__(path_type=Path, dir_okay=folder)
+    def __init__(self, *, folder: bool = False, file: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=folder, file_okay=file)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Checks the nearest folder that exists; those below it are made when the file is written."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        folder = next(parent for parent in (*path.absolute().parents, path.absolute()) if parent.exists())
+        whole = path.absolute()
+        into = (whole, *whole.parents) if self.dir_okay and (not self.file_okay or whole.is_dir()) else whole.parents
+        folder = next(parent for parent in into if parent.exists())
         if not folder.is_dir():
             self.fail(f"'{value}' can't be written: {folder} is a file, expected a folder", param, ctx)
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -85,7 +85,7 @@ def command(
     registry.require_all(names, device=device)
     with terminal.status("preparing the model") as status:
         model = workflow.resolve(request)
-        names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes))
+        names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes), device=device)
         how: dict[str, Any] = {
             "gold": gold,
             "data": data,

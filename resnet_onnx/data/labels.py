@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,19 +137,28 @@ def match_classes(
     return np.asarray(outputs, dtype=np.int64)
 
 
-def matched_by_order(folder_classes: Sequence[str], model_labels: Sequence[str] | None, model_classes: int) -> bool:
-    """Whether ``match_classes`` found no name to go by, so that it took the classes in the order of the outputs."""
-    return not _named(folder_classes, model_labels, model_classes)
+def matched_by(
+    folder_classes: Sequence[str], model_labels: Sequence[str] | None, model_classes: int
+) -> Literal["name", "number", "order"]:
+    """Returns what ``match_classes`` went by: labels, names that are the numbers of outputs, or the order alone."""
+    if _by_label(folder_classes, model_labels, model_classes):
+        return "name"
+    return "number" if _named(folder_classes, model_labels, model_classes) else "order"
 
 
 def _named(folder_classes: Sequence[str], labels: Sequence[str] | None, model_classes: int) -> dict[str, int]:
     """Returns the output of each class whose name tells it."""
+    found = _by_label(folder_classes, labels, model_classes)
+    numbers = {str(number): number for number in range(model_classes)}  # 10 comes after 9, not after 1
+    return numbers if not found and numbers.keys() == set(folder_classes) else found
+
+
+def _by_label(folder_classes: Sequence[str], labels: Sequence[str] | None, model_classes: int) -> dict[str, int]:
     found = _by_name(folder_classes, labels) if labels is not None else {}
     if len(found) < len(folder_classes):
         by_id = _by_wordnet_id(folder_classes, labels, model_classes)
         found = by_id if len(by_id) > len(found) else found
-    numbers = {str(number): number for number in range(model_classes)}  # 10 comes after 9, not after 1
-    return numbers if not found and numbers.keys() == set(folder_classes) else found
+    return found
 
 
 def _plain(name: str) -> str:

@@ -15,6 +15,7 @@ def write_junit(report: ParityReport, model: str, path: Path) -> None:
     Raises:
         FileProblem: The file can't be written.
     """
+    model = _printable(model)
     failures = sum(not outcome.passed for outcome in report.outcomes)
     suite = ElementTree.Element(
         "testsuite",
@@ -40,5 +41,5 @@ def write_junit(report: ParityReport, model: str, path: Path) -> None:
 
 
 def _printable(text: str) -> str:
-    """Returns a text that XML can hold: names of pictures may have control characters, or be no Unicode."""
+    """Returns a text that XML can hold: names of files may have control characters, or be no Unicode."""
     return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)

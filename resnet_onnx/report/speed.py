@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from resnet_onnx.bench.compare import gpus_of
 from resnet_onnx.bench.statistics import rounded, significant
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar, Point, Roof
@@ -302,9 +303,8 @@ def _one_file(group: Sequence[Document], document: Document) -> bool:
 
 
 def _machine(document: Document) -> str:
-    cpu = document["environment"]["cpu"]
-    gpu = document["environment"].get("gpu")
-    return f"{cpu['model']}, {cpu['usable_cores']} cores" + (f", {gpu}" if isinstance(gpu, dict) else "")
+    cpu, gpus = document["environment"]["cpu"], gpus_of(document["environment"])
+    return f"{cpu['model']}, {cpu['usable_cores']} cores" + (f", {gpus}" if gpus != "none" else "")
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -320,8 +320,7 @@ def _apart(group: Sequence[Document], groups: Sequence[Sequence[Document]]) -> s
     if any(str(other["model"].get("inputs")) != str(first["model"].get("inputs")) for other in others):
         told.append(listed([str(spec) for spec in first["model"].get("inputs") or []]))
     if any(_machine(other) != _machine(first) for other in others):
-        cpu = first["environment"]["cpu"]
-        told.append(f"{cpu['model']}, {cpu['usable_cores']} cores")
+        told.append(_machine(first))
     if any(_subject(other) == _subject(first) for other in others):
         told.append(str(first["made"]))
     return f" ({'; '.join(told)})" if told else ""

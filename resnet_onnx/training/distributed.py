@@ -48,6 +48,8 @@ class Peers:
         local_count: Processes on this machine.
         elastic: Whether torchrun started them, which may start them anew after one died.
         final: Whether torchrun will start none anew any more.
+        restarted: Whether it started these in the place of others, and with them a store that knows nothing of those:
+            some of its rendezvous backends do.
     """
 
     rank: int = 0
@@ -56,6 +58,7 @@ class Peers:
     local_count: int = 1
     elastic: bool = False
     final: bool = True
+    restarted: bool = False
 
     @classmethod
     def from_environment(cls) -> Peers:
@@ -75,6 +78,7 @@ class Peers:
                 local_count=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
                 elastic="TORCHELASTIC_RUN_ID" in os.environ,
                 final=restarts >= int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
+                restarted=restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
             )
         except ValueError as error:
             raise UsageError(
@@ -221,7 +225,7 @@ class Peers:
 
     def has_begun(self, what: str) -> bool:
         """Whether these processes, or those in whose place torchrun has started them, have begun it."""
-        return self.elastic and bool(_meeting(self).board.check([f"begun {what}"]))
+        return self.restarted or (self.elastic and bool(_meeting(self).board.check([f"begun {what}"])))
 
     def share(self, make: Callable[[], T]) -> T:
         """Returns in every process what `make` returns in the first one, or raises what it raises there."""

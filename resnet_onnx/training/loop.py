@@ -162,8 +162,8 @@ def train(
         progress: Called at every step.
         after_epoch: Called with the number of an epoch, from 1, and the network, when it is trained and validated. The
             finite figures that it returns join those of the epoch. It chooses nothing and must not train.
-        peers: The processes that train together; ``recipe.batch_size`` is divided among them, so that their number
-            does not change the training. Only the first one writes. Restarted ones resume.
+        peers: The processes that train together; ``recipe.batch_size`` is divided among them, which
+            changes the training only where docs/training.md says so. Only the first one writes. Restarted ones resume.
         batch_per_process: Pictures that each process takes in a step, instead of its part of the recipe's batch; the
             learning rate is then scaled with the whole batch.
         skip_bad: So many pictures may be left out because they can't be decoded; all are decoded once to find them.

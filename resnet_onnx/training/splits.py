@@ -103,7 +103,7 @@ class TrainingData:
             at_most: So many may be left out.
 
         Raises:
-            BadData: There are more, or a class has no picture left.
+            BadData: There are more, or a class or a split has no picture left.
         """
         bad = tuple(one for skipped in unreadable.values() for one in skipped)
         if len(bad) > at_most:
@@ -115,7 +115,13 @@ class TrainingData:
         kept: dict[str, PictureSet] = {}
         for name, pictures in self._splits().items():
             names = {one.name for one in unreadable.get(name, ())}
-            kept[name] = pictures.subset([i for i in range(len(pictures)) if pictures.item_name(i) not in names])
+            left = [i for i in range(len(pictures)) if pictures.item_name(i) not in names]
+            if not left:
+                raise BadData(
+                    f"{name} of {pictures.name}: none of its {len(pictures)} pictures can be decoded; {bad[0].reason}",
+                    fix="repair them, or take that split out",
+                )
+            kept[name] = pictures.subset(left)
         return replace(self, **kept), bad
 
     def _splits(self) -> dict[str, PictureSet]:

@@ -155,17 +155,27 @@ def _test_pictures(data: str) -> PictureSet:
 
 def _class_map(
     model: Model, opened: Runtime, dataset: PictureSet
-) -> tuple[NDArray[np.int64], Literal["name", "order"]]:
+) -> tuple[NDArray[np.int64], Literal["name", "number", "order"]]:
     """Returns int64 [classes of the set], the output for each, and what it was found by."""
-    from resnet_onnx.data.labels import match_classes, matched_by_order
+    from resnet_onnx.data.labels import match_classes, matched_by
+
+    known = dataset.classes, model.labels, class_count(model, opened)
+    return match_classes(*known), matched_by(*known)
+
+
+def class_count(model: Model, opened: Runtime) -> int:
+    """Returns how many scores a picture gets; where the file leaves that open, a grey one is looked at.
+
+    Raises:
+        BadModel: The model is no picture classifier.
+    """
     from resnet_onnx.evaluation import PictureModel
 
     classes = classes_of(opened.outputs)
-    if classes is None:  # the file leaves it open, or its output has another form, which is told here
+    if classes is None:
         preprocessing = need_preprocessing(model)
         classes = PictureModel(opened, preprocessing).warm_up(1, preprocessing).shape[1]
-    known = dataset.classes, model.labels, classes
-    return match_classes(*known), "order" if matched_by_order(*known) else "name"
+    return classes
 
 
 def predict_on(

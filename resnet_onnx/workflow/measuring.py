@@ -186,7 +186,7 @@ def measure_model(
     from resnet_onnx.bench.harness import measure_by_loadgen
     from resnet_onnx.bench.measure import PRECISION_TARGET, Contender, Plan, measure
 
-    names, left_out = runnable(model, names, chosen_by_all=chosen_by_all)
+    names, left_out = runnable(model, names, chosen_by_all=chosen_by_all, device=device)
     sizes, count = _batches(model, batches)
     plan = Plan(
         batches=sizes,

@@ -11,7 +11,7 @@ from resnet_onnx.workflow.feeds import specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
 from runtimes import files
-from runtimes.errors import RuntimeUnavailable, UnsupportedModel, UsageError
+from runtimes.errors import RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
 
@@ -179,7 +179,9 @@ def tensor_names(model: Model) -> tuple[str, str]:
     return checked.inputs[0].name, checked.outputs[0].name
 
 
-def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tuple[list[str], list[str]]:
+def runnable(
+    model: Model, names: Sequence[str], *, chosen_by_all: bool, device: str | None = None
+) -> tuple[list[str], list[str]]:
     """Splits runtime names into those that can open the model and, for ``all`` only, those left out, with the reason.
 
     Raises:
@@ -198,10 +200,13 @@ def runnable(model: Model, names: Sequence[str], *, chosen_by_all: bool) -> tupl
         for name in names:
             if name not in left_out and name not in ENGINE_RUNTIMES:
                 try:
-                    open_runtime(name, source(model, name)).close()
+                    open_runtime(name, source(model, name), device=device).close()
                 except UnsupportedModel as error:
                     left_out[name] = error.message
+                except ToolkitError:  # more is wrong than an operator: whoever opens it next says so
+                    continue
     rest = [name for name in names if name not in left_out]
     if not rest:
-        raise RuntimeUnavailable("no runtime is left that can open this model", fix="resnet-onnx doctor")
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        raise RuntimeUnavailable(f"no runtime is left that can open this model: {reasons}", fix="resnet-onnx doctor")
     return rest, [f"{name} ({reason})" for name, reason in left_out.items()]

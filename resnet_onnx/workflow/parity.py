@@ -85,7 +85,7 @@ def check_parity(
         )
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
         quantisation = None
-        if quantised and {spec.name for spec in files.check_onnx(onnx_path(truth)).outputs} <= set(tolerances or ()):
+        if quantised and _output_names(model, truth) <= set(tolerances or ()):
             quantisation = Quantisation(unrounded=None, steps=float("inf"))  # every output is judged by hand
         elif truth_quantised:
             quantisation = _quantisation(truth, True, gold_batches, Path(folder))
@@ -112,6 +112,12 @@ def check_parity(
         )
 
 
+def _output_names(model: Model, truth: Model) -> set[str]:
+    """Returns the names by which outputs are judged: gold's, and the model's own where each has one output."""
+    ours, golds = ({spec.name for spec in files.check_onnx(onnx_path(one)).outputs} for one in (model, truth))
+    return ours if len(ours) == len(golds) == 1 else golds
+
+
 def _truth(model: Model, gold: str | None) -> Model:
     """Returns the model whose float64 form is the truth, for the same pictures as the model in question.
 
@@ -127,7 +133,8 @@ def _truth(model: Model, gold: str | None) -> Model:
         return truth
     picture = picture_input(specs(truth))
     side = picture.size if picture is not None and picture.size else model.preprocessing.image_size
-    return replace(truth, preprocessing=replace(model.preprocessing, image_size=side))
+    resize = max(side, model.preprocessing.resize)
+    return replace(truth, preprocessing=replace(model.preprocessing, image_size=side, resize=resize))
 
 
 def _exportable(opset: int | None) -> int | None:

@@ -54,6 +54,8 @@ def judge(work: Work, found: Comparison) -> Verdict:
         }
         if high <= wishes.max_drop and found.finite:
             return Verdict(gate=gate)
+        if not found.finite:
+            return Verdict(gate=gate, problem=_not_finite(work))
         problem = (
             f"{wishes.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
             f"{found.labelled} pictures held out, allowed are {wishes.max_drop:g}"
@@ -69,11 +71,17 @@ def judge(work: Work, found: Comparison) -> Verdict:
     }
     if found.sqnr_db >= LEAST_SQNR_DB:
         return Verdict(gate=gate)
+    if not found.finite:
+        return Verdict(gate=gate, problem=_not_finite(work), excess=0.0)
     problem = (
         f"{wishes.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
         f"pictures held out, needed are {LEAST_SQNR_DB:g}"
     )
     return Verdict(gate=gate, problem=problem, excess=10 ** ((found.sqnr_db - LEAST_SQNR_DB) / 10))
+
+
+def _not_finite(work: Work) -> str:
+    return f"an output of {work.wishes.to} is not finite, or has another shape than that of fp32, on pictures held out"
 
 
 def refusal(work: Work, problem: str, layers: Sequence[Mapping[str, Any]]) -> CheckFailed:

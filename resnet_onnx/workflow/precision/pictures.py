@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.parity.budget import LABELLED_NEEDED
+from resnet_onnx.workflow.accuracy import class_count
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model, refuse_special
 from resnet_onnx.workflow.resolving import classes_of
 from runtimes import files
-from runtimes.errors import BadData, BadPicture, UnsupportedModel, UsageError
-from runtimes.spec import Feeds
+from runtimes.errors import BadData, BadModel, BadPicture, UnsupportedModel, UsageError
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource
 
 if TYPE_CHECKING:
     from resnet_onnx.data.datasets import PictureSet
@@ -99,13 +101,16 @@ class Pictures:
         self._choosing = train.subset(choosing[:_CHOOSING])
         self._judging = judging
         if judging.labelled and len(judging) >= LABELLED_NEEDED and self._model.trained is not False:
-            classes = classes_of(files.check_onnx(onnx_path(self._model)).outputs)
+            path = onnx_path(self._model)
             # Labels that don't name the model's outputs can't judge it; the noise of the outputs still can.
-            with contextlib.suppress(BadData):
-                if classes is not None:
-                    places = match_classes(judging.classes, self._model.labels, classes)
-                    self._targets = places[judging.labels]
-                    self.chance = float(np.bincount(judging.labels).max() / len(judging))
+            with contextlib.suppress(BadData, BadModel):
+                classes = classes_of(files.check_onnx(path).outputs)
+                if classes is None:
+                    with open_runtime("ort-cpu", ModelSource(path=path, label=self._model.name)) as opened:
+                        classes = class_count(self._model, opened)
+                places = match_classes(judging.classes, self._model.labels, classes)
+                self._targets = places[judging.labels]
+                self.chance = float(np.bincount(judging.labels).max() / len(judging))
 
     def described(self) -> dict[str, Any]:
         """Returns what the record says of the calibration pictures."""
@@ -219,3 +224,4 @@ class Pictures:
                 if fixed is not None and len(whole) < fixed:  # filled up; `places` says how many count
                     whole = np.resize(whole, (fixed, *whole.shape[1:]))
                 yield feeds_of(self._model, whole), places
+            self.skipped |= {one.name: one.reason for one in found.skipped}  # after the last good picture, too

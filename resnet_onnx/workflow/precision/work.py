@@ -131,6 +131,7 @@ class Work:
                 return stack.enter_context(open_runtime(runtime, source, options=options))
 
             gold: Runtime | None = None
+            read = False
             runtimes = {name: opened(self.judge, path, f"{self.model.name} ({name})") for name, path in forms.items()}
             self.computes_in = next(iter(runtimes.values())).recorded.get("computes_in")
             for number, (feeds, count, labels) in enumerate(batches):
@@ -146,11 +147,12 @@ class Work:
                     cast = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runtime.inputs}
                     outputs = runtime.run(cast)
                     found[name].add(expected, [_first(outputs[s.name], count) for s in runtime.outputs], labels)
+                read = True
                 images = next(iter(found.values())).images
                 self.progress(f"comparing with fp32: {images} pictures")
                 if most is not None and images >= most:
                     break
-        if not next(iter(found.values())).images:
+        if not read:
             raise BadData(
                 "none of the pictures held out could be read, so that nothing can be said of the result",
                 fix="name other pictures: --calibration D",
