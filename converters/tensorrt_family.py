@@ -52,7 +52,7 @@ class EngineOptions:
         workspace_bytes: Most scratch memory a kernel may use; None leaves it to the library.
         optimization_level: 0 (builds fastest) to 5 (runs fastest); None is the library's own default, 3.
         timing_cache: Whether kernel timings of earlier builds are used; TensorRT alone times kernels.
-        cuda_graph: Keep to one stream, so that a captured CUDA graph is one chain.
+        cuda_graph: Build for runs that are captured into a CUDA graph: one stream, nothing allocated in a run.
         tf32: Whether fp32 products may be rounded to TF32.
     """
 
@@ -501,7 +501,7 @@ class _Job:
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
         if options.cuda_graph:
-            config.max_aux_streams = 0
+            library.keep_capturable(config)
         if library.is_rtx:
             library.set_target(config, self.target.name)
         optimization_profile = builder.create_optimization_profile()

@@ -23,7 +23,7 @@ from runtimes import files, onnx_types
 from runtimes.errors import BadFeeds, BadModel, FileProblem, UsageError
 from runtimes.spec import Feeds, TensorSpec
 
-SCHEMA = 2
+SCHEMA = 3
 SUFFIX = ".engine"
 _FOLDER = "engines"
 _DIGEST_BYTES = 32

@@ -68,8 +68,9 @@ class OrtRuntime(Runtime):
         settings = self._settings()
         try:
             self._session, providers = self._start(checked, settings)
-            # Runs on one session share its threads and wait for each other in its allocator.
-            count = self.streams if self.provider == ort_gpu.CPU else 1
+            # Runs on one session share its threads and wait for each other: on the CPU in its allocator, in TensorRT's
+            # provider at its lock. CUDA's keeps a stream for each thread.
+            count = 1 if self.provider == ort_gpu.CUDA else self.streams
             self._more_sessions = [self._start(checked, settings)[0] for _ in range(count - 1)]
         except ToolkitError:
             raise
@@ -360,7 +361,27 @@ class OrtCudaRuntime(OrtRuntime):
         return self._session_on(checked, super()._settings(), providers), providers
 
     def _providers(self, checked: files.CheckedModel) -> dict[str, dict[str, str]]:
+        if self.options.cuda_graph and self.streams > 1:  # ONNX Runtime: CUDA Execution Provider, "Using CUDA Graphs"
+            raise UnsupportedModel(
+                f"{self.name} replays CUDA graphs from one thread only, not in {self.streams} streams",
+                fix="--streams 1, or leave out --cuda-graph",
+            )
         return {self.provider: ort_gpu.cuda_options(self._index, self.options)}
+
+    def _default_streams(self) -> int:
+        return 1 if self.options.cuda_graph else super()._default_streams()
+
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        if self.options.cuda_graph and scope == "end-to-end":
+            raise UnsupportedModel(
+                f"{self.name} replays CUDA graphs on inputs and outputs that stay on the device, not end to end",
+                fix="--scope device, or leave out --cuda-graph",
+            )
+        return super()._prepare(feeds, scope)
+
+    def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
+        # Its own profile has the time to hand a kernel over; the kernels' own times need a build with CUPTI.
+        raise UnsupportedModel(f"runtime '{self.name}' has no profiler that tells the time of a layer on the GPU")
 
     def _recorded(self) -> dict[str, Any]:
         return {"tf32": self.options.tf32, "cuda_graph": self.options.cuda_graph}
@@ -403,6 +424,13 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
         return str(load_library("tensorrt", runtime=cls.name, package=cls.package).__version__)
 
     def _settings(self) -> Any:
+        if self.options.cuda_graph:
+            # The provider has one graph to a session, whatever the shapes and buffers (onnxruntime#20050), and captures
+            # plain runs too.
+            raise UnsupportedModel(
+                f"{self.name} replays one CUDA graph for every batch and buffer, which gives wrong results",
+                fix="leave out --cuda-graph, or use the runtime tensorrt",
+            )
         ort_gpu.settle_tf32(self.options.tf32)
         return super()._settings()
 
@@ -422,7 +450,7 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
     def _providers(self, checked: files.CheckedModel) -> dict[str, dict[str, str]]:
         return {
             self.provider: self._tensorrt_options(checked, str(self._folder)),
-            ort_gpu.CUDA: ort_gpu.cuda_options(self._index, self.options, alone=False),
+            ort_gpu.CUDA: ort_gpu.cuda_options(self._index, self.options),
         }
 
     def _tensorrt_options(self, checked: files.CheckedModel, folder: str) -> dict[str, str]:

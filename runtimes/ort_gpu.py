@@ -37,20 +37,19 @@ NO_GRAPH, GRAPH_ID = "-1", "gpu_graph_id"
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-def cuda_options(index: int, options: RuntimeOptions, *, alone: bool = True) -> dict[str, str]:
+def cuda_options(index: int, options: RuntimeOptions) -> dict[str, str]:
     """Returns the options of the CUDA provider.
 
     Args:
         index: N of ``cuda:N``.
         options: What was asked for.
-        alone: Whether it is the only provider; a CUDA graph is captured by one provider.
     """
     return {
         "device_id": str(index),
         "use_tf32": _bit(options.tf32),
         "cudnn_conv_algo_search": "EXHAUSTIVE" if options.exhaustive_search else "HEURISTIC",
         "prefer_nhwc": _bit(options.channels_last),
-        "enable_cuda_graph": _bit(options.cuda_graph and alone),
+        "enable_cuda_graph": _bit(options.cuda_graph),
     }
 
 
@@ -75,7 +74,6 @@ def tensorrt_options(
         "trt_engine_cache_path": folder,
         "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": folder,
-        "trt_cuda_graph_enable": str(options.cuda_graph),
     }
     if options.shapes:
         for bound in ("min", "opt", "max"):

@@ -159,7 +159,9 @@ class TorchRuntime(Runtime):
         found = {}
         for event in profile.key_averages():
             name = event.key.removeprefix(_LAYER)
-            if event.key.startswith(_LAYER) and name in types:
+            # On a GPU a span has a second row, of the device's clock, that counts the gaps between its kernels too.
+            host = event.device_type == self._torch.autograd.DeviceType.CPU
+            if host and event.key.startswith(_LAYER) and name in types:
                 time_us = event.device_time_total if cuda else event.cpu_time_total
                 found[name] = LayerTime(name or types[name], types[name], time_us / 1e6 / runs)
         return [found[name] for name in types if name in found]

@@ -52,6 +52,7 @@ LIBRARY_NAMES: tuple[str, ...] = tuple(_KNOWN)
 ONLY_RTX = frozenset(
     {
         "ComputeCapability",
+        "REQUIRE_USER_ALLOCATION",
         "DynamicShapesKernelSpecializationStrategy",
         "num_compute_capabilities",
         "set_compute_capability",
@@ -204,6 +205,17 @@ class Library:
         config.num_compute_capabilities = 1
         if target not in self.targets() or not config.set_compute_capability(known[target.upper()], 0):
             raise UsageError(f"{self.title} {self.version} can't build for '{target}': {', '.join(self.targets())}")
+
+    def keep_capturable(self, config: Any) -> None:
+        """Makes the builder build an engine whose runs can be captured into a CUDA graph.
+
+        Without its flag, TensorRT for RTX may allocate while it runs, which can't be captured ("CUDA stream capture",
+        release notes of TensorRT for RTX 1.2).
+        """
+        trt = self.trt
+        config.max_aux_streams = 0  # one chain
+        if self.is_rtx:
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
     def create_network(self, builder: Any) -> Any:
         """Returns an empty strongly typed network: its precision is the ONNX graph's."""

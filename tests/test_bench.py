@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -523,6 +524,25 @@ def test_a_set_is_timed_until_its_last_run_is_done(sleeper: Callable[[float], An
 def test_a_slow_stream_leaves_the_set_to_the_others(sleeper: Callable[[float], Any]) -> None:
     found = sample_sets([sleeper(0.01), sleeper(0.1)], runs=11, seconds=0)
     assert found.times_ns[0] < 180e6, "shared out evenly, the slow one alone would take 500 ms"
+
+
+def test_a_stream_keeps_its_thread(sleeper: Callable[[float], Any]) -> None:
+    """Libraries plan and cache for each thread that calls them."""
+    streams, seen = [sleeper(0.0), sleeper(0.0)], [set[int](), set[int]()]
+    for stream, threads in zip(streams, seen, strict=True):
+        function = stream._runtime._function
+
+        def noted(feeds: Any, *, function: Any = function, threads: set[int] = threads) -> Any:
+            threads.add(threading.get_ident())
+            return function(feeds)
+
+        stream._runtime._function = noted
+    clock.warm_up(streams, limit_s=0.05)
+    for _ in range(3):
+        sample(streams, seconds=0.01)
+        sample_sets(streams, runs=4, seconds=0.01)
+    assert [len(threads) for threads in seen] == [1, 1]
+    assert not seen[0] & seen[1]
 
 
 def test_an_error_in_one_of_several_streams_is_raised(sleeper: Callable[[float], Any]) -> None:

@@ -67,7 +67,6 @@ def test_the_cuda_provider_is_told_every_choice() -> None:
         "prefer_nhwc": "1",
         "enable_cuda_graph": "1",
     }
-    assert ort_gpu.cuda_options(0, EVERYTHING, alone=False)["enable_cuda_graph"] == "0"
 
 
 def test_the_tensorrt_provider_gets_precisions_shapes_and_a_folder() -> None:
@@ -75,10 +74,9 @@ def test_the_tensorrt_provider_gets_precisions_shapes_and_a_folder() -> None:
     assert told["device_id"] == "2"
     assert (told["trt_fp16_enable"], told["trt_bf16_enable"], told["trt_int8_enable"]) == ("True", "False", "False")
     assert told["trt_engine_cache_path"] == told["trt_timing_cache_path"] == "/engines"
-    assert told["trt_cuda_graph_enable"] == "True"
     assert [told[f"trt_profile_{b}_shapes"] for b in ("min", "opt", "max")] == ["x:1x3x8x8", "x:2x3x8x8", "x:4x3x8x8"]
     plain = ort_gpu.tensorrt_options(0, RuntimeOptions(), folder="/engines")
-    assert plain["trt_fp16_enable"] == plain["trt_cuda_graph_enable"] == "False"
+    assert plain["trt_fp16_enable"] == "False"
     assert not [name for name in plain if "profile" in name]
     two = {**SHAPES, "y": ShapeRange((1,), (1,), (1,))}
     assert ort_gpu.profile_text(two, "max") == "x:4x3x8x8,y:1"
@@ -173,7 +171,7 @@ def test_onnx_runtimes_own_parsers_accept_every_option(stub_libraries: Path, tmp
         (ort_gpu.CUDA, {"use_tf33": "0"}),
         (ort_gpu.CUDA, {"cudnn_conv_algo_search": "THOROUGH"}),
         (ort_gpu.TENSORRT, {"trt_tf32_enable": "False"}),
-        (ort_gpu.TENSORRT, {"trt_cuda_graph_enable": "1"}),
+        (ort_gpu.TENSORRT, {"trt_engine_cache_enable": "1"}),
     ]
     questions = [*((ort_gpu.CUDA, each) for each in cuda), *((ort_gpu.TENSORRT, each) for each in tensorrt), *wrong]
     done = subprocess.run(
@@ -401,7 +399,6 @@ def test_everything_that_changes_an_engine_changes_its_folder(tmp_path: Path) ->
         key_of(model, options=RuntimeOptions(shapes=wide)),
         key_of(model, options=RuntimeOptions()),
         key_of(model, options=RuntimeOptions(shapes=SHAPES, tf32=True)),
-        key_of(model, options=RuntimeOptions(shapes=SHAPES, cuda_graph=True)),
         key_of(model, ort_version="1.32"),
         key_of(model, tensorrt_version="10.15"),
         key_of(model, gpu=replace(A6000, compute_capability=(8, 9))),
@@ -503,6 +500,47 @@ def test_the_tensorrt_provider_is_opened_over_its_own_folder(tmp_path: Path, mon
             runtime.run({"x": np.zeros((5, 3, 8, 8), np.float32)})
         (folder / "later.engine").write_bytes(b"built while it ran")
     assert ort_gpu.is_sealed(folder)
+    opened.clear()
+    several = RuntimeOptions(shapes=SHAPES, streams=2)
+    with ort.OrtTensorRTRuntime(source, device="cuda:0", options=several) as runtime:
+        assert len(opened) == runtime.recorded["sessions"] == 2  # the provider runs one at a time in a session
+    with pytest.raises(UnsupportedModel, match="one CUDA graph for every batch"):
+        ort.OrtTensorRTRuntime(source, device="cuda:0", options=RuntimeOptions(shapes=SHAPES, cuda_graph=True))
+
+
+@pytest.mark.usefixtures("gpu", "cache")
+def test_the_cuda_provider_replays_graphs_in_one_stream_on_the_device_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Opened(Session):
+        def __init__(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return [ort_gpu.CUDA]
+
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            return []
+
+        def get_inputs(self) -> list[Any]:
+            return [SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 3, 8, 8])]
+
+        def get_outputs(self) -> list[Any]:
+            return [SimpleNamespace(name="y", type="tensor(float)", shape=["batch", 4, 8, 8])]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Opened)
+    monkeypatch.setattr(ort_gpu, "preload", lambda library: ())
+    source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
+    feeds = {"x": np.zeros((1, 3, 8, 8), np.float32)}
+    with pytest.raises(UnsupportedModel, match="from one thread only, not in 2 streams"):
+        ort.OrtCudaRuntime(source, device="cuda:0", options=RuntimeOptions(cuda_graph=True, streams=2))
+    for streams in (None, 1):
+        options = RuntimeOptions(cuda_graph=True, streams=streams)
+        with ort.OrtCudaRuntime(source, device="cuda:0", options=options) as runtime:
+            assert runtime.streams == 1
+            with pytest.raises(UnsupportedModel, match="not end to end"):
+                runtime.prepare(feeds, scope="end-to-end")
+            with pytest.raises(UnsupportedModel, match="no profiler"):
+                runtime.profile(feeds)
 
 
 def fake_tensorrt_library(real: Any) -> Any:

@@ -672,6 +672,7 @@ def test_tf32_is_off_unless_asked(rtx: trt_shim.Library, cache: Path, tmp_path: 
         assert config.get_flag(rtx.trt.BuilderFlag.TF32) is tf32
         assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 2**28
         assert (config.builder_optimization_level, config.max_aux_streams) == (2, 0)
+        assert config.get_flag(rtx.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         assert config.get_compute_capability(0) == rtx.trt.ComputeCapability.SM86
 
 

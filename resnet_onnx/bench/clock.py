@@ -9,12 +9,14 @@ import gc
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -351,29 +353,25 @@ def _repeat(prepared: Prepared, count: int) -> Nanoseconds:
     return times
 
 
+_LANES: weakref.WeakKeyDictionary[Prepared, ThreadPoolExecutor] = weakref.WeakKeyDictionary()
+"""The thread of each stream, kept for its life: libraries plan, cache and start threads of their own for each thread
+that calls them (cuDNN's plans in torch, OpenMP's teams), and what a new one pays must not be timed."""
+
+
 def _concurrently(prepared: Sequence[Prepared], work: Callable[[Prepared], Nanoseconds]) -> list[Nanoseconds]:
     """Does `work` on each, at the same time where there are several; an error of any is raised."""
     if len(prepared) == 1:
         return [work(prepared[0])]
-    results: list[Any] = [None] * len(prepared)
     gate = threading.Barrier(len(prepared))
 
-    def run(index: int) -> None:
+    def run(one: Prepared) -> Nanoseconds:
         gate.wait()
-        try:
-            results[index] = work(prepared[index])
-        except BaseException as error:  # handed to the caller's thread below
-            results[index] = error
+        return work(one)
 
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(prepared))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
+    lanes = [_LANES.get(one) or _LANES.setdefault(one, ThreadPoolExecutor(1)) for one in prepared]
+    runs = [lane.submit(run, one) for lane, one in zip(lanes, prepared, strict=True)]
+    wait(runs)
+    return [found.result() for found in runs]
 
 
 class Stopwatch:

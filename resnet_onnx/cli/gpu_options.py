@@ -47,7 +47,7 @@ def size_text(size_bytes: int) -> str:
 
 _APPLIES: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "tf32": ("--tf32", ("torch", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"), True),
-    "cuda_graph": ("--cuda-graph", ("torch", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"), True),
+    "cuda_graph": ("--cuda-graph", ("torch", "ort-cuda", "tensorrt", "tensorrt-rtx"), True),
     "exhaustive_search": ("--exhaustive-search", ("torch", "ort-cuda"), True),
     "channels_last": ("--channels-last", ("torch", "ort-cuda"), False),
     "autocast": ("--autocast", ("torch",), False),

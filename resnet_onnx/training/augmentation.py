@@ -119,7 +119,7 @@ def mix(
     if recipe.cutmix:
         ways.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's, and not those of the GPUs
         way = ways[int(torch.randint(len(ways), ()))]
         mixed: tuple[torch.Tensor, torch.Tensor] = way(inputs, labels)
     return mixed
@@ -164,7 +164,7 @@ def changed_picture(
         from torchvision.transforms import v2
 
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's, and not those of the GPUs
             cut = v2.RandAugment(recipe.randaugment, recipe.randaugment_magnitude)(cut)
     return cut
 

@@ -138,16 +138,17 @@ class Peers:
         Raises:
             Unavailable: A process died, or could not be reached.
         """
+        import torch
+
+        gpu = device.type == "cuda"
+        if gpu and device.index is not None:  # what asks for "the" GPU means this one
+            torch.cuda.set_device(device)
         if self.count == 1:
             yield
             return
-        import torch
         import torch.distributed as dist
 
-        gpu = device.type == "cuda"
         with self._losses_told():
-            if gpu:
-                torch.cuda.set_device(device)
             dist.init_process_group(
                 "nccl" if gpu else "gloo",
                 store=_meeting(self).room(),

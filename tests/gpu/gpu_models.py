@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from converters import tensorrt_family
+from converters.tensorrt_family import EngineOptions
 from resnet_onnx import workflow
 from runtimes import files, registry
 from runtimes.base import Runtime
@@ -50,7 +51,9 @@ class Networks:
         return source_of(path, runtime, **build)
 
     def open(self, name: str, runtime: str, **options: Any) -> Runtime:
-        return open_runtime(runtime, self.source(name, runtime), device=DEVICE, options=RuntimeOptions(**options))
+        build = {"options": EngineOptions(cuda_graph=True)} if options.get("cuda_graph") and runtime in FAMILY else {}
+        source = self.source(name, runtime, **build)
+        return open_runtime(runtime, source, device=DEVICE, options=RuntimeOptions(**options))
 
 
 def source_of(path: Path, runtime: str, **build: Any) -> ModelSource:
