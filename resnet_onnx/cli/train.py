@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--skip-bad", type=click.IntRange(0), default=0, metavar="N", help="Leave out up to N pictures that can't be read."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; runs/NAME by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; runs/MODEL-DATA by default.")
 @click.option("--plot", type=OutputFile(), help="Draw error and loss of every epoch: .png, .svg or .pdf.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard logs into OUT/tensorboard too.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)

@@ -31,7 +31,7 @@ def saved_result(kind: str, model: Model, result: Mapping[str, Any]) -> dict[str
         "kind": kind,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "tool": f"resnet-onnx {__version__}",
-        "command": sys.argv[1:],
+        "command": ["resnet-onnx", *sys.argv[1:]],
         "environment": describe_machine(),
         "artifacts": hashes,
         "result": _finite(result),
