@@ -14,7 +14,18 @@ FOLDERS = (
     "resnet_onnx",
     *(
         f"resnet_onnx/{name}"
-        for name in ("workflow", "workflow/precision", "models", "data", "training", "parity", "bench", "report", "reproduction", "cli")
+        for name in (
+            "workflow",
+            "workflow/precision",
+            "models",
+            "data",
+            "training",
+            "parity",
+            "bench",
+            "report",
+            "reproduction",
+            "cli",
+        )
     ),
     "converters",
     "converters/lowering",
