@@ -17,7 +17,7 @@ from runtimes.environment import describe_machine
 
 NETWORK, DATA = "cifar-resnet20", "digits"
 REQUIRED_TOP1 = 0.97
-"""Least accuracy on held-out digits; the recipe was measured at 99 %."""
+"""Least accuracy on held-out digits; the recipe was measured at 98.4 %."""
 SHOWN = 12
 _SECONDS_A_ROW = 2.0
 
