@@ -396,6 +396,22 @@ def test_what_bench_saves_is_read_and_compared(tmp_path: Path) -> None:
     assert compared.missing == compared.extra == compared.environment == []
 
 
+@pytest.mark.parametrize(("paces", "expected"), [
+    ((200.0, 201.0), "slower"), ((200.0, 240.0), "inconclusive"), ((200.0, None), "slower"), ((240.0, 200.0), "slower"),
+])  # fmt: skip
+def test_a_pace_of_the_processor_that_explains_the_difference_is_no_verdict(paces: Any, expected: str) -> None:
+    """As where another virtual machine computes on the second thread of the same core."""
+
+    def at(pace: float | None, slices: Any) -> dict[str, Any]:
+        found = document(row(slices))
+        found["results"][0]["disturbance"] = {**found["results"][0]["disturbance"], "pace_us": pace}
+        return found
+
+    (one,) = compare(at(paces[0], noisy(1)), at(paces[1], [1.2 * part for part in noisy(2)])).rows
+    assert one.verdict == expected
+    assert any("for the same work" in note for note in one.notes) is (abs(paces[0] - (paces[1] or paces[0])) > 5)
+
+
 # ---- row 15 for real ----
 
 

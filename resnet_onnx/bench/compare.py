@@ -31,6 +31,9 @@ TOLERANCE = 0.02
 round number that two runs of the same work can be shown to lie within. A slowdown of 5 % (ratio 0.952) still ends
 1.4 % beyond the tolerance, so that it is found, and chance alone must be wrong by 3.4 % to look like a change."""
 
+PACE_WITHIN = 0.02
+"""How far the pace of the processor may differ and mean nothing, on the logarithmic scale."""
+
 BUSY_CORES = 0.5
 """Load of others beyond which a row that is not stable is never called same, faster or slower: with some 1.4 cores of
 two busy elsewhere, 13 of 40 comparisons of the same came out as faster or slower although the difference in load was
@@ -278,8 +281,10 @@ def _compared(base: Mapping[str, Any], new: Mapping[str, Any], tolerance: float)
         notes.append("LoadGen's Offline gives one figure and no interval: our own --scenario offline has both")
     elif interval is None:
         notes.append("too few independent samples for a 95 % interval: measure longer (--duration)")
-    elif not (base["stable"] and new["stable"]):
-        interval = _widened(interval, _explained_by_load(base, new), notes)
+    else:
+        if not (base["stable"] and new["stable"]):
+            interval = _widened(interval, _explained_by_load(base, new), notes)
+        interval = _at_its_pace(interval, base, new, notes)
     return Compared(
         row=row,
         verdict=_verdict(interval, tolerance),
@@ -311,6 +316,22 @@ def _widened(
     if factors != (1.0, 1.0):
         notes.append("interval widened by what the difference in the other programs' load can explain")
     return interval[0] * factors[0], interval[1] * factors[1]
+
+
+def _at_its_pace(
+    interval: tuple[float, float] | None, base: Mapping[str, Any], new: Mapping[str, Any], notes: list[str]
+) -> tuple[float, float] | None:
+    """Widens an interval to what it would be had the processor computed both at the same pace."""
+    paces = [row["disturbance"].get("pace_us") for row in (base, new)]  # absent from results of earlier versions
+    if interval is None or None in paces or new["device"] != "cpu" or base["device"] != "cpu":
+        return interval
+    slower = float(paces[1]) / float(paces[0])
+    if abs(math.log(slower)) <= PACE_WITHIN:
+        return interval
+    notes.append(
+        f"beside them the processor took {paces[0]:.0f} and {paces[1]:.0f} µs for the same work: interval widened"
+    )
+    return interval[0] * min(1.0, slower), interval[1] * max(1.0, slower)
 
 
 Speed = tuple[float, tuple[float, float] | None]

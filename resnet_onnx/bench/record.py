@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import Any
 
 from resnet_onnx.bench.layers import Layer
@@ -187,6 +188,7 @@ def result(
             "involuntary_switches_per_s": seen.switches_per_s,
             "throttled": seen.throttled,
             "clock_mhz": {"min": min(seen.clocks_mhz), "max": max(seen.clocks_mhz)} if seen.clocks_mhz else None,
+            "pace_us": 1e6 * median(seen.paces_s) if seen.paces_s else None,
             "cores": seen.cores,
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,
