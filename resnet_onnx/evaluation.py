@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from resnet_onnx.bench.clock import Watch
 from resnet_onnx.data.batches import Batches, Skipped, decoded_picture
 from resnet_onnx.data.datasets import PictureSet
+from resnet_onnx.data.labels import MatchedBy
 from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
 from runtimes.base import Runtime
@@ -78,7 +79,7 @@ class Evaluation:
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
     one_crop: OneCrop | None = None
-    classes_by: Literal["name", "number", "order"] = "name"
+    classes_by: MatchedBy = "name"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what results and ``--json`` carry; the predictions stay out."""

@@ -131,7 +131,7 @@ class OutOfMemory(RunFailed):
 
 def is_out_of_memory(error: BaseException | str) -> bool:
     """Whether what a library raised or said means that memory is out: few of them have a class of error for it."""
-    text = str(error).lower()
+    text = f"{type(error).__name__}: {error}".lower()  # torch.OutOfMemoryError says it by its name
     return isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS)
 
 

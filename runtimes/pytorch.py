@@ -90,8 +90,7 @@ class TorchRuntime(Runtime):
                 result = self._module(*inputs)
         except RuntimeError as error:
             text = " ".join(str(error).split())
-            full = isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error)
-            raise (OutOfMemory if full else RunFailed)(
+            raise (OutOfMemory if is_out_of_memory(error) else RunFailed)(
                 f"torch: running {self.source.name} failed: {text[:300]}"
             ) from error
         results = list(result) if isinstance(result, tuple | list) else [result]

@@ -428,7 +428,7 @@ def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacem
 def cuda_failure(what: str, error: RuntimeError) -> RunFailed:
     """Returns the error for what torch raised: out of memory, or another failure of the device."""
     text = " ".join(str(error).split())
-    if "OutOfMemory" in type(error).__name__ or is_out_of_memory(error):
+    if is_out_of_memory(error):
         return OutOfMemory(f"{what}: {text[:300]}", fix="use a smaller batch")
     return RunFailed(f"{what}: {text[:300]}")
 

@@ -83,7 +83,7 @@ def test_the_worst_lose_most_and_not_take_most() -> None:
         return Layer(name=name, operator="", node=None, ms=ms, ideal_ms=ideal, bound=None)
 
     layers = [layer("long", 10, 9.5), layer("bad", 4, 1), layer("good", 1, 1.2)]
-    assert [one.name for one in worst(layers, 2)] == ["bad", "long"]
+    assert [one["name"] for one in worst([each.to_json() for each in layers], 2)] == ["bad", "long"]
     assert layers[2].lost_ms == 0
 
 

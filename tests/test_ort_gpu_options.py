@@ -325,6 +325,16 @@ class Session:
         return [SimpleNamespace(ep_name=ort_gpu.CPU, get_nodes=lambda: [node])]
 
 
+class SmallConvSession(Session):
+    """That of ``small_conv``."""
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 3, 8, 8])]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="y", type="tensor(float)", shape=["batch", 4, 8, 8])]
+
+
 def _has(settings: Any) -> bool:
     try:
         settings.get_session_config_entry("session.disable_cpu_ep_fallback")
@@ -461,7 +471,7 @@ def test_the_tensorrt_provider_is_opened_over_its_own_folder(tmp_path: Path, mon
     """The steps of opening on stand-ins for the library: both providers, TF32 off, shapes checked, folder sealed."""
     opened: list[Any] = []
 
-    class Engine(Session):
+    class Engine(SmallConvSession):
         def __init__(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> None:
             opened.append(dict(providers))
             Path(opened[-1][ort_gpu.TENSORRT]["trt_engine_cache_path"], "made.engine").write_bytes(b"engine")
@@ -472,12 +482,6 @@ def test_the_tensorrt_provider_is_opened_over_its_own_folder(tmp_path: Path, mon
         def get_provider_graph_assignment_info(self) -> list[Any]:
             nodes = [SimpleNamespace(name="conv1", op_type="Conv")]
             return [SimpleNamespace(ep_name=ort_gpu.TENSORRT, get_nodes=lambda: nodes)]
-
-        def get_inputs(self) -> list[Any]:
-            return [SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 3, 8, 8])]
-
-        def get_outputs(self) -> list[Any]:
-            return [SimpleNamespace(name="y", type="tensor(float)", shape=["batch", 4, 8, 8])]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Engine)
     monkeypatch.setattr(ort_gpu, "preload", lambda library: ())
@@ -512,7 +516,7 @@ def test_the_tensorrt_provider_is_opened_over_its_own_folder(tmp_path: Path, mon
 def test_the_cuda_provider_replays_graphs_in_one_stream_on_the_device_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Opened(Session):
+    class Opened(SmallConvSession):
         def __init__(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> None: ...
 
         def get_providers(self) -> list[str]:
@@ -520,12 +524,6 @@ def test_the_cuda_provider_replays_graphs_in_one_stream_on_the_device_alone(
 
         def get_provider_graph_assignment_info(self) -> list[Any]:
             return []
-
-        def get_inputs(self) -> list[Any]:
-            return [SimpleNamespace(name="x", type="tensor(float)", shape=["batch", 3, 8, 8])]
-
-        def get_outputs(self) -> list[Any]:
-            return [SimpleNamespace(name="y", type="tensor(float)", shape=["batch", 4, 8, 8])]
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Opened)
     monkeypatch.setattr(ort_gpu, "preload", lambda library: ())

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from resnet_onnx.bench.roofline import ELEMENT_BYTES, NodeWork, Peaks, Work, node_work
 from runtimes.spec import LayerTime
@@ -48,6 +48,10 @@ class Layer:
     def lost_ms(self) -> float | None:
         """Time beyond the ideal, or None where that is not known."""
         return None if self.ideal_ms is None else max(0.0, self.ms - self.ideal_ms)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what results carry: the attributes, and ``lost_ms``."""
+        return {**asdict(self), "lost_ms": self.lost_ms}
 
 
 def beside_ideal(
@@ -126,6 +130,14 @@ def _ideal(
     return (compute_s, "compute") if compute_s >= memory_s else (memory_s, "memory")
 
 
-def worst(layers: Sequence[Layer], count: int = 10) -> list[Layer]:
-    """Returns the layers that lose most time, the worst first; those whose loss is not known come last."""
-    return sorted(layers, key=lambda layer: -(-1.0 if layer.lost_ms is None else layer.lost_ms))[:count]
+def worst(layers: Sequence[Mapping[str, Any]], count: int = 10) -> list[Mapping[str, Any]]:
+    """Returns the layers that lose most time, the worst first; those whose loss is not known come last, by their time.
+
+    Args:
+        layers: As ``Layer.to_json`` returns them; those that lose nothing are left out.
+        count: So many at most.
+    """
+    known = [layer for layer in layers if layer["lost_ms"]]
+    unknown = [layer for layer in layers if layer["lost_ms"] is None]
+    known.sort(key=lambda layer: -layer["lost_ms"])
+    return (known + sorted(unknown, key=lambda layer: -layer["ms"]))[:count]

@@ -193,7 +193,7 @@ def result(
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,
         "roofline": {**asdict(share), "multiply_adds": multiply_adds},
-        "layers": None if layers is None else [{**asdict(layer), "lost_ms": layer.lost_ms} for layer in layers],
+        "layers": None if layers is None else [layer.to_json() for layer in layers],
         "unprofiled": row.unprofiled or None,
         "split": split_ms(row),
         "gpu": gpu_readings(row),

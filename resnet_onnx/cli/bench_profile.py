@@ -7,22 +7,15 @@ from typing import Any
 
 from resnet_onnx.cli.terminal import Terminal
 
-_WORST = 10
-
-
-def _by_loss(layer: Mapping[str, Any]) -> tuple[bool, float]:
-    unknown = layer["lost_ms"] is None
-    return unknown, -(layer["ms"] if unknown else layer["lost_ms"])
-
 
 def print_profile(terminal: Terminal, rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints, for each profiled row, the ten layers that lose most time against their own ideal."""
+    from resnet_onnx.bench.layers import worst
     from resnet_onnx.bench.statistics import rounded
 
     profiled = [row for row in rows if row["layers"]]
     for row in profiled:
-        # Where a layer's ideal is not known, neither is its loss: such layers come last, by their time.
-        layers = sorted(row["layers"], key=_by_loss)
+        layers = row["layers"]
         total = sum(layer["ms"] for layer in layers)
         lost = sum(layer["lost_ms"] or 0.0 for layer in layers)
         terminal.line()
@@ -39,7 +32,7 @@ def print_profile(terminal: Terminal, rows: Sequence[Mapping[str, Any]]) -> None
                 layer["bound"] or "–",
                 "–" if layer["lost_ms"] is None or lost <= 0 else f"{100 * layer['lost_ms'] / lost:.0f} %",
             ]
-            for layer in [layer for layer in layers if layer["lost_ms"] is None or layer["lost_ms"] > 0][:_WORST]
+            for layer in worst(layers)
         ]
         terminal.table(["layer", "operator", "ms", "ideal ms", "bound", "of the loss"], cells)
         unknown = sum(layer["ms"] for layer in layers if layer["lost_ms"] is None)

@@ -120,7 +120,7 @@ class OutputFile(click.Path):
         """Checks the nearest folder that exists; those below it are made when the file is written."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         whole = path.absolute()
-        into = (whole, *whole.parents) if self.dir_okay and (not self.file_okay or whole.is_dir()) else whole.parents
+        into = whole.parents if self.file_okay and not whole.is_dir() else (whole, *whole.parents)
         folder = next(parent for parent in into if parent.exists())
         if not folder.is_dir():
             self.fail(f"'{value}' can't be written: {folder} is a file, expected a folder", param, ctx)

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from runtimes.errors import BadData, FileProblem, ToolkitError, UsageError
 
+MatchedBy = Literal["name", "number", "order"]
+"""What a data set's classes were given their outputs by."""
+
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SAME_NAMES = 0.9
 """Share of ImageNet's names that a model's labels must have in common to be ImageNet's under other spellings."""
@@ -112,7 +115,7 @@ def match_classes(
         )
     if not folder_classes:
         raise BadData("the data set has no classes, so that nothing can be compared", fix="name one with class folders")
-    found = _named(folder_classes, model_labels, model_classes)
+    found, _ = _named(folder_classes, model_labels, model_classes)
     if not found and len(folder_classes) == model_classes:
         return np.arange(model_classes, dtype=np.int64)
     missing = [name for name in folder_classes if name not in found]
@@ -137,28 +140,23 @@ def match_classes(
     return np.asarray(outputs, dtype=np.int64)
 
 
-def matched_by(
-    folder_classes: Sequence[str], model_labels: Sequence[str] | None, model_classes: int
-) -> Literal["name", "number", "order"]:
+def matched_by(folder_classes: Sequence[str], model_labels: Sequence[str] | None, model_classes: int) -> MatchedBy:
     """Returns what ``match_classes`` went by: labels, names that are the numbers of outputs, or the order alone."""
-    if _by_label(folder_classes, model_labels, model_classes):
-        return "name"
-    return "number" if _named(folder_classes, model_labels, model_classes) else "order"
+    return _named(folder_classes, model_labels, model_classes)[1]
 
 
-def _named(folder_classes: Sequence[str], labels: Sequence[str] | None, model_classes: int) -> dict[str, int]:
-    """Returns the output of each class whose name tells it."""
-    found = _by_label(folder_classes, labels, model_classes)
-    numbers = {str(number): number for number in range(model_classes)}  # 10 comes after 9, not after 1
-    return numbers if not found and numbers.keys() == set(folder_classes) else found
-
-
-def _by_label(folder_classes: Sequence[str], labels: Sequence[str] | None, model_classes: int) -> dict[str, int]:
+def _named(
+    folder_classes: Sequence[str], labels: Sequence[str] | None, model_classes: int
+) -> tuple[dict[str, int], MatchedBy]:
+    """Returns the output of each class whose name tells it, none where the order must, and which of them it is."""
     found = _by_name(folder_classes, labels) if labels is not None else {}
     if len(found) < len(folder_classes):
         by_id = _by_wordnet_id(folder_classes, labels, model_classes)
         found = by_id if len(by_id) > len(found) else found
-    return found
+    if found:
+        return found, "name"
+    numbers = {str(number): number for number in range(model_classes)}  # 10 comes after 9, not after 1
+    return (numbers, "number") if numbers.keys() == set(folder_classes) else ({}, "order")
 
 
 def _plain(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,11 +120,18 @@ def mix(
         ways.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
     if recipe.cutmix:
         ways.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-        torch.default_generator.manual_seed(seed)  # the CPU's, and not those of the GPUs
+    with _drawing_from(seed):
         way = ways[int(torch.randint(len(ways), ()))]
         mixed: tuple[torch.Tensor, torch.Tensor] = way(inputs, labels)
     return mixed
+
+
+@contextlib.contextmanager
+def _drawing_from(seed: int) -> Iterator[None]:
+    """Lets torchvision, which draws from torch's own generator on the CPU, draw from `seed`; those of GPUs stay."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class Normaliser:
@@ -163,8 +172,7 @@ def changed_picture(
     if recipe.randaugment:
         from torchvision.transforms import v2
 
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
-            torch.default_generator.manual_seed(seed)  # the CPU's, and not those of the GPUs
+        with _drawing_from(seed):
             cut = v2.RandAugment(recipe.randaugment, recipe.randaugment_magnitude)(cut)
     return cut
 

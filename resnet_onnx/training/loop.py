@@ -833,7 +833,7 @@ def _limits_told(recipe: Recipe) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch's CPU allocator has no class of its own, its others derive from it
         text = " ".join(str(error).split())
-        if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemory(
                 f"the training does not fit into memory: {text[:200]}",
                 fix=f"a smaller batch than {recipe.batch_size} (--batch), or smaller pictures (--image-size)",

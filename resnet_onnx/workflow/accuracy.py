@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from resnet_onnx.models.configs import VGGConfig
 from resnet_onnx.workflow.feeds import need_preprocessing
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnet_onnx.data.datasets import PictureSet
+    from resnet_onnx.data.labels import MatchedBy
     from resnet_onnx.data.transforms import Crops
     from resnet_onnx.evaluation import Evaluation
     from resnet_onnx.prediction import Predictions
@@ -153,9 +154,7 @@ def _test_pictures(data: str) -> PictureSet:
     return dataset
 
 
-def _class_map(
-    model: Model, opened: Runtime, dataset: PictureSet
-) -> tuple[NDArray[np.int64], Literal["name", "number", "order"]]:
+def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> tuple[NDArray[np.int64], MatchedBy]:
     """Returns int64 [classes of the set], the output for each, and what it was found by."""
     from resnet_onnx.data.labels import match_classes, matched_by
 

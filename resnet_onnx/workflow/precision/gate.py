@@ -52,10 +52,10 @@ def judge(work: Work, found: Comparison) -> Verdict:
             "max_drop_points": wishes.max_drop,
             "sqnr_db": found.sqnr_db,
         }
-        if high <= wishes.max_drop and found.finite:
-            return Verdict(gate=gate)
         if not found.finite:
             return Verdict(gate=gate, problem=_not_finite(work))
+        if high <= wishes.max_drop:
+            return Verdict(gate=gate)
         problem = (
             f"{wishes.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
             f"{found.labelled} pictures held out, allowed are {wishes.max_drop:g}"
