@@ -609,6 +609,7 @@ def test_a_quiet_row_is_stable_and_every_disturbance_is_named() -> None:
     assert record.unstable_reason(_row(others_cpu_s=-0.02)) is None
     assert record.unstable_reason(_row(others_cpu_s=0.8)) == "other programs used 0.8 of 2 cores"
     assert record.unstable_reason(_row(stolen_cpu_s=0.5)) == "the hypervisor took 0.5 of 2 cores away"
+    assert record.unstable_reason(_row(stolen_cpu_s=0.045)) == "the hypervisor took 0.045 of 2 cores away"  # not 0.0
     assert record.unstable_reason(_row(involuntary_switches=900)) == "the threads lost their core 450 times a second"
     assert record.unstable_reason(_row(throttled=3)) == "the processor lowered its clock 3 times for heat"
     failed = _row()

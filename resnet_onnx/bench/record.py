@@ -48,7 +48,7 @@ def unstable_reason(row: Row) -> str | None:
         used = seen.others_share * seen.cores
         reasons.append(f"other programs used {used:.1f} of {seen.cores} cores")
     if seen.stolen_share > STOLEN_LIMIT:
-        reasons.append(f"the hypervisor took {seen.stolen_share * seen.cores:.1f} of {seen.cores} cores away")
+        reasons.append(f"the hypervisor took {seen.stolen_share * seen.cores:.2g} of {seen.cores} cores away")
     switches = seen.switches_per_s / seen.cores
     # Several streams, and the threads of a harness, take the cores from each other too.
     if switches > SWITCHES_LIMIT and row.streams == 1 and row.harness is None:
