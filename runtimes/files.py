@@ -61,21 +61,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
         FileProblem: The folder can't be written, the disk is full, a limit was hit. The old file is intact and no
             temporary file stays.
     """
-    temporary = _temporary_beside(path)
-    try:
-        with _told_plainly(path):
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder is in the way")
-            if path.exists() and not path.is_file():
-                # A rename would put a plain file where /dev/null or a pipe was.
-                raise OSError(errno.EINVAL, "a device, pipe or socket is in the way")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
+    with _told_plainly(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in the way")
+        if path.exists() and not path.is_file():
+            # A rename would put a plain file where /dev/null or a pipe was.
+            raise OSError(errno.EINVAL, "a device, pipe or socket is in the way")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _draft(path, lambda _: path) as temporary:
             temporary.touch(exist_ok=False)
             yield temporary
-            _sync(temporary)
-            os.replace(temporary, path)
-            _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _draft(path: Path, place: Callable[[Path], Path]) -> Iterator[Path]:
+    """Yields a temporary path that is named after `path`; the file written there becomes what `place` returns."""
+    _sweep(path)
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, place(temporary))
+        _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -313,18 +320,16 @@ def store_by_content(kind: str, suffix: str, write: Callable[[Path], None]) -> t
         The path and the SHA-256.
     """
     folder = cache_dir(kind)
-    draft = folder / f".{os.getpid()}.{secrets.token_hex(4)}.draft"
-    try:
-        with _told_plainly(folder):
-            write(draft)
-            digest = sha256_file(draft)
-            target = folder / f"{digest}{suffix}"
-            _sync(draft)
-            os.replace(draft, target)
-            _sync(folder)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+    target, digest = folder, ""
+
+    def place(draft: Path) -> Path:
+        nonlocal target, digest
+        digest = sha256_file(draft)
+        target = folder / f"{digest}{suffix}"
+        return target
+
+    with _told_plainly(folder), _draft(folder / f"content{suffix}", place) as draft:
+        write(draft)
     return target, digest
 
 

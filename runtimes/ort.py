@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ from runtimes.errors import (
 )
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Otherwise ONNX Runtime looks up its maker's host, keeps a device id in the user's cache and writes into $TMPDIR."""
+
 
 class OrtRuntime(Runtime):
     """What all providers share; a provider fills the three small holes at the end."""
@@ -55,6 +59,8 @@ class OrtRuntime(Runtime):
 
     @classmethod
     def _library(cls) -> Any:
+        """Loads ONNX Runtime without its telemetry: the one place that imports it, in every process."""
+        os.environ[_NO_TELEMETRY] = "1"  # read once, at the import
         ort = load_library("onnxruntime", runtime=cls.name, package="resnet-onnx")
         ort.set_default_logger_severity(4)  # an error also arrives as an exception, which we report
         return ort

@@ -469,6 +469,23 @@ def test_a_writer_that_fails_leaves_no_draft(cache: Path) -> None:
     assert names(cache / "weights") == []
 
 
+def test_what_a_killed_writer_leaves_in_the_cache_is_swept_by_the_next_write(cache: Path) -> None:
+    code = """
+        import os
+        from runtimes import files
+        def write(draft):
+            draft.write_bytes(bytes(100_000))
+            os._exit(9)
+        files.store_by_content("weights", ".bin", write)
+    """
+    assert python(code).returncode == 9
+    (left,) = (cache / "weights").iterdir()
+    an_hour_ago = time.time() - 3700
+    os.utime(left, (an_hour_ago, an_hour_ago))
+    path, _ = files.store_by_content("weights", ".bin", lambda draft: draft.write_bytes(NEW) and None)
+    assert names(cache / "weights") == [path.name]
+
+
 @given(st.binary(max_size=300))
 def test_the_hash_is_that_of_the_bytes(data: bytes) -> None:
     import hashlib

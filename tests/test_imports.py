@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from resnet_onnx.cli.main import COMMANDS
 from runtimes.registry import RUNTIME_NAMES
+from tests.onnx_models import small_conv
 
 HEAVY = (
     "torch",
@@ -149,3 +152,25 @@ sys.exit(main({line}))
     assert f"'{library}'" in error["message"]
     assert runtime in error["message"]
     assert "pip install" in error["fix"]
+
+
+@pytest.mark.parametrize("setting", [None, "0"])
+def test_onnx_runtime_keeps_no_device_id_and_writes_nowhere(tmp_path: Path, setting: str | None) -> None:
+    folders = {name: tmp_path / name for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR")}
+    for folder in folders.values():
+        folder.mkdir()
+    small_conv(tmp_path / "net.onnx")
+    code = """
+        import sys
+        from pathlib import Path
+        from runtimes import ModelSource, open_runtime
+        with open_runtime("ort-cpu", ModelSource(path=Path(sys.argv[1]))):
+            pass
+    """
+    environment = os.environ | {name: str(folder) for name, folder in folders.items()}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    if setting is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = setting
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "net.onnx")]
+    subprocess.run(command, env=environment, timeout=60, check=True)
+    assert {name: [*folder.rglob("*")] for name, folder in folders.items()} == {name: [] for name in folders}
