@@ -19,9 +19,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bad_models import model, node, sound, value
 from PIL import Image
 from safetensors.torch import save_file
+from support.bad_models import model, node, sound, value
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.models.build import build

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_models import small_conv
-from test_trt import A6000
+from support.gpus import A6000
+from support.onnx_models import small_conv
 
 from resnet_onnx.bench import child, record
 from resnet_onnx.bench.clock import Disturbance, Slice, Split, split

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,8 +15,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import save, small_conv
-from test_trt import A6000
+from support.gpus import A6000
+from support.onnx_models import save, small_conv
+from support.rtx import TARGETS, build, call, count, needs_rtx
 
 from converters import tensorrt_family
 from resnet_onnx import workflow
@@ -29,13 +29,7 @@ from runtimes.engines import ShapeRange
 from runtimes.errors import BadModel, RuntimeUnavailable, UsageError
 from runtimes.spec import RuntimeOptions
 
-TARGETS = ("sm86", "sm89")
 FOREIGN = Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
-
-needs_rtx = pytest.mark.skipif(
-    trt_shim.installed_version("tensorrt-rtx") is None,
-    reason="TensorRT-RTX is not installed (pip install 'resnet-onnx[tensorrt-rtx]')",
-)
 
 
 def has_driver() -> bool:
@@ -47,22 +41,6 @@ def has_driver() -> bool:
 
 
 without_gpu = pytest.mark.skipif(has_driver(), reason="this machine has a GPU")
-
-
-def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Runs one command line in this process; returns its exit code and its document."""
-    code = main([*arguments, "--json"])
-    return code, json.loads(capfd.readouterr().out)
-
-
-def build(capfd: pytest.CaptureFixture[str], model: str | Path, *arguments: str) -> dict[str, Any]:
-    code, found = call(capfd, "build", str(model), "--runtime", "tensorrt-rtx", *arguments)
-    assert code == 0, found
-    return found
-
-
-def count(found: dict[str, Any], kind: str, precision: str = "fp32") -> int:
-    return sum(row["count"] for row in found["layers"] if (row["type"], row["precision"]) == (kind, precision))
 
 
 # ---- real builds, without a GPU

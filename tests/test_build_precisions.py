@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 import pytest
-from test_build_command import TARGETS, build, count, needs_rtx
+from support.rtx import TARGETS, build, count, needs_rtx
 
 from converters import calibration, graph, int8
 from resnet_onnx import workflow

@@ -17,8 +17,8 @@ import click
 import onnx
 import psutil
 import pytest
-from bad_models import sound
 from PIL import Image
+from support.bad_models import sound
 
 from resnet_onnx import __version__
 from resnet_onnx.cli.main import COMMANDS, cli, main

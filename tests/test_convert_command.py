@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import precision_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import precision_models
 
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import precision_models
 import pytest
+from support import precision_models
 
 from converters import graph, half
 from resnet_onnx import workflow

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import precision_models
 import pytest
+from support import precision_models
 
 from converters import calibration, graph, int8, switches
 from resnet_onnx.cli.main import main

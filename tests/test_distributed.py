@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import SMALL, small_run
+from support.training_runs import SMALL, small_run
 from torch import nn
 
 from resnet_onnx.training import loop
@@ -60,7 +60,7 @@ TOGETHER = """
 import os, sys
 from pathlib import Path
 from resnet_onnx.training.distributed import Peers
-from test_training import SMALL, small_run
+from support.training_runs import SMALL, small_run
 
 peers = Peers.from_environment()
 small_run(Path(sys.argv[1]), SMALL, peers=peers, device="cpu")

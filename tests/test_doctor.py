@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engine_cache import Builder, make_key
-from test_trt import A6000
+from support.engine_builders import Builder, make_key
+from support.gpus import A6000
 
 from resnet_onnx.cli.main import main
 from runtimes import cache as cache_contents

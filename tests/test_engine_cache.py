@@ -15,51 +15,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.engine_builders import PLAN, Builder, make_key
 
 from runtimes import engines, files
 from runtimes.engines import BuiltEngine, EngineKey, ShapeRange
 from runtimes.errors import BadFeeds, BadModel, FileProblem, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAN = bytes(range(256)) * 40
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESNET_ONNX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def make_key(**changes: object) -> EngineKey:
-    given = {
-        "model_sha256": "a" * 64,
-        "profile": {"input": ShapeRange((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))},
-        "precision": "fp32",
-        "tf32": False,
-        "library": "tensorrt-rtx",
-        "library_version": "1.7.1",
-        "target": "sm86",
-        "options": {"workspace_bytes": 1024},
-    }
-    return EngineKey(**{**given, **changes})
-
-
-class Builder:
-    """Counts how often it was called."""
-
-    def __init__(self, plan: bytes = PLAN) -> None:
-        self.calls, self.plan = 0, plan
-
-    def __call__(self) -> BuiltEngine:
-        self.calls += 1
-        return BuiltEngine(
-            plan=self.plan,
-            seconds=1.5,
-            dimensions={"input": ("batch", 3, 8, 8)},
-            layers=({"type": "convolution", "precision": "fp32", "count": 20},),
-            warnings=("mind the gap",),
-            model="net.onnx",
-        )
 
 
 # ---- keys
@@ -373,7 +341,7 @@ def test_eight_processes_build_one_engine_and_rebuild_a_damaged_one_once(cache: 
     pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install 'resnet-onnx[tensorrt-rtx]')"
     )
-    from onnx_models import small_conv
+    from support.onnx_models import small_conv
 
     model = small_conv(tmp_path / "net.onnx")
     meet = tmp_path / "meet"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bad_models import BAD, deep_if, laughing, model, node, sound
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 from PIL import Image
+from support.bad_models import BAD, deep_if, laughing, model, node, sound
 
 from resnet_onnx.cli.main import main
 from runtimes import ModelSource, files, open_runtime
@@ -144,7 +144,7 @@ def test_the_gate_needs_no_more_memory_than_the_file(tmp_path: Path) -> None:
         import resource, sys
         from pathlib import Path
         import onnx, onnx.checker, onnx.shape_inference
-        from bad_models import BAD, sound
+        from support.bad_models import BAD, sound
         from runtimes import files
         from runtimes.errors import BadModel, UnsupportedModel
         folder = Path(sys.argv[1])

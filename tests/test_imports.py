@@ -10,10 +10,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from support.onnx_models import small_conv
 
 from resnet_onnx.cli.main import COMMANDS
 from runtimes.registry import RUNTIME_NAMES
-from tests.onnx_models import small_conv
 
 HEAVY = (
     "torch",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import precision_models
 import pytest
-from test_convert_int8 import outputs, quantised, sqnr_db
+from support import precision_models
+from support.quantised_models import outputs, quantised, sqnr_db
 
 from converters import graph, lowering
 from converters.graph import Graph

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_compare import noisy, row
-from test_report import named
+from support.saved_results import named, noisy, row
 
 ROOT = Path(__file__).resolve().parent.parent
 

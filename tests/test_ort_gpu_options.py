@@ -21,8 +21,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import save, small_conv, weight
-from test_trt import A6000
+from support.gpus import A6000
+from support.onnx_models import save, small_conv, weight
 
 from runtimes import environment, files, nvidia, ort, ort_gpu, pytorch, registry
 from runtimes.engines import ShapeRange

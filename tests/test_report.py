@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_compare import document, noisy, row
+from support.saved_results import document, named, noisy, row
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.report import charts
@@ -75,10 +75,6 @@ def convert(**changes: Any) -> dict[str, Any]:
         **changes,
     }  # fmt: skip
     return saved_body("convert", result, ["convert", "net.onnx", "--to", "int8"])
-
-
-def named(model: str, *rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return document(*[{**found, "model": model} for found in rows], name=model, **changes)
 
 
 def made(folder: Path, *documents: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from onnx_models import small_conv
+from support.onnx_models import small_conv
 
 from converters.tensorrt_family import EngineBuild, build_engine
 from runtimes import trt_shim

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_compare import document, noisy, row
+from support.saved_results import document, noisy, row
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.report import tables

@@ -20,14 +20,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.training_runs import SMALL, small_net, small_run, small_set, state_bytes, without_times
 
-from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
-from resnet_onnx.models.catalog import CatalogEntry, lookup
+from resnet_onnx.data.datasets import open_dataset
+from resnet_onnx.models.catalog import lookup
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training import feeds, loop
 from resnet_onnx.training.augmentation import Normaliser, augment, pad_colour, random_resized_crop, seed_for
 from resnet_onnx.training.checkpoint import read_checkpoint
-from resnet_onnx.training.loop import Progress, TrainingResult, train
+from resnet_onnx.training.loop import Progress, train
 from resnet_onnx.training.recipes import Recipe, default_recipe, lookup_recipe, recipe_names
 from resnet_onnx.training.splits import TrainingData, hold_out, open_training_data
 from runtimes.errors import (
@@ -41,39 +42,6 @@ from runtimes.errors import (
 )
 
 CPU = torch.device("cpu")
-
-
-def small_net(size: int = 8) -> CatalogEntry:
-    entry = lookup("cifar-resnet8")
-    return replace(entry, preprocessing=replace(entry.preprocessing, image_size=size, resize=size))
-
-
-def small_set(count: int = 64, classes: int = 2, size: int = 8, seed: int = 0) -> PictureSet:
-    """Noise of two brightnesses: learnable, and made in no time."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % classes
-    pictures = rng.integers(0, 120, (count, size, size, 3)) + (labels * (130 // classes))[:, None, None, None]
-    return from_arrays("noise", pictures.astype(np.uint8), labels, [f"class {i}" for i in range(classes)])
-
-
-SMALL = lookup_recipe("digits").override(epochs=3, batch_size=16, pad=1, precision="fp32")
-
-
-def small_run(out: Path, recipe: Recipe = SMALL, **options: Any) -> TrainingResult:
-    data = options.pop("data", None) or TrainingData(train=small_set())
-    return train(small_net(), data, recipe=recipe, out=out, **({"threads": 1, "workers": 0} | options))
-
-
-def state_bytes(out: Path) -> dict[str, bytes]:
-    names = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
-    found = {f"last/{name}": (out / "last" / name).read_bytes() for name in names}
-    return {**found, "best": (out / "best" / "model.safetensors").read_bytes()}
-
-
-def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "input_seconds")} for row in rows
-    ]
 
 
 # ---- recipes --------------------------------------------------------------------------------------------------------
@@ -560,7 +528,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_training import SMALL, small_run
+from support.training_runs import SMALL, small_run
 from resnet_onnx.training.loop import Progress
 
 def slowly(progress: Progress) -> None:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_training import SMALL, small_net, small_run, state_bytes, without_times
+from support.training_runs import SMALL, small_net, small_run, state_bytes, without_times
 
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training import loop
@@ -289,7 +289,7 @@ GROWING = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_training import SMALL, small_net, small_run
+from support.training_runs import SMALL, small_net, small_run
 
 small_run(Path(sys.argv[2]), SMALL.override(epochs=int(sys.argv[3])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fake_tensorrt import MODULE as FAKE_MODULE
-from fake_tensorrt import STREAMS, FakeTorch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from onnx_models import save, small_conv, weight
+from support.fake_tensorrt import MODULE as FAKE_MODULE
+from support.fake_tensorrt import STREAMS, FakeTorch
+from support.gpus import A6000
+from support.onnx_models import save, small_conv, weight
+from support.rtx import TARGETS
 
 from converters import tensorrt_family
 from converters.tensorrt_family import EngineOptions, build_engine, default_profile, fit_profile, parse_shapes
@@ -43,7 +45,6 @@ from runtimes.errors import (
 from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("sm86", "sm89")
 
 
 @pytest.fixture
@@ -184,18 +185,6 @@ def test_a_driver_without_gpus_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     drive(monkeypatch, FakeDriver(count=0))
     with pytest.raises(RuntimeUnavailable, match="finds no GPU"):
         nvidia.gpus()
-
-
-A6000 = nvidia.Gpu(
-    index=0,
-    name="NVIDIA RTX A6000",
-    uuid="0",
-    compute_capability=(8, 6),
-    memory_bytes=48 * 2**30,
-    multiprocessors=84,
-    driver="580.65.06",
-    cuda=(13, 0),
-)
 
 
 def test_an_old_driver_or_gpu_is_named(rtx: trt_shim.Library) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gpu_models import FAMILY, GPU_RUNTIMES, Networks, available
+from support.gpu_models import FAMILY, GPU_RUNTIMES, Networks, available
 
 from runtimes import nvidia
 from runtimes.errors import RuntimeUnavailable

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_models import DEVICE, GPU_RUNTIMES, Networks, available
+from support.gpu_models import DEVICE, GPU_RUNTIMES, Networks, available
 
 from resnet_onnx import workflow
 from runtimes import files, nvidia, ort_gpu

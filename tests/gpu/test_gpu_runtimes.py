@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from gpu_models import DEVICE, Networks, available, source_of
 from onnx import TensorProto, helper
-from onnx_models import save, small_conv, weight
+from support.gpu_models import DEVICE, Networks, available, source_of
+from support.onnx_models import save, small_conv, weight
 
 from converters import tensorrt_family
 from converters.tensorrt_family import build_engine, parse_shapes
