@@ -5,8 +5,8 @@ TensorRT; each loads when its runtime is opened.
 """
 
 from runtimes.base import Prepared, Runtime
-from runtimes.registry import RUNTIME_NAMES, open_runtime
-from runtimes.spec import ModelSource, NodePlacement, RuntimeOptions, TensorSpec
+from runtimes.registry import RUNTIME_NAMES, open_runtime, open_target
+from runtimes.spec import ModelSource, NodePlacement, RuntimeOptions, Target, TensorSpec
 
 __all__ = [
     "RUNTIME_NAMES",
@@ -15,6 +15,8 @@ __all__ = [
     "Prepared",
     "Runtime",
     "RuntimeOptions",
+    "Target",
     "TensorSpec",
     "open_runtime",
+    "open_target",
 ]

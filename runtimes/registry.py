@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from runtimes.base import Availability, Runtime
 from runtimes.errors import RuntimeUnavailable, UsageError
-from runtimes.spec import ModelSource, RuntimeOptions
+from runtimes.spec import ModelSource, RuntimeOptions, Target
 
 
 @dataclass(frozen=True)
@@ -137,3 +137,8 @@ def open_runtime(
     cls = adapter(name)
     require(name, device=device)
     return cls(source, device=cls.resolve_device(device), options=options or RuntimeOptions())
+
+
+def open_target(target: Target) -> Runtime:
+    """Opens a model on a runtime, as ``open_runtime`` does and with its errors."""
+    return open_runtime(target.runtime, target.source, device=target.device, options=target.options)

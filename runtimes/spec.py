@@ -195,6 +195,23 @@ class RuntimeOptions:
             raise UsageError(f"autocast is bf16 or fp16, not '{self.autocast}'")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A model on a runtime, ready to be opened (``registry.open_target``); picklable, as its source is.
+
+    Attributes:
+        runtime: Name of the runtime.
+        source: The model, in the form that the runtime opens.
+        device: ``cpu``, ``cuda``, ``cuda:1``; None is the runtime's own default device.
+        options: Threads and precision switches.
+    """
+
+    runtime: str
+    source: ModelSource
+    device: str | None = None
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
+
+
 @dataclass(frozen=True)
 class NodePlacement:
     """Where one node (or a whole engine) runs.
