@@ -113,7 +113,7 @@ def test_a_table_beside_the_samples_does_not_set_the_batch(tmp_path: Path) -> No
 def test_no_number_is_refused_before_anything_is_measured(option: str) -> None:
     done = bench("cifar-resnet20", "--runtime", "ort-cpu", option, "nan")
     assert done.returncode == 2
-    assert "is no finite number" in done.stderr
+    assert "is not a finite number" in done.stderr
 
 
 def test_nothing_measured_is_an_error_with_a_cut_off_too(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_70_a_fault_of_ours_is_written_down(
     out, err = capfd.readouterr()
     (file,) = tmp_path.iterdir()
     assert err == (
-        "error: a fault in resnet-onnx: ZeroDivisionError: first line second line\n"
+        "error: internal error: ZeroDivisionError: first line second line\n"
         f"  please report it with {file}\n"
     )  # fmt: skip
     text = file.read_text()
@@ -271,7 +271,7 @@ def test_70_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.setattr(catalog, "names", broken)
     assert main(["models"]) == 70
     err = capfd.readouterr().err
-    assert err.startswith("error: a fault in resnet-onnx: ZeroDivisionError")
+    assert err.startswith("error: internal error: ZeroDivisionError")
     assert "could not be written (No space left on device)" in err
 
 

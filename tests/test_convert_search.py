@@ -194,7 +194,7 @@ def test_a_search_without_time_is_refused_and_nothing_is_written(shared_data: Pa
         (["--to", "bf16", "--budget-minutes", "2"], "--budget-minutes is for int8"),
         (["--to", "fp16", "--plot", "a.png"], "--plot draws the ranges of int8"),
         (["--to", "int8", "--plot", "a.bmp"], "a drawing is a .png, .svg or .pdf"),
-        (["--to", "int8", "--budget-minutes", "inf"], "'inf' is no finite number"),
+        (["--to", "int8", "--budget-minutes", "inf"], "'inf' is not a finite number"),
     ],
 )
 def test_mistakes_are_told(arguments: list[str], words: str, tmp_path: Path, capfd: Any) -> None:

@@ -333,7 +333,7 @@ class TestCommand:
             (["--crops", "10"], "shorter side is resized to 32 leave nothing to choose", "--resize 36"),
             (["--crops", "3"], "'3' is not one of '1', '10'", "evaluate --help"),
             (["--resize", "31"], "--resize 31 leaves less than the 32×32 that", None),
-            (["--scales", "abc"], "'abc' is no list of whole numbers like 224,256,384,480,640", "evaluate --help"),
+            (["--scales", "abc"], "'abc' is not a list of whole numbers like 224,256,384,480,640", "evaluate --help"),
             (["--scales", "32,40"], "--scales runs on torch only, not on ort-cpu:", "--runtime torch"),
             (["--scales", "4", "--runtime", "torch"], "scales from 8 to 4096 pixels, not 4", None),
             (["--scales", "32", "--runtime", "torch", "--crops", "10"], "--crops was given", "leave one of them out"),

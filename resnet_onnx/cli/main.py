@@ -37,7 +37,7 @@ COMMANDS = (
     "predict",
     "doctor",
 )  # fmt: skip
-FAULT, INTERRUPTED = 70, 130
+INTERNAL_ERROR, INTERRUPTED = 70, 130
 
 
 class Commands(click.Group):
@@ -58,7 +58,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command that `args` begin with; a misspelt one is told what it may have meant."""
+        """Finds the command that `args` begin with; for a misspelt one the message names the nearest."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -112,34 +112,34 @@ def _run(context: click.Context, terminal: Terminal) -> int:
         return error.exit_code
     except (MemoryError, RuntimeError) as error:  # torch's CPU allocator has no class of its own
         if not is_out_of_memory(error):
-            return _fault(error, terminal)
+            return _internal_error(error, terminal)
         terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
         return 3
     except OSError as error:
         if error.errno not in _SYSTEM_REFUSALS:
-            return _fault(error, terminal)
+            return _internal_error(error, terminal)
         what = f"{error.filename}: " if error.filename else ""
         terminal.error("file", f"{what}{error.strerror}", "choose another path")
         return 2
-    except Exception as error:  # the last line of defence: a fault of ours
-        return _fault(error, terminal)
+    except Exception as error:  # the last line of defence: an internal error
+        return _internal_error(error, terminal)
     return 0
 
 
 _SYSTEM_REFUSALS = frozenset(
     {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 )
-"""What the system says about the user's paths and disks wherever it comes up, and never about a fault of ours."""
+"""What the system says about the user's paths and disks wherever it comes up, and never about an internal error."""
 
 
-def _fault(error: Exception, terminal: Terminal) -> int:
+def _internal_error(error: Exception, terminal: Terminal) -> int:
     try:
-        fix = f"please report it with {_write_fault(error, terminal)}"
+        fix = f"please report it with {_write_report(error, terminal)}"
     except OSError as full:
         fix = f"please report it; its traceback could not be written ({full.strerror})"
     what = " ".join(str(error).split())[:200]
-    terminal.error("fault", f"a fault in resnet-onnx: {type(error).__name__}: {what}", fix)
-    return FAULT
+    terminal.error("fault", f"internal error: {type(error).__name__}: {what}", fix)
+    return INTERNAL_ERROR
 
 
 def _usage_message(error: click.UsageError) -> str:
@@ -153,7 +153,7 @@ def _usage_fix(error: click.UsageError, arguments: Sequence[str]) -> str:
     return f"{path} --help"
 
 
-def _write_fault(error: Exception, terminal: Terminal) -> Path:
+def _write_report(error: Exception, terminal: Terminal) -> Path:
     text = "".join(traceback.format_exception(error)) + "\n--- printed by libraries ---\n" + terminal.chatter()
     handle, name = tempfile.mkstemp(prefix=f"resnet-onnx-fault-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
     with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:

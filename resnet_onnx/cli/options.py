@@ -86,7 +86,7 @@ class Triple(click.ParamType[Any]):
         try:
             numbers = tuple(float(part) for part in parts)
         except ValueError:
-            self.fail(f"'{value}' is no list of three numbers like 0.485,0.456,0.406", param, ctx)
+            self.fail(f"'{value}' is not a list of three numbers like 0.485,0.456,0.406", param, ctx)
         if len(numbers) == 1:
             numbers = numbers * 3
         if len(numbers) != 3:
@@ -103,7 +103,7 @@ class Number(click.FloatRange):
         """Reads the number."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"'{value}' is no finite number", param, ctx)
+            self.fail(f"'{value}' is not a finite number", param, ctx)
         return number
 
 
@@ -144,7 +144,7 @@ class WholeNumbers(click.ParamType[Any]):
         try:
             numbers = tuple(dict.fromkeys(int(part) for part in str(value).split(",") if part.strip()))
         except ValueError:
-            self.fail(f"'{value}' is no list of whole numbers like {self._example}", param, ctx)
+            self.fail(f"'{value}' is not a list of whole numbers like {self._example}", param, ctx)
         if not numbers or min(numbers) < 1:
             self.fail(f"'{value}': expected whole numbers of at least 1, like {self._example}", param, ctx)
         return numbers
@@ -214,7 +214,7 @@ def _request(kwargs: dict[str, Any]) -> Request:
 
 
 def check_drawing(path: Path) -> None:
-    """Raises ``UsageError`` where a drawing is asked for in a form that is none of ours."""
+    """Raises ``UsageError`` where a drawing has an ending that is not supported."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot {path}: a drawing is a .png, .svg or .pdf")
 
