@@ -4,7 +4,7 @@
 
 For OpenVINO that is its own benchmark_app (`-hint throughput`, the same precision and batch); for ONNX Runtime the best
 of three hand-written loops, over one session, over one session of one thread, and over a session of one thread to each
-caller. Every contender has a process of its own; they take turns, in another order each round, so that a drift hits
+caller. Every one has a process of its own; they take turns, in another order each round, so that a drift hits
 all alike. The ratio of images per second (ours / theirs) is printed as the median over the rounds with its 95 %
 interval. Exit code 1 where a ratio is shown to be below `--at-least` (default 0.97): where its whole interval is.
 """
@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from resnet_onnx import workflow
-from resnet_onnx.bench.processes import Child
 from resnet_onnx.bench.statistics import median_interval
-from runtimes import ModelSource, RuntimeOptions
+from resnet_onnx.bench.worker_process import WorkerProcess
+from runtimes import ModelSource, RuntimeOptions, Target
 from runtimes.base import usable_cores
 
 HAND = {
@@ -105,14 +105,14 @@ def speaking(stack: ExitStack, command: list[str]) -> Turn:
 
 
 def ours(stack: ExitStack, name: str, source: ModelSource, feeds: dict[str, Any], batch: int) -> Turn:
-    child = stack.enter_context(Child(name))
-    options = RuntimeOptions(streams=None)
-    opened = child.call("open", runtime=name, source=source, device=None, options=options)
+    worker = stack.enter_context(WorkerProcess(name))
+    target = Target(runtime=name, source=source, options=RuntimeOptions(streams=None))
+    opened = worker.call("open", target=target)
     print(f"{name}: {opened.streams} streams, {opened.recorded['threads']} threads")
-    child.call("prepare", row=0, feeds=feeds, batch=batch, scope="device", limit_s=5.0)
+    worker.call("prepare", row=0, feeds=feeds, batch=batch, scope="device", limit_s=5.0)
 
     def turn(seconds: float) -> float:
-        return float(child.call("sample", row=0, seconds=seconds, discard=1).runs_per_s) * batch
+        return float(worker.call("sample", row=0, seconds=seconds, discard=1).runs_per_s) * batch
 
     return turn
 

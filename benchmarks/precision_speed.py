@@ -5,7 +5,7 @@
 For each model, taking turns in one run: float32 and int8 on ONNX Runtime and OpenVINO as `bench --scenario throughput`
 runs them; ONNX Runtime on what its own quantiser makes (QDQ, U8 activations, S8 weights per channel); OpenVINO's
 benchmark_app (`-hint throughput`) on our portable file; and torch.compile in bf16 (inductor, frozen weights). Every
-contender has a process of its own, and each round has another order. Ratios of images per second are medians over the
+row has a process of its own, and each round has another order. Ratios of images per second are medians over the
 rounds with 95 % intervals. Exit code 1 where a whole interval is below its target. Weights are random: only the speed
 is of interest. Models stay in `--folder`, so that a second start need not convert again.
 """
@@ -109,7 +109,7 @@ def compiled(model: str, feed: str) -> None:
 
 
 def measure(name: str, batch: int, rounds: int, seconds: float, folder: Path) -> dict[str, list[float]]:
-    """Returns images per second of every contender, a value per round."""
+    """Returns images per second of every row, a value per round."""
     plain = workflow.resolve(workflow.Request(model=name))
     exported = workflow.onnx_path(plain)
     portable = converted(plain, exported, folder)
@@ -129,11 +129,11 @@ def measure(name: str, batch: int, rounds: int, seconds: float, folder: Path) ->
         turns["benchmark_app int8"] = lambda wanted: benchmark_app(portable, shape, wanted, precision=None)
         command = [sys.executable, __file__, "--serve", name, str(feed)]
         turns["torch.compile bf16"] = speaking(stack, command)
-        found: dict[str, list[float]] = {contender: [] for contender in turns}
+        found: dict[str, list[float]] = {row: [] for row in turns}
         order = random.Random(0)
         for _ in range(rounds):
-            for contender in order.sample(list(turns), len(turns)):
-                found[contender].append(turns[contender](seconds))
+            for row in order.sample(list(turns), len(turns)):
+                found[row].append(turns[row](seconds))
     return found
 
 
@@ -155,9 +155,9 @@ def main() -> int:
     for name in args.models.split(","):
         found = measure(name, args.batch, args.rounds, args.seconds, args.folder)
         print(f"{name}, batch {args.batch}, {args.rounds} rounds of {args.seconds:g} s; images per second, medians:")
-        for contender, values in found.items():
-            print(f"  {contender:<28} {statistics.median(values):>9.1f}   ({min(values):.1f} to {max(values):.1f})")
-        best = max(("ort-cpu int8", "openvino int8"), key=lambda contender: statistics.median(found[contender]))
+        for row, values in found.items():
+            print(f"  {row:<28} {statistics.median(values):>9.1f}   ({min(values):.1f} to {max(values):.1f})")
+        best = max(("ort-cpu int8", "openvino int8"), key=lambda row: statistics.median(found[row]))
         for mine, theirs, least in TARGETS:
             one = best if mine == "best int8" else mine
             ratio = median_interval(np.array(found[one]) / np.array(found[theirs]))

@@ -118,20 +118,22 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
 
 def _measure(model: workflow.Model, names: list[str]) -> list[dict[str, Any]]:
     from resnet_onnx.bench import record
-    from resnet_onnx.bench.measure import Contender, Plan, measure
+    from resnet_onnx.bench.measure import measure
+    from resnet_onnx.bench.plan import BenchPlan
+    from runtimes.spec import Target
 
     batches = (1, 64)
     feeds = workflow.sample_feeds(model, 16)
-    contenders = [Contender(runtime=name, source=workflow.source(model, name)) for name in names]
-    plan = Plan(batches=batches, streams=(1,), duration_s=_SECONDS_A_ROW, scope="device")
+    targets = [Target(runtime=name, source=workflow.source(model, name)) for name in names]
+    plan = BenchPlan(batches=batches, streams=(1,), duration_s=_SECONDS_A_ROW, scope="device")
     rows = []
-    for row in measure(contenders, feeds, plan):
+    for row in measure(targets, feeds, plan):
         if row.error is not None:
             raise row.error
         speed = record.images_per_second(row)
         rows.append(
             {
-                "runtime": row.contender.runtime,
+                "runtime": row.target.runtime,
                 "batch": row.batch,
                 "images_per_second": speed[0] if speed else 0.0,
                 "ci95": list(speed[1]) if speed and speed[1] else None,

@@ -20,15 +20,17 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from resnet_onnx.bench import clock, processes, record, roofline
-from resnet_onnx.bench.child import Worker, enlarge
+from resnet_onnx.bench import clock, record, roofline, worker_process
 from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
-from resnet_onnx.bench.measure import Contender, Plan, Row, measure
-from resnet_onnx.bench.processes import Child, ChildDied
+from resnet_onnx.bench.measure import measure
+from resnet_onnx.bench.plan import BenchPlan
+from resnet_onnx.bench.row import Row
+from resnet_onnx.bench.worker import Worker, enlarge
+from resnet_onnx.bench.worker_process import WorkerDied, WorkerProcess
 from runtimes import files
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
-from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
+from runtimes.spec import ModelSource, RuntimeOptions, Target, TensorSpec
 
 
 def write_model(path: Path, nodes: list[Any], inputs: Mapping[str, list[Any]], weights: Mapping[str, Any]) -> Path:
@@ -56,22 +58,22 @@ def tiny(tmp_path: Path) -> Path:
 FEEDS = {"input": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
 
 
-def ort(path: Path) -> Contender:
-    return Contender(runtime="ort-cpu", source=ModelSource(path=path), options=RuntimeOptions(threads=1))
+def ort(path: Path) -> Target:
+    return Target(runtime="ort-cpu", source=ModelSource(path=path), options=RuntimeOptions(threads=1))
 
 
 def children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if "resnet_onnx.bench.child" in " ".join(c.cmdline())]
+    return [c for c in psutil.Process().children() if "resnet_onnx.bench.worker" in " ".join(c.cmdline())]
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------
 
 
-def test_every_contender_is_measured_at_every_batch_and_number_of_streams(tiny: Path) -> None:
-    reference = Contender(runtime="reference", source=ModelSource(path=tiny))
-    plan = Plan(batches=(1, 3), streams=(1, 2), duration_s=0.4)
+def test_every_target_is_measured_at_every_batch_and_number_of_streams(tiny: Path) -> None:
+    reference = Target(runtime="reference", source=ModelSource(path=tiny))
+    plan = BenchPlan(batches=(1, 3), streams=(1, 2), duration_s=0.4)
     rows = measure([ort(tiny), reference], FEEDS, plan)
-    assert [(r.contender.runtime, r.batch, r.streams) for r in rows] == [
+    assert [(r.target.runtime, r.batch, r.streams) for r in rows] == [
         (name, batch, streams) for name in ("ort-cpu", "reference") for batch in (1, 3) for streams in (1, 2)
     ]
     assert [row.error for row in rows] == [None] * 8
@@ -88,13 +90,11 @@ def test_every_contender_is_measured_at_every_batch_and_number_of_streams(tiny: 
 
 
 def test_streams_and_threads_are_arranged_by_the_runtime_itself(tiny: Path) -> None:
-    contenders = [
-        Contender(runtime=name, source=ModelSource(path=tiny), device="cpu") for name in ("ort-cpu", "openvino")
-    ]
-    plan = Plan(batches=(1,), streams=(1, 2, None), threads=(1, 2), duration_s=0.1)
-    rows = measure(contenders, FEEDS, plan)
+    targets = [Target(runtime=name, source=ModelSource(path=tiny), device="cpu") for name in ("ort-cpu", "openvino")]
+    plan = BenchPlan(batches=(1,), streams=(1, 2, None), threads=(1, 2), duration_s=0.1)
+    rows = measure(targets, FEEDS, plan)
     assert [row.error for row in rows] == [None] * 12
-    found = {(r.contender.runtime, r.contender.options.streams, r.contender.options.threads): r for r in rows}
+    found = {(r.target.runtime, r.target.options.streams, r.target.options.threads): r for r in rows}
     assert len(found) == 12
     arranged = {key: (row.opened.recorded if row.opened else {}) for key, row in found.items()}
     for threads in (1, 2):
@@ -109,11 +109,11 @@ def test_streams_and_threads_are_arranged_by_the_runtime_itself(tiny: Path) -> N
 
 def test_torch_shares_its_threads_out_among_the_streams() -> None:
     source = ModelSource(factory=f"{__name__}:counting_program")
-    contender = Contender(runtime="torch", source=source, device="cpu", options=RuntimeOptions(threads=4))
-    with Child("torch") as child:
+    target = Target(runtime="torch", source=source, device="cpu", options=RuntimeOptions(threads=4))
+    with WorkerProcess("torch") as child:
         for streams, each in ((1, 4), (2, 2), (8, 1)):
-            options = replace(contender.options, streams=streams)
-            opened = child.call("open", runtime="torch", source=source, device="cpu", options=options)
+            arranged = replace(target, options=replace(target.options, streams=streams))
+            opened = child.call("open", target=arranged)
             assert (opened.streams, opened.recorded["threads"]) == (streams, streams * each)
             child.call(
                 "prepare", row=0, feeds={"x": np.array([[each]], np.float32)}, batch=1, scope="device", limit_s=0.1
@@ -140,7 +140,7 @@ def counting_program() -> Any:
 
 def test_rows_take_turns(tiny: Path) -> None:
     told: list[str] = []
-    plan = Plan(batches=(1, 2), duration_s=0.3, precision_target=1e-9)
+    plan = BenchPlan(batches=(1, 2), duration_s=0.3, precision_target=1e-9)
     measure([ort(tiny), ort(tiny)], FEEDS, plan, progress=told.append)
     first = [text for text in told if text.startswith("round 1:")]
     assert len(first) == 4
@@ -149,7 +149,7 @@ def test_rows_take_turns(tiny: Path) -> None:
 
 def test_duration_bounds_a_row_and_a_precise_row_ends_early(tiny: Path) -> None:
     never, soon = (
-        measure([ort(tiny)], FEEDS, Plan(batches=(1,), duration_s=1.0, precision_target=target))[0]
+        measure([ort(tiny)], FEEDS, BenchPlan(batches=(1,), duration_s=1.0, precision_target=target))[0]
         for target in (-1.0, 0.9)  # a median of equal ticks has an interval of no width
     )
     assert never.warm_up is not None
@@ -166,13 +166,13 @@ def test_several_streams_are_rated_by_what_they_complete_together() -> None:
         for _ in range(6)
     ]
     source = ModelSource(factory="a:b")
-    row = Row(contender=Contender(runtime="x", source=source), batch=4, streams=2, scope="device", slices=slices)
+    row = Row(target=Target(runtime="x", source=source), batch=4, streams=2, scope="device", slices=slices)
     assert record.images_per_second(row) == (800.0, (800.0, 800.0))
     assert record.latency_ms(row)["p50"] == 10.0
 
 
 def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
-    plan = Plan(batches=(3,), streams=(2,), scenario="offline", duration_s=1.5)
+    plan = BenchPlan(batches=(3,), streams=(2,), scenario="offline", duration_s=1.5)
     (row,) = measure([ort(tiny)], FEEDS, plan)
     assert row.error is None
     assert row.at_once > 100, "runs of some tens of microseconds make a large set"
@@ -184,7 +184,7 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
         row,
         model="tiny",
         precision="fp32",
-        share=roofline.share(None, None, None, "fp32"),
+        utilization=roofline.utilization(None, None, None, "fp32"),
         multiply_adds=None,
         raw=True,
     )
@@ -192,15 +192,13 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
 
 
 def test_a_cut_off_ends_the_larger_batches_of_a_runtime_and_of_no_other() -> None:
-    def contender(fixed_s: float, each_s: float) -> Contender:
+    def target(fixed_s: float, each_s: float) -> Target:
         arguments = {"fixed_s": fixed_s, "each_s": each_s}
-        return Contender(
-            runtime="torch", source=ModelSource(factory=f"{__name__}:waiting_program", arguments=arguments)
-        )
+        return Target(runtime="torch", source=ModelSource(factory=f"{__name__}:waiting_program", arguments=arguments))
 
     feeds = {"x": np.ones((1, 1), np.float32)}
-    plan = Plan(batches=(8, 1, 2, 4), duration_s=0.4, cut_off=0.2)
-    saturated, growing = contender(0.0, 0.02), contender(0.05, 0.001)
+    plan = BenchPlan(batches=(8, 1, 2, 4), duration_s=0.4, cut_off=0.2)
+    saturated, growing = target(0.0, 0.02), target(0.05, 0.001)
     rows = measure([saturated, growing], feeds, plan)
     first = {row.batch: row for row in rows[:4]}
     assert [batch for batch, row in sorted(first.items()) if row.slices] == [1, 2]
@@ -226,7 +224,7 @@ def waiting_program(fixed_s: float, each_s: float) -> Any:
 
 
 def test_a_cut_off_ends_with_the_batch_that_fails(tiny: Path) -> None:
-    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1, 2**40, 2**41), duration_s=0.1, cut_off=0.01))
+    rows = measure([ort(tiny)], FEEDS, BenchPlan(batches=(1, 2**40, 2**41), duration_s=0.1, cut_off=0.01))
     assert isinstance(rows[1].error, OutOfMemory)
     assert (rows[2].error, rows[2].cut_off) == (None, "batch 1099511627776 failed already")
 
@@ -247,8 +245,8 @@ def test_the_front_has_what_no_other_row_beats() -> None:
 
 def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
     source = ModelSource(factory=f"{__name__}:slow_program")
-    plan = Plan(batches=(1,), duration_s=2.5)
-    (row,) = measure([Contender(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
+    plan = BenchPlan(batches=(1,), duration_s=2.5)
+    (row,) = measure([Target(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
     assert row.error is None
     assert 6 <= row.times_ns.size <= 8
     assert row.times_ns.min() >= 300e6
@@ -257,8 +255,8 @@ def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
 
 def test_slow_runs_beside_each_other_still_give_enough_rounds_for_an_interval() -> None:
     source = ModelSource(factory=f"{__name__}:slow_program")
-    plan = Plan(batches=(1,), duration_s=5.0, streams=(2,))
-    (row,) = measure([Contender(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
+    plan = BenchPlan(batches=(1,), duration_s=5.0, streams=(2,))
+    (row,) = measure([Target(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
     assert row.error is None
     assert len(row.slices) >= 6
     interval = row.seconds_per_run()
@@ -289,13 +287,13 @@ def slow_program() -> Any:
 )
 def test_a_plan_that_measures_nothing_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Plan(**wrong)
+        BenchPlan(**wrong)
 
 
 def test_a_model_that_no_runtime_opens_is_an_error_in_its_rows(tmp_path: Path, tiny: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"")
-    broken, sound = measure([ort(bad), ort(tiny)], FEEDS, Plan(batches=(1,), duration_s=0.2))
+    broken, sound = measure([ort(bad), ort(tiny)], FEEDS, BenchPlan(batches=(1,), duration_s=0.2))
     assert isinstance(broken.error, BadModel)
     assert "empty" in broken.error.message
     assert sound.error is None
@@ -316,11 +314,11 @@ def test_a_killed_child_takes_one_row_with_it_and_the_others_go_on(tiny: Path) -
             os.kill(victims[0], signal.SIGKILL)
 
     rows = measure(
-        [ort(tiny)], FEEDS, Plan(batches=(1, 2, 4), duration_s=0.5, precision_target=1e-9), progress=kill_once
+        [ort(tiny)], FEEDS, BenchPlan(batches=(1, 2, 4), duration_s=0.5, precision_target=1e-9), progress=kill_once
     )
     assert len(victims) == 1, "the test must have killed the one child"
     killed = next(row for row in rows if row.batch == 2)
-    assert isinstance(killed.error, ChildDied)
+    assert isinstance(killed.error, WorkerDied)
     assert "SIGKILL; the system does that where memory runs out" in killed.error.message
     assert len(killed.slices) == 1
     for row in rows:
@@ -337,7 +335,7 @@ def test_a_child_killed_while_it_profiles_leaves_what_was_measured_and_the_next_
             victims.extend(child.pid for child in children())
             os.kill(victims[0], signal.SIGKILL)
 
-    plan = Plan(batches=(1, 2), duration_s=0.3, profile=True)
+    plan = BenchPlan(batches=(1, 2), duration_s=0.3, profile=True)
     first, second = measure([ort(tiny)], FEEDS, plan, progress=kill_once)
     assert victims
     assert first.error is None
@@ -347,28 +345,30 @@ def test_a_child_killed_while_it_profiles_leaves_what_was_measured_and_the_next_
 
 
 def test_a_dead_child_is_told_to_everybody_who_asks() -> None:
-    with Child("x") as child:
+    with WorkerProcess("x") as child:
         os.kill(next(iter(children())).pid, signal.SIGKILL)
         for _ in range(2):
-            with pytest.raises(ChildDied):
+            with pytest.raises(WorkerDied):
                 child.call("release", row=0)
 
 
 def test_a_duration_without_end_is_refused() -> None:
     for duration in (float("inf"), float("nan"), 0.0):
         with pytest.raises(UsageError, match="duration"):
-            Plan(duration_s=duration)
+            BenchPlan(duration_s=duration)
 
 
 def test_a_child_that_dies_while_it_opens_is_an_error_in_all_its_rows(tiny: Path) -> None:
     source = ModelSource(factory="os:_exit", arguments={"status": 7})
-    rows = measure([Contender(runtime="torch", source=source), ort(tiny)], FEEDS, Plan(batches=(1, 2), duration_s=0.2))
+    rows = measure(
+        [Target(runtime="torch", source=source), ort(tiny)], FEEDS, BenchPlan(batches=(1, 2), duration_s=0.2)
+    )
     assert [str(row.error) for row in rows[:2]] == ["the process that ran torch ended with exit code 7"] * 2
     assert all(row.error is None for row in rows[2:])
 
 
 def test_a_fault_in_a_child_is_raised_with_its_traceback() -> None:
-    with Child("x") as child, pytest.raises(RuntimeError, match=r"(?s)AttributeError.*Traceback"):
+    with WorkerProcess("x") as child, pytest.raises(RuntimeError, match=r"(?s)AttributeError.*Traceback"):
         child.call("no_such_request")
 
 
@@ -380,19 +380,13 @@ class _Unknown:
 
 
 def test_a_request_that_a_child_cannot_read_is_a_fault_and_no_hang() -> None:
-    with Child("x") as child, pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
+    with WorkerProcess("x") as child, pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
         child.call("release", row=_Unknown())
 
 
 def test_an_error_of_a_child_arrives_with_its_fix(tmp_path: Path) -> None:
-    with Child("x") as child, pytest.raises(BadModel) as caught:
-        child.call(
-            "open",
-            runtime="ort-cpu",
-            source=ModelSource(path=tmp_path / "none.onnx"),
-            device=None,
-            options=RuntimeOptions(),
-        )
+    with WorkerProcess("x") as child, pytest.raises(BadModel) as caught:
+        child.call("open", target=ort(tmp_path / "none.onnx"))
     assert caught.value.fix == "check the path"
 
 
@@ -407,11 +401,12 @@ def test_children_end_when_their_parent_is_killed_even_in_the_middle_of_a_run(tm
     script = f"""
 import sys
 import numpy as np
-from resnet_onnx.bench.measure import Contender, Plan, measure
-from runtimes.spec import ModelSource
+from resnet_onnx.bench.measure import measure
+from resnet_onnx.bench.plan import BenchPlan
+from runtimes.spec import ModelSource, Target
 sys.path.append({str(Path(__file__).parent)!r})
 source = ModelSource(factory="test_bench:long_program", arguments={{"started": {str(started)!r}}})
-measure([Contender(runtime="torch", source=source)], {{"x": np.zeros(1)}}, Plan(batches=(1,)))
+measure([Target(runtime="torch", source=source)], {{"x": np.zeros(1)}}, BenchPlan(batches=(1,)))
 """
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
         end = time.time() + 60
@@ -433,7 +428,7 @@ def test_a_module_in_the_current_folder_does_not_stand_in_for_ours(
     for name in ("json.py", "runtimes.py"):
         (tmp_path / name).write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    with Child("x") as child:
+    with WorkerProcess("x") as child:
         assert child.call("release", row=0) is None
 
 
@@ -441,7 +436,7 @@ def test_a_module_in_the_current_folder_does_not_stand_in_for_ours(
 
 
 def test_a_batch_larger_than_memory_is_a_recorded_row(tiny: Path) -> None:
-    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1, 2**40, 2), duration_s=0.2))
+    rows = measure([ort(tiny)], FEEDS, BenchPlan(batches=(1, 2**40, 2), duration_s=0.2))
     assert isinstance(rows[1].error, OutOfMemory)
     assert "a batch of 1099511627776" in rows[1].error.message
     assert [row.error for row in (rows[0], rows[2])] == [None, None]
@@ -462,7 +457,7 @@ def test_enlarge_repeats_samples_and_leaves_fixed_inputs_alone() -> None:
 
 def test_memory_does_not_grow_with_the_number_of_rounds(tiny: Path) -> None:
     worker = Worker()
-    worker.open("ort-cpu", ModelSource(path=tiny), None, RuntimeOptions(threads=1))
+    worker.open(ort(tiny))
     worker.prepare(0, FEEDS, 2, "device", 0.2)
 
     def rounds(count: int) -> int:
@@ -577,7 +572,9 @@ def test_a_busy_neighbour_makes_a_row_unstable(tiny: Path, busy_neighbour: Calla
             started.append(text)
             busy_neighbour()
 
-    rows = measure([ort(tiny)], FEEDS, Plan(batches=(1,), duration_s=3.0, precision_target=1e-9), progress=start_once)
+    rows = measure(
+        [ort(tiny)], FEEDS, BenchPlan(batches=(1,), duration_s=3.0, precision_target=1e-9), progress=start_once
+    )
     assert started
     reason = record.unstable_reason(rows[0])
     assert reason is not None
@@ -600,8 +597,8 @@ def _row(**disturbance: Any) -> Row:
     one = Slice(
         times_ns=times, runs_per_s=100.0, spent_s=1.0, disturbance=Disturbance(wall_s=1.0, cores=2, **disturbance)
     )
-    contender = Contender(runtime="x", source=ModelSource(factory="a:b"))
-    return Row(contender=contender, batch=1, streams=1, scope="device", slices=[one])
+    target = Target(runtime="x", source=ModelSource(factory="a:b"))
+    return Row(target=target, batch=1, streams=1, scope="device", slices=[one])
 
 
 def test_a_quiet_row_is_stable_and_every_disturbance_is_named() -> None:
@@ -657,7 +654,7 @@ def test_the_moments_clock_does_not_make_the_peaks_another_machines(
                 gflops={"fp32": 1.0}, bandwidth_gbs=1.0, threads=threads, measured_at=time.time(), undisturbed=True
             )
 
-    monkeypatch.setattr(processes, "Child", Measured)
+    monkeypatch.setattr(worker_process, "WorkerProcess", Measured)
     for clock_mhz in (None, 2100.0, 3400.0):
         now = {**machine, "cpu": {**machine["cpu"], "clock_mhz": clock_mhz}}
         monkeypatch.setattr(roofline, "describe_machine", lambda now=now: now)
@@ -734,12 +731,12 @@ PEAKS = roofline.Peaks(gflops={"fp32": 100.0}, bandwidth_gbs=10.0, threads=2, me
 
 def test_the_share_names_what_binds() -> None:
     dense = roofline.Work(multiply_adds=500_000_000, elements=1_000_000)  # 10 ms of products, 0.4 ms of copies
-    found = roofline.share(dense, 50.0, PEAKS, "fp32")
+    found = roofline.utilization(dense, 50.0, PEAKS, "fp32")
     assert (found.bound, found.achieved_gflops, found.peak_gflops) == ("compute", 50.0, 100.0)
     assert found.fraction == pytest.approx(0.5)
     assert found.limit_fraction == pytest.approx(0.5)
     thin = roofline.Work(multiply_adds=5_000_000, elements=25_000_000)  # 0.1 ms of products, 10 ms of copies
-    found = roofline.share(thin, 50.0, PEAKS, "fp32")
+    found = roofline.utilization(thin, 50.0, PEAKS, "fp32")
     assert found.bound == "memory"
     assert found.fraction == pytest.approx(0.005)
     assert found.limit_fraction == pytest.approx(0.5)
@@ -747,20 +744,20 @@ def test_the_share_names_what_binds() -> None:
 
 def test_a_share_of_something_unknown_is_unknown() -> None:
     work = roofline.Work(multiply_adds=1, elements=1)
-    assert roofline.share(None, 5.0, PEAKS, "fp32").fraction is None
-    assert roofline.share(work, None, PEAKS, "fp32").fraction is None
-    assert roofline.share(work, 5.0, None, "fp32").fraction is None
-    assert roofline.share(work, 5.0, PEAKS, "int8").fraction is None
-    assert roofline.share(work, 5.0, PEAKS, "int8").bound is None
+    assert roofline.utilization(None, 5.0, PEAKS, "fp32").fraction is None
+    assert roofline.utilization(work, None, PEAKS, "fp32").fraction is None
+    assert roofline.utilization(work, 5.0, None, "fp32").fraction is None
+    assert roofline.utilization(work, 5.0, PEAKS, "int8").fraction is None
+    assert roofline.utilization(work, 5.0, PEAKS, "int8").bound is None
 
 
 def test_an_int8_model_is_set_beside_the_int8_peak() -> None:
     peaks = replace(PEAKS, gflops={"fp32": 100.0, "int8": 400.0})
     dense = roofline.Work(multiply_adds=500_000_000, elements=1_000_000)
-    found = roofline.share(dense, 100.0, peaks, "int8")
+    found = roofline.utilization(dense, 100.0, peaks, "int8")
     assert (found.peak_gflops, found.fraction, found.bound) == (400.0, 0.25, "compute")
     thin = roofline.Work(multiply_adds=5_000_000, elements=25_000_000)  # 2.5 ms: an element is a byte
-    assert roofline.share(thin, 100.0, peaks, "int8").limit_fraction == pytest.approx(0.25)
+    assert roofline.utilization(thin, 100.0, peaks, "int8").limit_fraction == pytest.approx(0.25)
 
 
 def test_the_int8_product_is_computed_with_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

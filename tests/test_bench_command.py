@@ -150,7 +150,7 @@ def test_a_foreign_model_with_two_inputs_and_a_fixed_batch_is_measured_as_it_is(
         assert (row["scope"], row["includes_transfers"]) == ("end-to-end", True)
     wrong = bench(str(path), "--runtime", "ort-cpu", "--batch", "8")
     assert wrong.returncode == 2
-    assert "fixed batch of 4, and --batch 8 was asked for" in wrong.stderr
+    assert "fixed batch of 4, and --batch 8 was given" in wrong.stderr
 
 
 def test_all_leaves_out_what_cannot_open_the_model_and_naming_it_is_an_error(tmp_path: Path) -> None:

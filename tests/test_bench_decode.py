@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_onnx.bench.measure import Plan
-from resnet_onnx.bench.supply import Supplied
+from resnet_onnx.bench.feed_factory import FedRun
+from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.cli.main import main
 from resnet_onnx.data.batches import prepared_picture
 from resnet_onnx.data.datasets import open_dataset
@@ -33,10 +33,10 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_runs_take_turns_with_the_files_as_evaluate_would_prepare_them(threads: int, photos: Path) -> None:
     model = resolve(Request(model="cifar-resnet20"))
-    supply = pickle.loads(pickle.dumps(decoding(model, str(photos))))  # as it reaches the process that measures
-    assert supply.includes == ("decode",)
-    assert supply.label == f"{photos} (3 files)"
-    following = supply.open(batch=2, threads=threads)
+    factory = pickle.loads(pickle.dumps(decoding(model, str(photos))))  # as it reaches the process that measures
+    assert factory.includes == ("decode",)
+    assert factory.label == f"{photos} (3 files)"
+    following = factory.open(batch=2, threads=threads)
     files = open_dataset(photos)
     for places in ([0, 1], [2, 0], [1, 2]):
         assert model.preprocessing is not None
@@ -47,9 +47,9 @@ def test_runs_take_turns_with_the_files_as_evaluate_would_prepare_them(threads: 
 
 def test_a_run_ends_with_the_scores_of_its_own_pictures(photos: Path) -> None:
     model = resolve(Request(model="cifar-resnet20"))
-    supply = decoding(model, str(photos))
+    factory = decoding(model, str(photos))
     with open_runtime("ort-cpu", source(model, "ort-cpu")) as runtime:
-        run, again = (Supplied(runtime, supply.open(batch=2, threads=1)), supply.open(batch=2, threads=1))
+        run, again = (FedRun(runtime, factory.open(batch=2, threads=1)), factory.open(batch=2, threads=1))
         for _ in range(2):
             run.enqueue()
             run.synchronize()
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_picture_ends_the_run_with_its_name(photos: Path) -> N
 
 
 def test_what_is_decoded_is_in_host_memory() -> None:
-    supply = decoding(resolve(Request(model="cifar-resnet20")), None)
-    assert supply.label == "the sample photos of scikit-learn (2 files)"
+    factory = decoding(resolve(Request(model="cifar-resnet20")), None)
+    assert factory.label == "the sample photos of scikit-learn (2 files)"
     with pytest.raises(UsageError, match="decode begins in host memory"):
-        Plan(supply=supply)
+        BenchPlan(feed_factory=factory)

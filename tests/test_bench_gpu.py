@@ -12,13 +12,14 @@ import pytest
 from support.gpus import A6000
 from support.onnx_models import small_conv
 
-from resnet_onnx.bench import child, record
-from resnet_onnx.bench.clock import Disturbance, Slice, Split, split
-from resnet_onnx.bench.measure import Contender, Row
+from resnet_onnx.bench import record
+from resnet_onnx.bench.clock import Breakdown, Disturbance, Slice, breakdown
+from resnet_onnx.bench.row import Row
+from resnet_onnx.bench.worker import Worker
 from runtimes import nvidia
 from runtimes.base import Prepared
 from runtimes.nvidia import Sensors
-from runtimes.spec import ModelSource, RuntimeOptions
+from runtimes.spec import ModelSource, RuntimeOptions, Target
 
 
 def row(*sensors: Sensors | None) -> Row:
@@ -32,8 +33,8 @@ def row(*sensors: Sensors | None) -> Row:
         )
         for seen in sensors
     ]
-    contender = Contender(runtime="ort-cuda", source=ModelSource(path=Path("net.onnx")))
-    return Row(contender=contender, batch=1, streams=1, scope="device", slices=parts)
+    target = Target(runtime="ort-cuda", source=ModelSource(path=Path("net.onnx")))
+    return Row(target=target, batch=1, streams=1, scope="device", slices=parts)
 
 
 def seen(clock: int, *throttled: str) -> Sensors:
@@ -74,9 +75,9 @@ def test_a_row_on_a_gpu_is_read_after_every_slice(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
     monkeypatch.setattr(nvidia, "read_sensors", read)
-    worker = child.Worker()
+    worker = Worker()
     source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
-    worker.open("ort-cpu", source, None, RuntimeOptions(threads=1))
+    worker.open(Target(runtime="ort-cpu", source=source, options=RuntimeOptions(threads=1)))
     feeds = {"x": np.zeros((1, 3, 8, 8), np.float32)}
     worker.prepare(0, feeds, 1, "device", 0.05)
     assert worker.sample(0, 0.01, 1).sensors is None
@@ -114,7 +115,7 @@ class Device(Prepared):
 
 def test_a_run_whose_handing_over_takes_it_all_is_enqueue_bound() -> None:
     bound, free, unknown = (
-        split(Device(*times), runs=5) for times in ((0.02, 0.002), (0.002, 0.02), (0.02, 0.0, False))
+        breakdown(Device(*times), runs=5) for times in ((0.02, 0.002), (0.002, 0.02), (0.02, 0.0, False))
     )
     assert (bound.enqueue_bound, free.enqueue_bound, unknown.enqueue_bound) == (True, False, None)
     assert unknown.enqueue_s is None
@@ -122,20 +123,20 @@ def test_a_run_whose_handing_over_takes_it_all_is_enqueue_bound() -> None:
     assert free.phases_s == {"copy_in": 0.005, "compute": 0.01, "copy_out": 0.005}
 
 
-def test_the_split_is_recorded_with_the_remedy() -> None:
+def test_the_breakdown_is_recorded_with_the_remedy() -> None:
     measured = row(seen(1980))
-    assert record.split_ms(measured) is None
-    measured.split = Split(run_s=0.010, enqueue_s=0.009, phases_s={"compute": 0.002})
-    assert record.split_ms(measured) == {
+    assert record.breakdown_ms(measured) is None
+    measured.breakdown = Breakdown(run_s=0.010, enqueue_s=0.009, phases_s={"compute": 0.002})
+    assert record.breakdown_ms(measured) == {
         "run_ms": 10.0, "enqueue_ms": 9.0, "copy_in_ms": None, "compute_ms": 2.0, "copy_out_ms": None,
         "enqueue_bound": True, "remedy": "CUDA graphs (--cuda-graph) or a larger batch (--batch 8)",
     }  # fmt: skip
-    graph = replace(measured.contender, options=RuntimeOptions(cuda_graph=True))
-    measured.contender = graph
-    found = record.split_ms(measured)
+    graph = replace(measured.target, options=RuntimeOptions(cuda_graph=True))
+    measured.target = graph
+    found = record.breakdown_ms(measured)
     assert found is not None
     assert found["remedy"] == "a larger batch (--batch 8)"
-    measured.split = Split(run_s=0.010, enqueue_s=0.001, phases_s=None)
-    found = record.split_ms(measured)
+    measured.breakdown = Breakdown(run_s=0.010, enqueue_s=0.001, phases_s=None)
+    found = record.breakdown_ms(measured)
     assert found is not None
     assert (found["enqueue_bound"], found["remedy"], found["compute_ms"]) == (False, None, None)

@@ -269,7 +269,7 @@ def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> S
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Breakdown:
     """Where the time of a run on a GPU goes; medians of single runs.
 
     Attributes:
@@ -289,7 +289,7 @@ class Split:
         return None if self.enqueue_s is None else self.enqueue_s >= ENQUEUE_BOUND * self.run_s
 
 
-def split(prepared: Prepared, *, runs: int = 20) -> Split:
+def breakdown(prepared: Prepared, *, runs: int = 20) -> Breakdown:
     """Takes single runs of prepared work apart."""
     enqueued, whole = np.empty(runs, np.int64), np.empty(runs, np.int64)
     for index in range(runs):
@@ -300,7 +300,7 @@ def split(prepared: Prepared, *, runs: int = 20) -> Split:
         enqueued[index], whole[index] = handed_over - start, perf_counter_ns() - start
     found = [phases for _ in range(runs) if (phases := prepared.phases()) is not None]
     names = found[0] if found else {}
-    return Split(
+    return Breakdown(
         run_s=float(np.median(whole)) / 1e9,
         enqueue_s=float(np.median(enqueued)) / 1e9 if prepared.returns_early else None,
         phases_s={name: float(np.median([one[name] for one in found])) for name in names} or None,

@@ -8,8 +8,9 @@ from statistics import median
 from typing import Any
 
 from resnet_onnx.bench.layers import Layer
-from resnet_onnx.bench.measure import Plan, Row, describe
-from resnet_onnx.bench.roofline import Share
+from resnet_onnx.bench.plan import BenchPlan
+from resnet_onnx.bench.roofline import Utilization
+from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.statistics import (
     PERCENTILES,
     coefficient_of_variation,
@@ -86,15 +87,15 @@ def gpu_readings(row: Row) -> dict[str, Any] | None:
     return found
 
 
-def split_ms(row: Row) -> dict[str, Any] | None:
+def breakdown_ms(row: Row) -> dict[str, Any] | None:
     """Returns where the time of a run on a GPU goes, in milliseconds, and what to do where the host holds it up."""
-    seen = row.split
+    seen = row.breakdown
     if seen is None:
         return None
     phases = seen.phases_s or {}
     larger = f"a larger batch (--batch {8 * row.batch})"
     # A captured graph is handed over in one call; what is left then is too little work in a run.
-    remedy = larger if row.contender.options.cuda_graph else f"CUDA graphs (--cuda-graph) or {larger}"
+    remedy = larger if row.target.options.cuda_graph else f"CUDA graphs (--cuda-graph) or {larger}"
     return {
         "run_ms": 1e3 * seen.run_s,
         "enqueue_ms": None if seen.enqueue_s is None else 1e3 * seen.enqueue_s,
@@ -135,7 +136,7 @@ def result(
     *,
     model: str,
     precision: str,
-    share: Share,
+    utilization: Utilization,
     multiply_adds: int | None,
     raw: bool,
     layers: Sequence[Layer] | None = None,
@@ -146,7 +147,7 @@ def result(
         row: What was measured.
         model: Its name.
         precision: Of the arithmetic in the file.
-        share: The row beside the machine's limit.
+        utilization: The row beside the machine's limit.
         multiply_adds: Per image, or None.
         layers: Its layers beside their ideals, or None where it was not profiled.
         raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
@@ -156,16 +157,16 @@ def result(
     times = row.times_ns
     reason = unstable_reason(row)
     seen = row.disturbance
-    own = describe(row)
+    own = row.describe()
     return {
         "model": model,
-        "runtime": row.contender.runtime,
+        "runtime": row.target.runtime,
         "version": own["version"],
         "device": own["device"],
         "precision": precision,
         "batch": row.batch,
         "streams": row.streams,
-        "threads": row.contender.options.threads,
+        "threads": row.target.options.threads,
         "scenario": row.scenario,
         "samples_at_once": round(row.batch * row.at_once) if row.scenario == "offline" else None,
         "harness": dict(row.harness) if row.harness is not None else None,
@@ -192,10 +193,10 @@ def result(
             "cores": seen.cores,
         },
         "warm_up": asdict(row.warm_up) if row.warm_up else None,
-        "roofline": {**asdict(share), "multiply_adds": multiply_adds},
+        "roofline": {**asdict(utilization), "multiply_adds": multiply_adds},
         "layers": None if layers is None else [layer.to_json() for layer in layers],
         "unprofiled": row.unprofiled or None,
-        "split": split_ms(row),
+        "split": breakdown_ms(row),
         "gpu": gpu_readings(row),
         "recorded": own["recorded"],
         "placement": own["placement"],
@@ -239,7 +240,7 @@ def error_document(error: Any) -> dict[str, Any]:
 
 
 def document(
-    results: Sequence[Mapping[str, Any]], *, plan: Plan, about: Mapping[str, Any], skipped: Sequence[Row] = ()
+    results: Sequence[Mapping[str, Any]], *, plan: BenchPlan, about: Mapping[str, Any], skipped: Sequence[Row] = ()
 ) -> dict[str, Any]:
     """Returns the whole result: rows, and what is needed to trust and repeat them.
 
@@ -258,8 +259,8 @@ def document(
             "streams": list(plan.streams),
             "threads": list(plan.threads),
             "scope": plan.scope,
-            "includes": list(plan.supply.includes) if plan.supply is not None else [],
-            "pictures": plan.supply.label if plan.supply is not None else None,
+            "includes": list(plan.feed_factory.includes) if plan.feed_factory is not None else [],
+            "pictures": plan.feed_factory.label if plan.feed_factory is not None else None,
             "scenario": plan.scenario,
             "cut_off": plan.cut_off,
             "duration_s": plan.duration_s,

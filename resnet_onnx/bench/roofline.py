@@ -345,7 +345,7 @@ def peaks(threads: int) -> Peaks | None:
     Returns:
         The peaks, or None where they can't be measured here.
     """
-    from resnet_onnx.bench.processes import Child
+    from resnet_onnx.bench.worker_process import WorkerProcess
 
     machine = describe_machine()
     key = hashlib.sha256(
@@ -369,9 +369,9 @@ def peaks(threads: int) -> Peaks | None:
     if kept is not None and 0 <= age < (FRESH_S if kept.undisturbed else DISTURBED_FRESH_S):
         return kept
     try:
-        with Child("the peak measurement") as child:
-            found: Peaks = child.call("peaks", threads=threads)
-    except (ToolkitError, RuntimeError):  # a fault in the child, too, must not cost the rows that are measured
+        with WorkerProcess("the peak measurement") as worker:
+            found: Peaks = worker.call("peaks", threads=threads)
+    except (ToolkitError, RuntimeError):  # a fault in the worker, too, must not cost the rows that are measured
         return kept
     if kept is not None and not found.undisturbed and 0 <= age < FRESH_S:
         # A disturbed measurement can only have been too low.
@@ -409,11 +409,11 @@ def _recall(note: Path) -> Peaks | None:
         return None
 
 
-# ---- the share ---------------------------------------------------------------------------------------------------
+# ---- utilization --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class Utilization:
     """A result beside the machine's limit.
 
     Attributes:
@@ -434,7 +434,7 @@ class Share:
     operations_per_byte: float | None = None
 
 
-def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, precision: str) -> Share:
+def utilization(work: Work | None, runs_per_s: float | None, measured: Peaks | None, precision: str) -> Utilization:
     """Sets a speed beside the machine's limit.
 
     Args:
@@ -445,13 +445,13 @@ def share(work: Work | None, runs_per_s: float | None, measured: Peaks | None, p
     """
     peak = measured.gflops.get(precision) if measured is not None else None
     if work is None or runs_per_s is None:
-        return Share(peak_gflops=peak)
+        return Utilization(peak_gflops=peak)
     achieved = 2 * work.multiply_adds * runs_per_s / 1e9
     if peak is None or measured is None:
-        return Share(achieved_gflops=achieved)
+        return Utilization(achieved_gflops=achieved)
     compute_s = 2 * work.multiply_adds / (peak * 1e9)
     memory_s = work.elements * ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
-    return Share(
+    return Utilization(
         fraction=achieved / peak,
         bound="compute" if compute_s >= memory_s else "memory",
         limit_fraction=runs_per_s * max(compute_s, memory_s),

@@ -25,7 +25,7 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.measure import Plan, Scenario
+    from resnet_onnx.bench.plan import BenchPlan, Scenario
     from resnet_onnx.workflow import Measurement, Model, Request
     from runtimes.spec import RuntimeOptions, Scope
 
@@ -114,21 +114,12 @@ def command(
     from dataclasses import replace
 
     from resnet_onnx import workflow
-    from resnet_onnx.report import tables
-    from runtimes import files, registry
+    from runtimes import registry
 
-    if not 0 < duration < float("inf"):
-        raise UsageError(f"--duration must be a number of seconds above 0, not {duration}")
     if request.model is None:
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
-    if include is None and data is not None:
-        raise UsageError("--data names pictures to decode, and without --include decode nothing is decoded")
-    if include is not None and scope == "device":
-        raise UsageError(
-            "--include decode begins with files in host memory, and --scope device was given",
-            fix="leave --scope out",
-        )
+    _check_decoding(include, data, scope)
     _check_harness(
         harness,
         harness_logs,
@@ -156,48 +147,49 @@ def command(
         model = workflow.resolve(request)
         for note in model.notes:
             terminal.note(f"{model.name}: {note}")
-        measured = workflow.measure_model(
-            model,
-            names,
+        plan = workflow.MeasuringPlan(
+            bench=_bench_plan(
+                batches=workflow.batch_sizes(model, batch),
+                streams=chosen_streams,
+                threads=threads or (None,),
+                duration_s=duration,
+                precision_target=precision_target,
+                scenario=scenario,
+                scope=scope or ("device" if include is None and harness is None else "end-to-end"),
+                feed_factory=workflow.decoding(model, data) if include else None,
+                cut_off=cut_off,
+                profile=profile,
+            ),
+            runtimes=tuple(names),
             chosen_by_all=registry.means_all(runtimes),
-            batches=batch,
-            streams=chosen_streams,
-            duration_s=duration,
-            precision_target=None if precision_target is None else precision_target / 100,
-            scenario=scenario,
-            scope=scope or ("end-to-end" if include else "device"),
-            supply=workflow.decoding(model, data) if include else None,
-            cut_off=None if cut_off is None else cut_off / 100,
-            profile=profile,
             device=device,
-            threads=threads or (None,),
-            tuning=tuning,
+            options=tuning,
             seed=request.seed,
             harness=None if harness is None else workflow.Harness(logs=harness_logs),
-            progress=status.update,
         )
-    if measured.left_out:
-        terminal.note(f"left out: {', '.join(measured.left_out)}")
-    _print(terminal, model, measured.environment, measured.results(raw=False), measured.plan)
-    if profile:
-        print_profile(terminal, measured.results(raw=False))
-    for row in measured.skipped:
-        terminal.note(f"cut off: {row} ({row.cut_off})")
-    if measured.peaks_disturbed:
-        terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
-    if save is not None:
-        files.write_json(save, measured.document(raw=True))
-        terminal.note(f"saved: {save}")
-    if csv_file is not None:
-        files.write_text(csv_file, tables.bench_csv(measured.document(raw=False)))
-        terminal.note(f"saved: {csv_file}")
-    if markdown is not None:
-        files.write_text(markdown, _markdown(measured))
-        terminal.note(f"saved: {markdown}")
-    terminal.emit(measured.document(raw=False))
-    failed = [row.error for row in measured.rows if row.error is not None and row.error.kind != "out-of-memory"]
-    if failed:
+        measured = workflow.measure_model(model, plan, progress=status.update)
+    _report(terminal, measured, profile=profile, save=save, csv_file=csv_file, markdown=markdown)
+    if any(row.error is not None and row.error.kind != "out-of-memory" for row in measured.rows):
         raise click.exceptions.Exit(Unavailable.exit_code)
+
+
+def _bench_plan(*, precision_target: float | None, cut_off: float | None, **settings: Any) -> BenchPlan:
+    """Returns the plan of the rows; a target for the interval and a cut-off are given in percent."""
+    from resnet_onnx.bench.plan import BenchPlan
+
+    if precision_target is not None:
+        settings["precision_target"] = precision_target / 100
+    return BenchPlan(cut_off=None if cut_off is None else cut_off / 100, **settings)
+
+
+def _check_decoding(include: str | None, data: str | None, scope: Scope | None) -> None:
+    if include is None and data is not None:
+        raise UsageError("--data names pictures to decode, and without --include decode nothing is decoded")
+    if include is not None and scope == "device":
+        raise UsageError(
+            "--include decode begins with files in host memory, and --scope device was given",
+            fix="leave --scope out",
+        )
 
 
 def _streams(streams: tuple[int, ...] | None, scenario: str | None) -> tuple[int | None, ...]:
@@ -223,15 +215,49 @@ def _check_harness(harness: str | None, logs: Path | None, *, threads: tuple[int
     if useless:
         raise UsageError(
             f"--harness {harness} has its own rules for how runs follow each other, and {', '.join(useless)} was given",
-            fix="leave it out; --duration, --batch (Offline) and one number of --threads are heeded",
+            fix="leave it out; --duration, --batch (Offline) and one number of --threads are used",
         )
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
+def _report(
+    terminal: Terminal,
+    measured: Measurement,
+    *,
+    profile: bool,
+    save: Path | None,
+    csv_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Prints what was measured, and writes the files."""
+    from resnet_onnx.report import tables
+    from runtimes import files
+
+    if measured.left_out:
+        terminal.note(f"left out: {', '.join(measured.left_out)}")
+    _print(terminal, measured.model, measured.environment, measured.results(raw=False), measured.plan)
+    if profile:
+        print_profile(terminal, measured.results(raw=False))
+    for row in measured.skipped:
+        terminal.note(f"cut off: {row} ({row.cut_off})")
+    if measured.peaks_disturbed:
+        terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
+    if save is not None:
+        files.write_json(save, measured.document(raw=True))
+        terminal.note(f"saved: {save}")
+    if csv_file is not None:
+        files.write_text(csv_file, tables.bench_csv(measured.document(raw=False)))
+        terminal.note(f"saved: {csv_file}")
+    if markdown is not None:
+        files.write_text(markdown, _markdown(measured))
+        terminal.note(f"saved: {markdown}")
+    terminal.emit(measured.document(raw=False))
+
+
 def _print(
-    terminal: Terminal, model: Model, environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], plan: Plan
+    terminal: Terminal, model: Model, environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], plan: BenchPlan
 ) -> None:
     terminal.line(model.description)
     terminal.line(_machine(environment, rows))
@@ -256,7 +282,7 @@ def _markdown(measured: Measurement) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]], plan: Plan) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[Mapping[str, Any]], plan: BenchPlan) -> tuple[list[str], list[list[str]]]:
     """Returns the headings and the cells of the table."""
     names = {row["runtime"] for row in rows}
     reference = "torch" if "torch" in names else rows[0]["runtime"]
@@ -332,13 +358,13 @@ def _machine(environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     return " · ".join([", ".join(filter(None, [cpu["model"], f"{cpu['usable_cores']} cores", best])), *versions])
 
 
-def _conditions(rows: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
+def _conditions(rows: Sequence[Mapping[str, Any]], plan: BenchPlan) -> list[str]:
     """Returns what was timed and what to doubt, a line each."""
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
-    if plan.supply is not None:
-        work = f"End to end, picture files in and scores out, decoding included: {plan.supply.label}"
+    if plan.feed_factory is not None:
+        work = f"End to end, picture files in and scores out, decoding included: {plan.feed_factory.label}"
     counts = sorted({row["streams"] for row in rows})
     streams = ", ".join(map(str, counts))
     complete = [row for row in rows if row["error"] is None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_onnx import workflow
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.measure import Row
+    from resnet_onnx.bench.row import Row
 
 BATCHES = (1, 64)
 _SECONDS_A_ROW = 4.0
@@ -66,15 +66,17 @@ def measure_cost(
         names: Runtimes.
         progress: Told what is going on.
     """
-    from resnet_onnx.bench.measure import Contender, Plan, measure
+    from resnet_onnx.bench.measure import measure
+    from resnet_onnx.bench.plan import BenchPlan
+    from runtimes.spec import Target
 
     keys = [(depth, kind, name) for depth, kind in models for name in names]
-    contenders = [
-        Contender(runtime=name, source=workflow.source(models[depth, kind], name, batches=BATCHES))
+    targets = [
+        Target(runtime=name, source=workflow.source(models[depth, kind], name, batches=BATCHES))
         for depth, kind, name in keys
     ]
     feeds = workflow.sample_feeds(next(iter(models.values())), 16)
-    rows = iter(measure(contenders, feeds, Plan(batches=BATCHES, duration_s=_SECONDS_A_ROW), progress=progress))
+    rows = iter(measure(targets, feeds, BenchPlan(batches=BATCHES, duration_s=_SECONDS_A_ROW), progress=progress))
     found = {(*key, batch): next(rows) for key in keys for batch in BATCHES}
     return [
         _cost(depth, name, batch, found[depth, "plain", name, batch], found[depth, "residual", name, batch])

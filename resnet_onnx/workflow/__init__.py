@@ -7,7 +7,7 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 from resnet_onnx.workflow.accuracy import check_scales, evaluate_on, evaluate_scales_on, predict_on
 from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
-from resnet_onnx.workflow.measuring import Harness, Measurement, measure_model
+from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import (
     ENGINE_RUNTIMES,
@@ -46,11 +46,13 @@ __all__ = [
     "PRECISIONS",
     "Harness",
     "Measurement",
+    "MeasuringPlan",
     "Model",
     "OnnxForm",
     "Request",
     "Start",
     "Wishes",
+    "batch_sizes",
     "build_lowered",
     "check_parity",
     "check_request",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resnet_onnx.bench.supply import Supply
+from resnet_onnx.bench.feed_factory import FeedFactory
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import PictureInput, need_picture_input, need_preprocessing, picture_feeds
 from resnet_onnx.workflow.request import Model, refuse_special
@@ -24,7 +24,7 @@ _MOST_PICTURES = 512
 """Pictures that the runs take turns with, spread evenly over a larger set: enough for files of every size."""
 
 
-def decoding(model: Model, data: str | None) -> Supply:
+def decoding(model: Model, data: str | None) -> FeedFactory:
     """Returns what reads, decodes and prepares a batch of picture files before each run.
 
     Args:
@@ -54,7 +54,7 @@ def decoding(model: Model, data: str | None) -> Supply:
         raise BadData(f"{label}: has no pictures")
     if len(dataset) > _MOST_PICTURES:
         dataset = dataset.subset(np.arange(_MOST_PICTURES, dtype=np.int64) * len(dataset) // _MOST_PICTURES)
-    return Supply(
+    return FeedFactory(
         factory=f"{__name__}:feeds_from_files",
         arguments={"dataset": dataset, "preprocessing": preprocessing, "picture": picture},
         includes=("decode",),

@@ -17,13 +17,13 @@ from resnet_onnx.workflow.request import UNTUNED, Model
 from runtimes import files
 from runtimes.environment import describe_machine
 from runtimes.errors import UsageError
-from runtimes.spec import Feeds, RuntimeOptions, Scope, TensorSpec
+from runtimes.spec import Feeds, RuntimeOptions, Target, TensorSpec
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.layers import Layer
-    from resnet_onnx.bench.measure import Plan, Row, Scenario
+    from resnet_onnx.bench.plan import BenchPlan
     from resnet_onnx.bench.roofline import Peaks, Work
-    from resnet_onnx.bench.supply import Supply
+    from resnet_onnx.bench.row import Row
 
 DEFAULT_BATCHES = (1, 8)
 
@@ -43,14 +43,45 @@ class Harness:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasuringPlan:
+    """What to measure of a model, on what, and by whose rules.
+
+    Attributes:
+        bench: Sizes, times and targets.
+        runtimes: Names of runtimes.
+        chosen_by_all: Whether they were not named one by one, so that one that can't open the model is left out.
+        device: Where to compute; None is each runtime's own default.
+        options: What changes speed or arithmetic; streams and threads are ``bench``'s.
+        seed: Of the sample inputs.
+        harness: Another's harness that measures in place of our own rounds; streams, scenario and cut-off of ``bench``
+            are then its business, and its scope is ``end-to-end``.
+    """
+
+    bench: BenchPlan
+    runtimes: tuple[str, ...]
+    chosen_by_all: bool = False
+    device: str | None = None
+    options: RuntimeOptions = UNTUNED
+    seed: int = 0
+    harness: Harness | None = None
+
+    def __post_init__(self) -> None:
+        if self.harness is not None and self.bench.scope != "end-to-end":
+            raise UsageError(
+                f"a harness copies every sample in and out, and the scope is {self.bench.scope}",
+                fix="use the scope end-to-end",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """What was measured of one model.
 
     Attributes:
         model: The model.
         path: Its graph, or None where it has none.
-        plan: What was asked for.
-        rows: By runtime, batch, streams and threads, in the order asked; those that the cut-off left out among them.
+        plan: What was to be measured, and for how long.
+        rows: By runtime, batch, streams and threads, in the order of the plan, with those that the cut-off left out.
         left_out: Runtimes that ``all`` meant and that can't open this model.
         work: Of one run by batch, or None where it can't be told.
         shapes: Of the inputs, by batch.
@@ -61,7 +92,7 @@ class Measurement:
 
     model: Model
     path: Path | None
-    plan: Plan
+    plan: BenchPlan
     rows: Sequence[Row]
     left_out: Sequence[str]
     work: Mapping[int, Work | None]
@@ -112,7 +143,7 @@ class Measurement:
             row,
             model=self.model.name,
             precision=precision,
-            share=roofline.share(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
+            utilization=roofline.utilization(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
             multiply_adds=work.multiply_adds // row.batch if work else None,
             raw=raw,
             layers=self.layers(row),
@@ -134,93 +165,43 @@ class Measurement:
 
 
 def measure_model(
-    model: Model,
-    names: Sequence[str],
-    *,
-    chosen_by_all: bool = False,
-    batches: Sequence[int] | None = None,
-    streams: Sequence[int | None] = (1,),
-    threads: Sequence[int | None] = (None,),
-    duration_s: float = 5.0,
-    precision_target: float | None = None,
-    scenario: Scenario | None = None,
-    cut_off: float | None = None,
-    profile: bool = False,
-    scope: Scope = "device",
-    supply: Supply | None = None,
-    device: str | None = None,
-    tuning: RuntimeOptions = UNTUNED,
-    seed: int = 0,
-    harness: Harness | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    model: Model, plan: MeasuringPlan, *, progress: Callable[[str], None] = lambda _: None
 ) -> Measurement:
     """Measures a model on several runtimes, in turns.
 
     Args:
         model: What ``resolve`` returned.
-        names: Runtimes.
-        chosen_by_all: Whether they were not named one by one, so that one that can't open the model is left out.
-        batches: Batch sizes, or None: the model's own where it is fixed, otherwise ``DEFAULT_BATCHES``.
-        streams: Numbers of concurrent runs; None is as many as each runtime does best with.
-        threads: Numbers of CPU threads; None is all usable cores.
-        duration_s: Measuring time of a row at most.
-        precision_target: Half-width of the 95 % interval, as a fraction of the median, at which a row ends; None is the
-            default of ``Plan``.
-        scenario: What a sample is; None is by the number of streams.
-        cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured.
-        profile: Whether rows of one run at a time are profiled by layer after they were measured.
-        scope: ``device`` or ``end-to-end``.
-        supply: What makes the feeds of each run, or None: the same sample pictures every time.
-        device: Where to compute; None is each runtime's own default.
-        tuning: What else changes speed or arithmetic.
-        seed: Of the sample inputs.
-        harness: Another's harness that measures in place of our own rounds; `streams`, `scenario`, `scope` and
-            `cut_off` are then its business.
-        progress: Told what is going on.
+        plan: What to measure, on what, and by whose rules.
+        progress: Called with what is going on.
 
     Raises:
-        UsageError: A batch other than the model's fixed one was asked for.
+        UsageError: The plan has a batch other than the model's fixed one.
         ToolkitError: Not one row could be measured; the first one's error.
     """
     from resnet_onnx.bench import roofline
     from resnet_onnx.bench.harness import measure_by_loadgen
-    from resnet_onnx.bench.measure import PRECISION_TARGET, Contender, Plan, measure
+    from resnet_onnx.bench.measure import measure
 
-    names, left_out = runnable(model, names, chosen_by_all=chosen_by_all, device=device)
-    sizes, count = _batches(model, batches)
-    plan = Plan(
-        batches=sizes,
-        streams=tuple(streams),
-        threads=tuple(threads),
-        duration_s=duration_s,
-        supply=supply,
-        scope=scope if harness is None else "end-to-end",  # every sample that LoadGen asks for is copied in and out
-        scenario=scenario,
-        cut_off=cut_off,
-        profile=profile,
-        precision_target=PRECISION_TARGET if precision_target is None else precision_target,
-    )
-    feeds = sample_feeds(model, count, seed=seed)
+    sizes = batch_sizes(model, plan.bench.batches)
+    names, left_out = runnable(model, plan.runtimes, chosen_by_all=plan.chosen_by_all, device=plan.device)
+    fixed = _fixed_batch(specs(model))
+    feeds = sample_feeds(model, min(max(sizes), _PICTURES) if fixed is None else fixed, seed=plan.seed)
     path = graph_path(model)
-    contenders = []
-    for name in names:
-        options = tuned(model, name, tuning, sizes)
-        found = source(model, name, device=device, options=options, batches=sizes)
-        contenders.append(Contender(runtime=name, source=found, device=device, options=options))
+    targets = [_target(model, name, plan) for name in names]
     shapes = {size: _shapes(feeds, specs(model), size) for size in {1, *sizes}}
     work = {size: roofline.count_work(path, found) if path else None for size, found in shapes.items()}
-    if harness is None:
-        rows = measure(contenders, feeds, plan, progress=progress)
+    if plan.harness is None:
+        rows = measure(targets, feeds, plan.bench, progress=progress)
     else:
         _check_single(model)
-        rows = measure_by_loadgen(contenders, feeds, plan, logs=harness.logs, progress=progress)
+        rows = measure_by_loadgen(targets, feeds, plan.bench, logs=plan.harness.logs, progress=progress)
     if not any(row.slices for row in rows):
         raise next(row.error for row in rows if row.error is not None)
     progress("measuring the machine's peak")
     return Measurement(
         model=model,
         path=path,
-        plan=plan,
+        plan=plan.bench,
         rows=rows,
         left_out=left_out,
         work=work,
@@ -231,18 +212,27 @@ def measure_model(
     )
 
 
-def _batches(model: Model, asked: Sequence[int] | None) -> tuple[tuple[int, ...], int]:
-    """Returns the batch sizes to measure, and how many distinct samples the feeds should have."""
-    first = _fixed_batch(specs(model))
-    if first is not None:
-        if asked is not None and tuple(asked) != (first,):
-            raise UsageError(
-                f"{model.name} has a fixed batch of {first}, and --batch {','.join(map(str, asked))} was asked for",
-                fix=f"--batch {first}, or export it with --batch dynamic",
-            )
-        return (first,), first
-    batches = tuple(asked or DEFAULT_BATCHES)
-    return batches, min(max(batches), _PICTURES)
+def _target(model: Model, runtime: str, plan: MeasuringPlan) -> Target:
+    options = tuned(model, runtime, plan.options, plan.bench.batches)
+    found = source(model, runtime, device=plan.device, options=options, batches=plan.bench.batches)
+    return Target(runtime=runtime, source=found, device=plan.device, options=options)
+
+
+def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Returns the batch sizes to measure a model at: those requested, its own fixed one, or ``DEFAULT_BATCHES``.
+
+    Raises:
+        UsageError: The model has a fixed batch, and another was requested.
+    """
+    fixed = _fixed_batch(specs(model))
+    if fixed is None:
+        return tuple(requested or DEFAULT_BATCHES)
+    if requested is not None and tuple(requested) != (fixed,):
+        raise UsageError(
+            f"{model.name} has a fixed batch of {fixed}, and --batch {','.join(map(str, requested))} was given",
+            fix=f"--batch {fixed}, or export it with --batch dynamic",
+        )
+    return (fixed,)
 
 
 def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
@@ -260,7 +250,7 @@ def _check_single(model: Model) -> None:
     first = _fixed_batch(specs(model))
     if first not in (None, 1):
         raise UsageError(
-            f"LoadGen's SingleStream asks for one sample at a time, and {model.name} has a fixed batch of {first}",
+            f"LoadGen's SingleStream runs one sample at a time, and {model.name} has a fixed batch of {first}",
             fix="export it with --batch dynamic",
         )
 

@@ -12,7 +12,7 @@ from resnet_onnx.workflow.feeds import sample_feeds
 from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.work import Work
 from runtimes.errors import CheckFailed, UnsupportedModel
-from runtimes.spec import ModelSource
+from runtimes.spec import ModelSource, Target
 
 _MOST_NAMED = 6
 
@@ -117,18 +117,19 @@ def speed(work: Work, candidate: Any, kept: Sequence[str]) -> dict[str, Any]:
         candidate: The ``ModelProto``.
         kept: Names of the layers in it that stay in float32, which are a cause where it is slow.
     """
-    from resnet_onnx.bench.measure import Contender, Plan, measure
+    from resnet_onnx.bench.measure import measure
+    from resnet_onnx.bench.plan import BenchPlan
 
     wishes = work.wishes
     least = wishes.min_speedup or 0.0
     batch = work.model.form.batch or 8
-    contenders = []
+    targets = []
     for runtime in wishes.runtimes:
         plain = ModelSource(path=work.source.path, label=f"{work.model.name} fp32")
         changed = ModelSource(path=work.draft(candidate, runtime), label=f"{work.model.name} {wishes.to}")
-        contenders += [Contender(runtime=runtime, source=plain), Contender(runtime=runtime, source=changed)]
+        targets += [Target(runtime=runtime, source=plain), Target(runtime=runtime, source=changed)]
     feeds = sample_feeds(work.model, batch, seed=wishes.seed)
-    rows = measure(contenders, feeds, Plan(batches=(batch,)), progress=work.progress)
+    rows = measure(targets, feeds, BenchPlan(batches=(batch,)), progress=work.progress)
     found = {}
     for runtime, slow, fast in zip(wishes.runtimes, rows[::2], rows[1::2], strict=True):
         for row in (slow, fast):

@@ -1,4 +1,4 @@
-"""The parent's side of a child process: starting it, asking it, noticing its death, ending it."""
+"""The parent's side of a worker process: starting it, sending requests, noticing its death, ending it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _POLL_S = 0.5
 _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from resnet_onnx.bench.child import main; main()"
+    "from resnet_onnx.bench.worker import main; main()"
 )
 
 
-class ChildDied(RunFailed):
+class WorkerDied(RunFailed):
     """The process that measured a row ended by itself or was killed."""
 
 
-class Child:
-    """One child process; use it as a context manager, which kills it at the end.
+class WorkerProcess:
+    """One worker process; use it as a context manager, which kills it at the end.
 
-    A child holds nothing worth keeping, so it is never asked to end: it is killed.
+    A worker holds nothing worth keeping, so it is never requested to end: it is killed.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,7 +42,7 @@ class Child:
             [sys.executable, "-P", "-c", _START, json.dumps(sys.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("a child process was started without pipes")
+            raise RuntimeError("a worker process was started without pipes")
         self._requests: Any = self._process.stdin
         self._replies: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=_read, args=(self._process.stdout, self._replies), daemon=True)
@@ -55,7 +55,7 @@ class Child:
 
     def send(self, method: str, **arguments: Any) -> None:
         """Sends a request without waiting for its answer."""
-        # A child that is gone is noticed when its answer is waited for.
+        # A worker that is gone is noticed when its answer is waited for.
         with contextlib.suppress(OSError, ValueError):
             pickle.dump((method, arguments), self._requests, protocol=pickle.HIGHEST_PROTOCOL)
             self._requests.flush()
@@ -64,8 +64,8 @@ class Child:
         """Waits for the answer to the oldest request.
 
         Raises:
-            ToolkitError: What the child raised.
-            ChildDied: The process ended instead of answering.
+            ToolkitError: What the worker raised.
+            WorkerDied: The process ended instead of answering.
         """
         while True:
             try:
@@ -74,7 +74,7 @@ class Child:
                 continue
             break
         if answer is None:
-            self._replies.put(None)  # whoever asks again is told again, and does not wait for ever
+            self._replies.put(None)  # a further call gets the same answer, and does not wait for ever
             raise self._died()
         kind, value = answer
         if kind == "value":
@@ -88,13 +88,13 @@ class Child:
         self.send(method, **arguments)
         return self.receive()
 
-    def _died(self) -> ChildDied:
+    def _died(self) -> WorkerDied:
         code = self._process.wait()
         if code >= 0:
-            return ChildDied(f"the process that ran {self.name} ended with exit code {code}")
+            return WorkerDied(f"the process that ran {self.name} ended with exit code {code}")
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         killed = "; the system does that where memory runs out" if name == "SIGKILL" else ""
-        return ChildDied(f"the process that ran {self.name} was ended by {name}{killed}")
+        return WorkerDied(f"the process that ran {self.name} was ended by {name}{killed}")
 
     def close(self) -> None:
         """Kills the process and waits for its end."""
@@ -115,7 +115,7 @@ def _read(stream: BinaryIO | Any, replies: queue.SimpleQueue[tuple[str, Any] | N
     with stream:
         while True:
             try:
-                replies.put(pickle.load(stream))  # from our own child over a private pipe, never from a file
+                replies.put(pickle.load(stream))  # from our own worker over a private pipe, never from a file
             except (EOFError, OSError, pickle.UnpicklingError):  # it ended, perhaps in the middle of an answer
                 replies.put(None)
                 return

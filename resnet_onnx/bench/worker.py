@@ -1,7 +1,7 @@
-"""What runs in the child process of one runtime: opens the model, prepares rows, takes samples.
+"""What runs in the worker process of one target: opens the model, prepares rows, takes samples.
 
 One request at a time comes as a pickle on stdin and is answered by one on the pipe that was stdout; what libraries
-print goes to stderr. The child ends when its parent does: stdin then ends, even in the middle of a run.
+print goes to stderr. The worker ends when its parent does: stdin then ends, even in the middle of a run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, Split, WarmUp, sample, sample_sets, split, warm_up
-from resnet_onnx.bench.supply import Supplied, Supply
+from resnet_onnx.bench.clock import Breakdown, Slice, WarmUp, breakdown, sample, sample_sets, warm_up
+from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
 from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError
-from runtimes.registry import open_runtime
-from runtimes.spec import Feeds, LayerTime, ModelSource, RuntimeOptions, Scope, TensorSpec
+from runtimes.registry import open_target
+from runtimes.spec import Feeds, LayerTime, Scope, Target, TensorSpec
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario
@@ -44,7 +44,7 @@ Request = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What an opened runtime says of itself.
+    """What an opened runtime reports of itself.
 
     Attributes:
         version: Of the library.
@@ -64,7 +64,7 @@ class Opened:
 
 
 class Worker:
-    """The requests that a child answers; one method each."""
+    """The requests that a worker process answers; one method each."""
 
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
@@ -72,11 +72,11 @@ class Worker:
         self._rows: dict[int, list[Prepared]] = {}
         self._sets: dict[int, int] = {}
 
-    def open(self, runtime: str, source: ModelSource, device: str | None, options: RuntimeOptions) -> Opened:
+    def open(self, target: Target) -> Opened:
         """Opens the model."""
-        opened = open_runtime(runtime, source, device=device, options=options)
+        opened = open_target(target)
         self._runtime = opened
-        self._gpu = None if opened.device == "cpu" else nvidia.require_gpu(opened.device, runtime=runtime)
+        self._gpu = None if opened.device == "cpu" else nvidia.require_gpu(opened.device, runtime=target.runtime)
         counts = Counter(f"{node.provider}, {node.device}" for node in opened.placement())
         return Opened(
             version=opened.version,
@@ -88,19 +88,19 @@ class Worker:
         )
 
     def prepare(
-        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, supply: Supply | None = None
+        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, feed_factory: FeedFactory | None = None
     ) -> WarmUp:
         """Prepares one row, a run for each of the runtime's streams, and warms it up."""
         runtime = self._opened()
         prepared: list[Prepared] = []
         try:
-            if supply is None:
+            if feed_factory is None:
                 whole = enlarge(feeds, runtime.inputs, batch)
                 prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
             else:
                 threads = max(1, usable_cores() // runtime.streams)
                 prepared.extend(
-                    Supplied(runtime, supply.open(batch=batch, threads=threads)) for _ in range(runtime.streams)
+                    FedRun(runtime, feed_factory.open(batch=batch, threads=threads)) for _ in range(runtime.streams)
                 )
             answer = warm_up(prepared, limit_s=limit_s)
         except BaseException:
@@ -118,10 +118,10 @@ class Worker:
         scope: Scope,
         limit_s: float,
         at_once: float | None,
-        supply: Supply | None = None,
+        feed_factory: FeedFactory | None = None,
     ) -> WarmUp:
         """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
-        warm = self.prepare(row, feeds, batch, scope, limit_s, supply)
+        warm = self.prepare(row, feeds, batch, scope, limit_s, feed_factory)
         streams = len(self._rows[row])
         runs = int(at_once or 0) or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
         self._sets[row] = runs
@@ -135,9 +135,9 @@ class Worker:
             taken = sample(self._rows[row], seconds=seconds, discard=discard)
         return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
 
-    def split(self, row: int) -> Split:
+    def breakdown(self, row: int) -> Breakdown:
         """Takes single runs of a row's first stream apart."""
-        return split(self._rows[row][0])
+        return breakdown(self._rows[row][0])
 
     def release(self, row: int) -> None:
         """Frees what a row holds."""
@@ -166,14 +166,14 @@ class Worker:
 
     def _opened(self) -> Runtime:
         if self._runtime is None:
-            raise RuntimeError("prepare was asked for before open")
+            raise RuntimeError("open() comes before everything else")
         return self._runtime
 
 
 def enlarge(feeds: Feeds, inputs: tuple[TensorSpec, ...], batch: int) -> dict[str, NDArray[Any]]:
     """Repeats samples along the first axis up to a batch, so that no large batch has to be handed between processes.
 
-    An input whose first dimension is fixed stays as it is. Where contenders take the same input in other precisions,
+    An input whose first dimension is fixed stays as it is. Where targets take the same input in other precisions,
     float32 becomes what this one takes.
 
     Raises:
@@ -227,7 +227,7 @@ def _answer(worker: Worker, method: str, arguments: dict[str, Any]) -> tuple[str
         return "error", error
     except MemoryError as error:
         return "error", OutOfMemory(f"not enough memory: {error}".rstrip(": "), fix="use a smaller batch or model")
-    except Exception as error:  # carried to the parent, where it is reported as a fault of ours
+    except Exception as error:  # carried to the parent, where it is reported as an internal error
         return "fault", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
 
 

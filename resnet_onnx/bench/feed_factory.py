@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from runtimes.base import Prepared, Runtime
 from runtimes.spec import Feeds, imported
 
-Next = Callable[[], Feeds]
+NextFeeds = Callable[[], Feeds]
 """Returns the feeds of the next run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supply:
+class FeedFactory:
     """Where the feeds of each run come from; picklable, so that the process that measures can open it.
 
     Attributes:
-        factory: ``"module:function"``; called with `batch`, `threads` and `arguments`, returns a ``Next``.
+        factory: ``"module:function"``; called with `batch`, `threads` and `arguments`, returns a ``NextFeeds``.
         arguments: Its further keyword arguments.
         includes: What of its work is timed, in words: ``decode``.
-        label: What it supplies, for the record.
+        label: What the feeds are made of, for the record.
     """
 
     factory: str
@@ -32,13 +32,13 @@ class Supply:
     includes: tuple[str, ...]
     label: str
 
-    def open(self, *, batch: int, threads: int) -> Next:
+    def open(self, *, batch: int, threads: int) -> NextFeeds:
         """Imports and calls the factory."""
-        supplied: Next = imported(self.factory)(batch=batch, threads=threads, **self.arguments)
-        return supplied
+        following: NextFeeds = imported(self.factory)(batch=batch, threads=threads, **self.arguments)
+        return following
 
 
-class Supplied(Prepared):
+class FedRun(Prepared):
     """A run that makes its feeds first: ``enqueue`` returns when the model has begun on them.
 
     The feeds are copied into the arrays of a prepared run, which has a request or session of its own: several of these
@@ -46,13 +46,13 @@ class Supplied(Prepared):
 
     Args:
         runtime: The opened model.
-        supply: Makes the feeds.
+        following: Makes the feeds.
     """
 
-    def __init__(self, runtime: Runtime, supply: Next) -> None:
+    def __init__(self, runtime: Runtime, following: NextFeeds) -> None:
         super().__init__("end-to-end")
-        self._next = supply
-        self._made: Feeds | None = supply()  # for the first run, which is one of the warm-up
+        self._next = following
+        self._made: Feeds | None = following()  # for the first run, which is one of the warm-up
         self._places: dict[str, NDArray[Any]] = {name: np.array(array) for name, array in self._made.items()}
         # End to end: a run copies these arrays anew each time.
         self._prepared = runtime.prepare(self._places, scope="end-to-end")
