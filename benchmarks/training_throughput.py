@@ -37,10 +37,13 @@ from resnet_onnx.data.datasets import from_arrays
 from resnet_onnx.models.build import build
 from resnet_onnx.models.catalog import CatalogEntry, lookup
 from resnet_onnx.models.configs import with_classes
-from resnet_onnx.training.distributed import ALONE
-from resnet_onnx.training.loop import Progress, _Learner, computes_bf16, train
+from resnet_onnx.training.device import supports_bf16
+from resnet_onnx.training.distributed import SINGLE_PROCESS
+from resnet_onnx.training.loop import train
+from resnet_onnx.training.plan import Progress, TrainingPlan
 from resnet_onnx.training.recipes import Recipe, lookup_recipe
 from resnet_onnx.training.splits import TrainingData
+from resnet_onnx.training.step import TrainState
 
 _CLASSES = 10
 _QUIET = 0.1
@@ -84,7 +87,7 @@ def bare_steps(entry: CatalogEntry, recipe: Recipe, pictures: torch.Tensor, labe
 
 
 def _default_precision() -> str:
-    return "bf16" if computes_bf16(torch.device("cpu")) else "fp32"
+    return "bf16" if supports_bf16(torch.device("cpu")) else "fp32"
 
 
 def beside_bare(args: argparse.Namespace) -> bool:
@@ -123,7 +126,8 @@ def beside_bare(args: argparse.Namespace) -> bool:
 
     before, start = _busy(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = train(entry, data, recipe=recipe, out=Path(folder) / "run", device="cpu", workers=0, progress=beside)
+        plan = TrainingPlan(entry=entry, data=data, recipe=recipe, out=Path(folder) / "run", device="cpu", workers=0)
+        result = train(plan, progress=beside)
     others = max(0.0, _busy() - before) / ((time.perf_counter() - start) * (psutil.cpu_count() or 1))
     pairs = list(zip(ours, theirs[1:], strict=False))[5:]  # step n of ours, and the bare one right after it
     ratios = np.array([bare_s / our_s for our_s, bare_s in pairs])
@@ -152,10 +156,11 @@ def settings(args: argparse.Namespace) -> None:
         for layout in ("contiguous", "channels-last"):
             for compiled in ("off", "on") if args.compile else ("off",):
                 recipe = lookup_recipe("cifar-fast").override(precision=precision, layout=layout, compile=compiled)
-                learner = _Learner(build(with_classes(entry.config, _CLASSES)), recipe, torch.device("cpu"), ALONE)
-                learner.connect()
-                learner.train_mode()
-                steps[precision, layout, compiled] = lambda learner=learner: learner.step(inputs, targets, 0.01)  # type: ignore[misc]
+                network = build(with_classes(entry.config, _CLASSES))
+                state = TrainState(network, recipe, torch.device("cpu"), SINGLE_PROCESS)
+                state.wrap()
+                state.train_mode()
+                steps[precision, layout, compiled] = lambda state=state: state.step(inputs, targets, 0.01)  # type: ignore[misc]
     times: dict[tuple[str, str, str], list[float]] = {key: [] for key in steps}
     for key, step in steps.items():
         start = args.clock()

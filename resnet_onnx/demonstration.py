@@ -57,6 +57,7 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     from resnet_onnx.data.datasets import open_dataset
     from resnet_onnx.prediction import draw, predict
     from resnet_onnx.training.loop import train
+    from resnet_onnx.training.plan import TrainingPlan
     from resnet_onnx.training.recipes import default_recipe
     from resnet_onnx.training.splits import open_training_data
 
@@ -66,7 +67,8 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     recipe = default_recipe(DATA, image_size=entry.image_size, pictures=len(data.train))
     # One thread: reproducible to the bit, and on a busy machine several times faster than two that wait for each other.
     tell(f"1/5  training {NETWORK} on {len(data.train)} digits, {counted(recipe.epochs, 'epoch')}")
-    trained = train(entry, data, recipe=recipe, out=out / "training", seed=seed, resume=True, threads=1)
+    plan = TrainingPlan(entry=entry, data=data, recipe=recipe, out=out / "training", seed=seed, resume=True, threads=1)
+    trained = train(plan)
     tell(f"     {100 * (trained.test_top1 or 0):.1f} % on held-out digits")
 
     tell("2/5  exporting to ONNX, verified against torch")

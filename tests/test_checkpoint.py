@@ -19,7 +19,7 @@ import torch
 from resnet_onnx.models.catalog import lookup
 from resnet_onnx.models.configs import with_classes
 from resnet_onnx.training import checkpoint as module
-from resnet_onnx.training.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from resnet_onnx.training.checkpoint import CheckpointContent, find_checkpoint, read_checkpoint, write_checkpoint
 from resnet_onnx.training.recipes import lookup_recipe
 from runtimes.errors import BadWeights, FileProblem, UserError
 
@@ -54,7 +54,7 @@ def write(folder: Path, seed: int = 0, **changes: Any) -> None:
         },
         "rng_state": {"cpu": torch.Generator().manual_seed(seed).get_state()},
     }
-    write_checkpoint(folder, **(values | changes))
+    write_checkpoint(folder, CheckpointContent(**(values | changes)))
 
 
 def same(a: Any, b: Any) -> bool:

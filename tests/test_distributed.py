@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from support.training_runs import SMALL, small_run
 from torch import nn
 
-from resnet_onnx.training import loop
+from resnet_onnx.training import trainer
 from resnet_onnx.training.checkpoint import read_checkpoint
-from resnet_onnx.training.distributed import Peers
+from resnet_onnx.training.distributed import ProcessGroup
 from runtimes.errors import BadData, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,11 +59,11 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 TOGETHER = """
 import os, sys
 from pathlib import Path
-from resnet_onnx.training.distributed import Peers
+from resnet_onnx.training.distributed import ProcessGroup
 from support.training_runs import SMALL, small_run
 
-peers = Peers.from_environment()
-small_run(Path(sys.argv[1]), SMALL, peers=peers, device="cpu")
+group = ProcessGroup.from_environment()
+small_run(Path(sys.argv[1]), SMALL, group=group, device="cpu")
 sys.stdout.flush()
 os._exit(0)  # as the command does
 """
@@ -97,7 +97,7 @@ def test_two_processes_train_as_one_does_that_computes_batch_norm_by_halves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "together.py").write_text(TOGETHER)
-    build = loop.build
+    build = trainer.build
 
     def by_halves(config: Any) -> nn.Module:
         module: nn.Module = build(config)
@@ -107,7 +107,7 @@ def test_two_processes_train_as_one_does_that_computes_batch_norm_by_halves(
         return module
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "build", by_halves)
+        patch.setattr(trainer, "build", by_halves)
         alone = small_run(tmp_path / "one", SMALL, device="cpu")
     whole = small_run(tmp_path / "whole", SMALL, device="cpu")
     with torchrun(str(tmp_path / "together.py"), str(tmp_path / "two")) as process:
@@ -216,21 +216,21 @@ def test_the_environment_says_who_is_who(monkeypatch: pytest.MonkeyPatch) -> Non
                  "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
                  "TORCHELASTIC_USE_AGENT_STORE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
-    assert Peers.from_environment() == Peers()
+    assert ProcessGroup.from_environment() == ProcessGroup()
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert Peers.from_environment() == Peers(rank=5, count=8, local_rank=1, local_count=4)
+    assert ProcessGroup.from_environment() == ProcessGroup(rank=5, world_size=8, local_rank=1, local_world_size=4)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    assert (Peers.from_environment().elastic, Peers.from_environment().final) == (True, False)
-    assert Peers.from_environment().has_begun("x")  # what a store that is as new as the process can't say
+    assert (ProcessGroup.from_environment().elastic, ProcessGroup.from_environment().last_attempt) == (True, False)
+    assert ProcessGroup.from_environment().was_started("x")  # what a store that is as new as the process can't say
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    assert not Peers.from_environment().restarted
+    assert not ProcessGroup.from_environment().store_is_new
     for name, value in (("RANK", "8"), ("RANK", "-1"), ("RANK", "one")):
         monkeypatch.setenv(name, value)
         with pytest.raises(UsageError, match="RANK"):
-            Peers.from_environment()
+            ProcessGroup.from_environment()
 
 
 def test_a_single_process_agrees_with_itself() -> None:
@@ -238,9 +238,9 @@ def test_a_single_process_agrees_with_itself() -> None:
         raise BadData("nothing there")
 
     done: list[int] = []
-    assert Peers().agree(lambda: 3) == Peers().share(lambda: 3) == 3
-    assert Peers().agree_in_turn(lambda: done.append(3) or len(done)) == 1  # once
-    for way in (Peers().agree, Peers().agree_in_turn):
+    assert ProcessGroup().on_all_ranks(lambda: 3) == ProcessGroup().broadcast(lambda: 3) == 3
+    assert ProcessGroup().local_main_first(lambda: done.append(3) or len(done)) == 1  # once
+    for way in (ProcessGroup().on_all_ranks, ProcessGroup().local_main_first):
         with pytest.raises(BadData, match="nothing there") as caught:
             way(fail)
         assert not caught.value.common

@@ -222,8 +222,10 @@ def test_a_net_trained_outside_the_experiment_is_refused(tmp_path: Path, capfd: 
     trained = tmp_path / "cifar-plain8"
     recipe = degradation.plan("digits", networks=contestants([8, 14]), recipe=None, epochs=1, seed=0, out=tmp_path)
     from resnet_onnx.training.loop import train
+    from resnet_onnx.training.plan import TrainingPlan
 
-    train(recipe.contestants[0].entry, recipe.data, recipe=recipe.recipe, out=trained, threads=1)
+    entry = recipe.contestants[0].entry
+    train(TrainingPlan(entry=entry, data=recipe.data, recipe=recipe.recipe, out=trained, threads=1))
     code, document = run_json(
         capfd, "reproduce", "degradation", *line, "--depths", "8,14", "--out", str(tmp_path), "--no-bench"
     )

@@ -25,10 +25,12 @@ from support.training_runs import SMALL, small_net, small_run, small_set, state_
 from resnet_onnx.data.datasets import open_dataset
 from resnet_onnx.models.catalog import lookup
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.training import feeds, loop
+from resnet_onnx.training import feeds, trainer, validation
 from resnet_onnx.training.augmentation import Normaliser, augment, pad_colour, random_resized_crop, seed_for
 from resnet_onnx.training.checkpoint import read_checkpoint
-from resnet_onnx.training.loop import Progress, train
+from resnet_onnx.training.device import supports_bf16
+from resnet_onnx.training.loop import train
+from resnet_onnx.training.plan import Progress, TrainingPlan
 from resnet_onnx.training.recipes import Recipe, default_recipe, lookup_recipe, recipe_names
 from resnet_onnx.training.splits import TrainingData, hold_out, open_training_data
 from runtimes.errors import (
@@ -316,7 +318,8 @@ def test_data_that_nothing_can_be_learned_from_is_refused() -> None:
 def test_digits_reach_97_percent_in_6_epochs_and_the_checkpoint_does_it_again(tmp_path: Path) -> None:
     data = open_training_data("digits")
     recipe = default_recipe("digits", image_size=32, pictures=len(data.train))
-    result = train(lookup("cifar-resnet20"), data, recipe=recipe, out=tmp_path / "run", threads=1)
+    plan = TrainingPlan(entry=lookup("cifar-resnet20"), data=data, recipe=recipe, out=tmp_path / "run", threads=1)
+    result = train(plan)
     assert [row["epoch"] for row in result.epochs] == [1, 2, 3, 4, 5, 6]
     assert result.test_top1 is not None
     assert result.test_top1 >= 0.97
@@ -326,7 +329,7 @@ def test_digits_reach_97_percent_in_6_epochs_and_the_checkpoint_does_it_again(tm
     assert data.test is not None
     module = network.load()
     feed = feeds.open_feed(data.test, network.preprocessing, CPU, recipe=None, seed=0, workers=0)
-    assert loop.measure(module, feed, Normaliser(network.preprocessing, CPU))[0] == result.test_top1
+    assert validation.evaluate(module, feed, Normaliser(network.preprocessing, CPU))[0] == result.test_top1
     assert read_checkpoint(result.checkpoint).metrics["test_top1"] == result.test_top1
 
 
@@ -384,8 +387,8 @@ def test_large_pictures_are_looked_at_few_at_a_time(side: int, most: int) -> Non
 
     asked: list[int] = []
     feed = Blank(np.zeros(300, dtype=np.int64), side, CPU)
-    right, _ = loop.answers(torch.nn.Flatten(), feed, lambda pictures: pictures)  # type: ignore[arg-type]
-    assert (asked, len(right)) == ([most], 300)
+    correct, _ = validation.predictions(torch.nn.Flatten(), feed, lambda pictures: pictures)  # type: ignore[arg-type]
+    assert (asked, len(correct)) == ([most], 300)
 
 
 def test_what_does_not_fit_into_memory_is_one_message(tmp_path: Path) -> None:
@@ -504,7 +507,7 @@ def test_fewer_pictures_than_a_batch_and_no_validation_still_train(tmp_path: Pat
 
 def test_precision_auto_is_resolved_and_recorded(tmp_path: Path) -> None:
     result = small_run(tmp_path / "run", SMALL.override(precision="auto", epochs=1))
-    expected = "bf16" if loop.computes_bf16(CPU) else "fp32"
+    expected = "bf16" if supports_bf16(CPU) else "fp32"
     assert result.recipe.precision == expected
     assert read_checkpoint(result.last).recipe["precision"] == expected
     again = small_run(tmp_path / "run", SMALL.override(precision="auto", epochs=1), resume=True)
@@ -529,7 +532,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.training_runs import SMALL, small_run
-from resnet_onnx.training.loop import Progress
+from resnet_onnx.training.plan import Progress
 
 def slowly(progress: Progress) -> None:
     if progress.finished:
@@ -580,7 +583,7 @@ class Dropping(torch.nn.Module):
 def test_ctrl_c_leaves_a_usable_state_and_dropout_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "build", lambda _: Dropping())
+    monkeypatch.setattr(trainer, "build", lambda _: Dropping())
 
     def interrupt(progress: Progress) -> None:
         if (progress.epoch, progress.step) == (2, 2):
@@ -693,7 +696,7 @@ class Overflowing(Dropping):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "build", lambda _: Overflowing())
+    monkeypatch.setattr(trainer, "build", lambda _: Overflowing())
     with pytest.raises(CheckFailed, match="a weight is no longer finite in epoch 3"):
         small_run(tmp_path / "run", SMALL.override(batch_size=14))
     assert read_checkpoint(tmp_path / "run" / "last").epoch == 2
@@ -750,5 +753,7 @@ def test_jpegs_of_a_zip_are_learned_from(tmp_path: Path, shared_data: Path) -> N
         train=replace(chosen, classes=("airplane", "frog"), labels=(chosen.labels == 6).astype(np.int64))
     )
     recipe = lookup_recipe("folder-small").override(epochs=3)
-    result = train(small_net(32), data, recipe=recipe, out=tmp_path / "run", threads=1, workers=0)
+    result = train(
+        TrainingPlan(entry=small_net(32), data=data, recipe=recipe, out=tmp_path / "run", threads=1, workers=0)
+    )
     assert result.best["top1"] >= 0.85

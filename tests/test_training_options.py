@@ -20,20 +20,21 @@ from PIL import Image
 from support.training_runs import SMALL, small_net, small_run, state_bytes, without_times
 
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.training import loop
 from resnet_onnx.training.augmentation import (
     COLOUR_VALUES,
     COLOUR_VECTORS,
-    Share,
+    Shard,
     colour_shift,
     mix,
     random_scaled_crop,
 )
 from resnet_onnx.training.checkpoint import read_checkpoint
-from resnet_onnx.training.distributed import Peers
-from resnet_onnx.training.loop import Progress
+from resnet_onnx.training.device import select_device
+from resnet_onnx.training.distributed import ProcessGroup
+from resnet_onnx.training.plan import Progress
 from resnet_onnx.training.recipes import lookup_recipe
 from resnet_onnx.training.splits import open_training_data
+from resnet_onnx.training.step import TrainState
 from runtimes.errors import BadData, RuntimeUnavailable, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,14 +52,14 @@ def test_the_kept_weights_are_the_moving_average_of_the_trained_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[dict[str, torch.Tensor]] = []
-    step = loop._Learner.step
+    step = TrainState.step
 
     def spy(self: Any, *args: Any) -> Any:
         found = step(self, *args)
         trained.append({name: value.detach().clone() for name, value in self.module.named_parameters()})
         return found
 
-    monkeypatch.setattr(loop._Learner, "step", spy)
+    monkeypatch.setattr(TrainState, "step", spy)
     result = small_run(tmp_path / "run", SMALL.override(ema=0.5))
     kept = read_checkpoint(result.last).module_state()
     average = dict(trained[0])
@@ -214,9 +215,9 @@ def test_the_shorter_side_takes_every_length_between_its_bounds() -> None:
 
 def test_colours_are_shifted_along_the_published_components() -> None:
     pictures = torch.zeros(20_000, 3, 1, 1)
-    share = Share(first=0, total=len(pictures))
+    shard = Shard(first=0, total=len(pictures))
     recipe = lookup_recipe("imagenet-paper")
-    shift = colour_shift(pictures, recipe, torch.Generator().manual_seed(0), share)
+    shift = colour_shift(pictures, recipe, torch.Generator().manual_seed(0), shard)
     assert shift.shape == (20_000, 3, 1, 1)
     vectors, values = torch.tensor(COLOUR_VECTORS), torch.tensor(COLOUR_VALUES)
     expected = vectors @ torch.diag((0.1 * values) ** 2) @ vectors.T
@@ -256,7 +257,7 @@ def test_what_recipe_and_processes_cannot_do_together_is_refused(
     change: dict[str, Any], count: int, message: str
 ) -> None:
     with pytest.raises((UsageError, RuntimeUnavailable), match=message):
-        loop._checked_device(SMALL.override(**change), small_net(), "cpu", Peers(count=count))
+        select_device(SMALL.override(**change), small_net(), "cpu", ProcessGroup(world_size=count))
 
 
 # ---- stopping, and memory --------------------------------------------------------------------------------------------

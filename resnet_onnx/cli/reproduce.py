@@ -27,7 +27,7 @@ _GENERAL = frozenset({"experiment", "as_json", "quiet", "verbose", "cache_dir"})
 if TYPE_CHECKING:
     from resnet_onnx.reproduction.degradation import Degradation, Plan
     from resnet_onnx.reproduction.shortcut import Cost
-    from resnet_onnx.training.loop import Progress
+    from resnet_onnx.training.plan import Progress
 
 
 @make_command("reproduce", example="resnet-onnx reproduce degradation --data cifar10 --epochs 15 --depths 20,56")

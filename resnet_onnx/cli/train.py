@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,9 @@ from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.models.catalog import CatalogEntry
-    from resnet_onnx.training.distributed import Peers
-    from resnet_onnx.training.loop import Progress, TrainingResult
+    from resnet_onnx.training.distributed import ProcessGroup
+    from resnet_onnx.training.plan import Progress, TrainingPlan, TrainingResult
     from resnet_onnx.training.recipes import Recipe
-    from resnet_onnx.training.splits import TrainingData
 
 
 @make_command("train", example="resnet-onnx train --model cifar-resnet20 --data digits --out runs/digits")
@@ -100,22 +100,25 @@ def command(
 
     In several processes: torchrun --nproc-per-node N -m resnet_onnx train …
     """
-    from resnet_onnx.training.distributed import Peers
+    from resnet_onnx.training.distributed import ProcessGroup
 
-    peers = Peers.from_environment()
-    terminal.mute, terminal.final = not peers.first, peers.final
+    group = ProcessGroup.from_environment()
+    terminal.mute, terminal.final = not group.is_main, group.last_attempt
     if list_recipes:
         _list_recipes(terminal)
         return
 
     from resnet_onnx import workflow
     from resnet_onnx.training import curves, tensorboard_logs
-    from resnet_onnx.training.recipes import default_recipe, lookup_recipe, read_assignments
+    from resnet_onnx.training.plan import TrainingPlan
+    from resnet_onnx.training.recipes import lookup_recipe
     from resnet_onnx.training.splits import open_training_data
 
     spec = data or "digits"
+    fields = {"epochs": epochs, "batch_size": batch, "learning_rate": lr, "precision": precision,
+              "freeze": freeze or None, "sync_batch_norm": sync_batch_norm or None}  # fmt: skip
 
-    def prepare() -> tuple[CatalogEntry, TrainingData, Recipe, workflow.Start | None]:
+    def make_plan() -> tuple[TrainingPlan, list[str]]:
         if batch is not None and batch_per_process is not None:
             raise UsageError(
                 "--batch is the whole batch and --batch-per-process a part of it; both were given", fix="give one"
@@ -125,98 +128,121 @@ def command(
         if tensorboard:
             tensorboard_logs.load()
         entry = workflow.training_entry(name, image_size=image_size, mean=mean, std=std)
-        recipe = lookup_recipe(recipe_name, depth=entry.depth) if recipe_name else None
-        opened = open_training_data(spec)
-        recipe = recipe or default_recipe(spec, image_size=entry.image_size, pictures=len(opened.train))
-        recipe = recipe.override(**read_assignments(assignments))
-        recipe = recipe.override(epochs=epochs, batch_size=batch, learning_rate=lr, precision=precision)
-        recipe = recipe.override(freeze=freeze or None, sync_batch_norm=sync_batch_norm or None)
-        start = None if weights is None else workflow.initial_state(entry, weights, opened.train.classes, seed=seed)
-        return entry, opened, recipe, start
+        if recipe_name:
+            lookup_recipe(recipe_name)  # a wrong name is refused before any data is opened or downloaded
+        pictures = open_training_data(spec)
+        recipe = _recipe(recipe_name, entry, spec, len(pictures.train), assignments, fields)
+        start = None if weights is None else workflow.initial_state(entry, weights, pictures.train.classes, seed=seed)
+        plan = TrainingPlan(
+            entry=entry,
+            data=pictures,
+            recipe=recipe if batch_per_process is None else recipe.with_batch(batch_per_process * group.world_size),
+            out=out or Path("runs") / f"{entry.name}-{Path(spec).stem}",
+            seed=seed,
+            resume=resume,
+            device=device,
+            threads=_threads(threads, group),
+            workers=workers,
+            initial_state=None if start is None else start.state,
+            skip_bad=skip_bad,
+        )
+        return plan, [*_announcement(plan, recipe, group), *([] if start is None else [f"start: {start.description}"])]
 
-    entry, opened, recipe, start = peers.agree_in_turn(prepare)
-    folder = out or Path("runs") / f"{entry.name}-{Path(spec).stem}"
-    if threads is None and peers.count > 1:
-        from runtimes.base import usable_cores
+    plan, notes = group.local_main_first(make_plan)
+    for note in notes:
+        terminal.note(note)
+    result = _train(terminal, plan, group, tensorboard=tensorboard)
+    if not group.is_main:
+        return
+    if plot is not None:
+        title = f"{plan.entry.name} on {plan.data.train.name}, recipe {plan.recipe.name}"
+        curves.draw(result.epochs, plot, title=title)
+    _print(terminal, result, plan.entry.name, plot)
+    terminal.emit(_document(result, plan, spec, plot, processes=group.world_size))
 
-        threads = max(1, usable_cores() // peers.local_count)  # torchrun's own default is 1
 
+def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tensorboard: bool) -> TrainingResult:
+    """Trains, and shows every step on the terminal."""
+    from resnet_onnx.training import tensorboard_logs
     from resnet_onnx.training.loop import train
-
-    terminal.note(
-        f"{entry.name} on {opened.train.name}: {len(opened.train)} pictures, {len(opened.train.classes)} classes"
-    )
-    terminal.note(
-        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, "
-        f"{_batch(recipe, batch_per_process, peers)} · {folder}"
-    )
-    if peers.count > 1:
-        terminal.note(f"{peers.count} processes, CPU threads of each: {threads}")
-    if start is not None:
-        terminal.note(f"start: {start.description}")
 
     def show(progress: Progress) -> None:
         _show(terminal, display, task, progress)
-        if tensorboard and peers.first and progress.finished is not None:
-            tensorboard_logs.log(folder / "tensorboard", progress.finished, progress.done)
+        if tensorboard and group.is_main and progress.finished is not None:
+            tensorboard_logs.log(plan.out / "tensorboard", progress.finished, progress.done)
 
     with terminal.progress() as display:
         task = display.add_task("training", total=None)
-        result = train(
-            entry,
-            opened,
-            recipe=recipe,
-            out=folder,
-            seed=seed,
-            resume=resume,
-            threads=threads,
-            workers=workers,
-            device=device,
-            initial_state=None if start is None else start.state,
-            progress=show,
-            peers=peers,
-            batch_per_process=batch_per_process,
-            skip_bad=skip_bad,
-        )
-    if not peers.first:
-        return
-    if plot is not None:
-        curves.draw(result.epochs, plot, title=f"{entry.name} on {opened.train.name}, recipe {recipe.name}")
-    _tell(terminal, result, entry.name, plot)
-    terminal.emit(
-        {
-            "checkpoint": str(result.checkpoint),
-            "last": str(result.last),
-            "epochs": result.epochs,
-            "best": result.best,
-            "test_top1": result.test_top1,
-            "images_per_second": result.images_per_second,
-            "resumed_from": result.resumed_from,
-            "recipe": result.recipe.to_json(),
-            "model": entry.name,
-            "data": spec,
-            "seed": seed,
-            "processes": peers.count,
-            "skipped": [{"image": one.name, "reason": one.reason} for one in result.skipped],
-            "plot": plot,
-        }
-    )
+        return train(plan, progress=show, group=group)
 
 
-def _batch(recipe: Recipe, per_process: int | None, peers: Peers) -> str:
-    """Says how many pictures make a step, and what follows for the learning rate."""
-    used = recipe if per_process is None else recipe.with_batch(per_process * peers.count)
+def _document(
+    result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path | None, *, processes: int
+) -> dict[str, Any]:
+    return {
+        "checkpoint": str(result.checkpoint),
+        "last": str(result.last),
+        "epochs": result.epochs,
+        "best": result.best,
+        "test_top1": result.test_top1,
+        "images_per_second": result.images_per_second,
+        "resumed_from": result.resumed_from,
+        "recipe": result.recipe.to_json(),
+        "model": plan.entry.name,
+        "data": spec,
+        "seed": plan.seed,
+        "processes": processes,
+        "skipped": [{"image": one.name, "reason": one.reason} for one in result.skipped],
+        "plot": plot,
+    }
+
+
+def _recipe(
+    name: str | None, entry: CatalogEntry, spec: str, pictures: int, assignments: Sequence[str], fields: dict[str, Any]
+) -> Recipe:
+    """Returns the named recipe, or that of network and data, with the fields that the options change."""
+    from resnet_onnx.training.recipes import default_recipe, lookup_recipe, read_assignments
+
+    recipe = default_recipe(spec, image_size=entry.image_size, pictures=pictures)
+    if name:
+        recipe = lookup_recipe(name, depth=entry.depth)
+    return recipe.override(**read_assignments(assignments)).override(**fields)
+
+
+def _threads(requested: int | None, group: ProcessGroup) -> int | None:
+    """Returns the CPU threads of each process: of several on a machine, their part of its cores."""
+    from runtimes.base import usable_cores
+
+    if requested is None and group.world_size > 1:
+        return max(1, usable_cores() // group.local_world_size)  # torchrun's own default is 1
+    return requested
+
+
+def _announcement(plan: TrainingPlan, recipe: Recipe, group: ProcessGroup) -> list[str]:
+    """Returns lines that say what will be trained, on what and how."""
+    pictures = plan.data.train
+    lines = [
+        f"{plan.entry.name} on {pictures.name}: {len(pictures)} pictures, {len(plan.labels)} classes",
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, {_batch(plan.recipe, recipe, group)} · {plan.out}",
+    ]
+    if group.world_size > 1:
+        lines.append(f"{group.world_size} processes, CPU threads of each: {plan.threads}")
+    return lines
+
+
+def _batch(used: Recipe, recipe: Recipe, group: ProcessGroup) -> str:
+    """Says how many pictures make a step, and what that does to the recipe's learning rate."""
     text = f"batch {used.batch_size}"
-    if peers.count > 1:
-        text += f" ({peers.count} processes × {used.batch_size / peers.count:g})"
+    if group.world_size > 1:
+        text += f" ({group.world_size} processes × {used.batch_size / group.world_size:g})"
     text += f", learning rate {used.learning_rate:g}"
     if used.batch_size != recipe.batch_size:
         text += f" (scaled linearly with the batch: {recipe.learning_rate:g} × {used.batch_size} / {recipe.batch_size})"
     return text
 
 
-def _tell(terminal: Terminal, result: TrainingResult, name: str, plot: Path | None) -> None:
-    """Says for people what the training came to."""
+def _print(terminal: Terminal, result: TrainingResult, name: str, plot: Path | None) -> None:
+    """Prints the result of the training for people."""
     if result.resumed_from is not None and not any(e["epoch"] > result.resumed_from for e in result.epochs):
         terminal.note("the training was complete already; nothing was done")
     for skipped in result.skipped:

@@ -56,9 +56,9 @@ class Answers:
 
 def ask(module: nn.Module, feed: Feed, normaliser: Normaliser) -> Answers:
     """Returns a network's answers on a feed, in fp32 and without augmentation, batch norm in its final state."""
-    from resnet_onnx.training.loop import answers
+    from resnet_onnx.training.validation import predictions
 
-    right, loss = answers(module, feed, normaliser)
+    right, loss = predictions(module, feed, normaliser)
     return Answers(right=right.cpu().numpy(), loss=float(loss) / len(feed))
 
 

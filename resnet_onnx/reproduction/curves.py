@@ -11,6 +11,7 @@ from typing import Any
 from resnet_onnx.report.charts import COLOURS
 from resnet_onnx.report.tables import csv_text
 from resnet_onnx.report.words import counted
+from resnet_onnx.training.history import EpochRow
 from runtimes.files import atomic_file, write_text
 
 _THIN, _BOLD = 1.0, 2.4
@@ -35,7 +36,7 @@ class Curve:
     model: str
     kind: str
     depth: int
-    epochs: Sequence[dict[str, Any]]
+    epochs: Sequence[EpochRow]
 
     def points(self) -> list[dict[str, Any]]:
         """Returns a row per epoch, with ``COLUMNS`` as keys; errors are shares, 0 to 1."""

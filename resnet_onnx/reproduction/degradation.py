@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resnet_onnx.reproduction.judgement import Difference
     from resnet_onnx.reproduction.shortcut import Cost
     from resnet_onnx.training.feeds import Feed
-    from resnet_onnx.training.loop import Progress, TrainingResult
+    from resnet_onnx.training.plan import Progress, TrainingResult
     from resnet_onnx.training.recipes import Recipe
     from resnet_onnx.training.splits import TrainingData
 
@@ -274,7 +274,7 @@ def run(
         FileProblem: The folder can't be written.
     """
     from resnet_onnx.reproduction.curves import draw, write_csv
-    from resnet_onnx.training.loop import limited_threads
+    from resnet_onnx.training.device import limited_threads
 
     figure, table = experiment.out / FIGURE, experiment.out / NUMBERS
     forecast = Forecast(entries=[c.entry for c in experiment.contestants], epochs=_epochs(experiment))
@@ -362,6 +362,7 @@ def _train(
     progress: Callable[[str, Progress], None],
 ) -> TrainingResult:
     from resnet_onnx.training.loop import train
+    from resnet_onnx.training.plan import TrainingPlan
 
     entry = contestant.entry
     said = False
@@ -378,14 +379,14 @@ def _train(
                     tell(line)
         progress(entry.name, step)
 
-    def test(epoch: int, module: nn.Module) -> Mapping[str, Any]:
+    def test(epoch: int, module: nn.Module) -> Mapping[str, float]:
         watch = Stopwatch()
         found = pictures.ask_test(module)
         return {"test_top1": 1 - found.error, "test_loss": found.loss, "test_seconds": watch.seconds}
 
-    result = train(
-        entry,
-        experiment.data,
+    plan = TrainingPlan(
+        entry=entry,
+        data=experiment.data,
         recipe=experiment.recipe,
         out=experiment.out / entry.name,
         seed=experiment.seed,
@@ -393,9 +394,8 @@ def _train(
         threads=threads,
         workers=workers,
         device=device,
-        progress=follow,
-        after_epoch=test,
     )
+    result = train(plan, progress=follow, after_epoch=test)
     if any("test_top1" not in epoch for epoch in result.epochs):
         raise BadWeights(
             f"{experiment.out / entry.name} was trained outside this experiment: it has no test error of each epoch",
@@ -427,11 +427,11 @@ class _Pictures:
     """The pictures that networks are asked about, loaded when the first one is asked and kept for the others."""
 
     def __init__(self, experiment: Plan, *, device: str | None, workers: int | None) -> None:
-        from resnet_onnx.training.distributed import ALONE
+        from resnet_onnx.training.distributed import SINGLE_PROCESS
 
         self._experiment = experiment
         self._workers = workers
-        self._device = ALONE.device(device)
+        self._device = SINGLE_PROCESS.device(device)
         self._feeds: dict[str, Feed] = {}
 
     def ask_test(self, module: nn.Module) -> Answers:
@@ -478,7 +478,7 @@ class _Pictures:
 
     def _feed(self, which: str) -> Feed:
         from resnet_onnx.training.feeds import open_feed
-        from resnet_onnx.training.loop import loading_workers
+        from resnet_onnx.training.trainer import loading_workers
 
         if which not in self._feeds:
             dataset = self._set(which)

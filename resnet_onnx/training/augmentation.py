@@ -35,11 +35,11 @@ def seed_for(seed: int, *path: object) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """Which pictures of a step's batch are at hand: another process may have the others.
+class Shard:
+    """The part of a step's batch that this process trains on.
 
     Attributes:
-        first: Place of the first one in the batch.
+        first: Index of its first picture in the batch.
         total: Pictures of the batch.
     """
 
@@ -47,12 +47,12 @@ class Share:
     total: int
 
     def of(self, drawn: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """Returns the numbers for `pictures` out of those [..., total] drawn for the batch, on their device."""
+        """Returns the numbers of `pictures` out of those [..., total] drawn for the batch, on their device."""
         return drawn[..., self.first : self.first + len(pictures)].to(pictures.device)
 
 
 def augment(
-    pictures: torch.Tensor, recipe: Recipe, fill: torch.Tensor, generator: torch.Generator, share: Share | None = None
+    pictures: torch.Tensor, recipe: Recipe, fill: torch.Tensor, generator: torch.Generator, shard: Shard | None = None
 ) -> torch.Tensor:
     """Pads and crops, and flips, each picture of a batch by its own random numbers.
 
@@ -61,41 +61,41 @@ def augment(
         recipe: Says what is done.
         fill: uint8 [channel], the colour that is padded with.
         generator: On the CPU; drawn from in the same way whatever the device and the number of processes.
-        share: Of the step's batch; None where `pictures` are all of it.
+        shard: Of the step's batch; None where `pictures` are all of it.
 
     Returns:
         uint8 [batch, channel, height, width] on the same device.
     """
     count, channels, height, width = pictures.shape
-    share = share or Share(first=0, total=count)
+    shard = shard or Shard(first=0, total=count)
     if recipe.crop == "pad":
         pad = recipe.pad
-        top, left = share.of(torch.randint(0, 2 * pad + 1, (2, share.total), generator=generator), pictures)
+        top, left = shard.of(torch.randint(0, 2 * pad + 1, (2, shard.total), generator=generator), pictures)
         padded = fill.view(1, channels, 1, 1).expand(count, channels, height + 2 * pad, width + 2 * pad).clone()
         padded[:, :, pad : pad + height, pad : pad + width] = pictures
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [batch, channel, top, left, height, width]
         pictures = windows[torch.arange(count, device=pictures.device), :, top, left]
     if recipe.flip:
-        mirrored = share.of(torch.rand(share.total, generator=generator) < 0.5, pictures)
+        mirrored = shard.of(torch.rand(shard.total, generator=generator) < 0.5, pictures)
         pictures = torch.where(mirrored.view(-1, 1, 1, 1), pictures.flip(3), pictures)
     return pictures
 
 
-def colour_shift(pictures: torch.Tensor, recipe: Recipe, generator: torch.Generator, share: Share) -> torch.Tensor:
+def colour_shift(pictures: torch.Tensor, recipe: Recipe, generator: torch.Generator, shard: Shard) -> torch.Tensor:
     """Returns what each picture's colour is shifted by (Krizhevsky, Sutskever, Hinton 2012, section 4.1).
 
     Args:
         pictures: [batch, channel, height, width]; only their number and device matter.
         recipe: Says how strongly.
         generator: On the CPU.
-        share: Of the step's batch.
+        shard: Of the step's batch.
 
     Returns:
         float32 [batch, channel, 1, 1], in shares of white.
     """
-    strength = recipe.colour * torch.randn(3, share.total, generator=generator)
+    strength = recipe.colour * torch.randn(3, shard.total, generator=generator)
     shift = torch.tensor(COLOUR_VECTORS) @ (torch.tensor(COLOUR_VALUES).view(3, 1) * strength)
-    return share.of(shift, pictures).T.view(-1, 3, 1, 1)
+    return shard.of(shift, pictures).T.view(-1, 3, 1, 1)
 
 
 def mix(
@@ -147,6 +147,46 @@ class Normaliser:
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Returns float32 of the same shape as the uint8 [batch, channel, height, width] given."""
         return pictures.to(torch.float32).mul_(self._scale).add_(self._offset)
+
+
+class BatchAugmentation:
+    """What a recipe changes in the batches of one epoch: crop and flip, normalisation, colour, mixing.
+
+    Args:
+        recipe: Says what is done.
+        normaliser: Of the network.
+        classes: Of the data set.
+        generator: Of the epoch, on the CPU; drawn from in the same way whatever the number of processes.
+        shard: The part of each batch that is given.
+    """
+
+    def __init__(
+        self, recipe: Recipe, normaliser: Normaliser, classes: int, generator: torch.Generator, shard: Shard
+    ) -> None:
+        self._recipe, self._normaliser, self._classes = recipe, normaliser, classes
+        self._generator, self._shard = generator, shard
+        self._fill = pad_colour(recipe, normaliser)
+
+    def __call__(
+        self, pictures: torch.Tensor, labels: torch.Tensor, *, mix_seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the network's inputs and targets for the next batch.
+
+        Args:
+            pictures: uint8 [batch, channel, height, width].
+            labels: int64 [batch].
+            mix_seed: Decides what is mixed with what.
+
+        Returns:
+            float32 [batch, channel, height, width], and `labels`, or float32 [batch, classes] where pictures are mixed.
+        """
+        recipe, generator, shard = self._recipe, self._generator, self._shard
+        inputs = self._normaliser(augment(pictures, recipe, self._fill, generator, shard))
+        if recipe.colour:
+            inputs += colour_shift(inputs, recipe, generator, shard) * self._normaliser.per_white
+        if recipe.mixup or recipe.cutmix:
+            return mix(inputs, labels, classes=self._classes, recipe=recipe, seed=mix_seed)
+        return inputs, labels
 
 
 def changed_picture(

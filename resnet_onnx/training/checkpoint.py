@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,25 +141,11 @@ class Checkpoint:
             raise BadWeights(f"{self.folder / name} is no safetensors file ({error})") from error
 
 
-def write_checkpoint(
-    folder: Path,
-    *,
-    name: str,
-    config: NetworkConfig,
-    preprocessing: Preprocessing,
-    labels: tuple[str, ...] | None,
-    module_state: Mapping[str, torch.Tensor],
-    recipe: Mapping[str, Any],
-    epoch: int,
-    metrics: Mapping[str, Any],
-    progress: Mapping[str, Any] | None = None,
-    optimizer_state: Mapping[str, Any] | None = None,
-    rng_state: Mapping[str, torch.Tensor] | None = None,
-) -> None:
-    """Writes a checkpoint in one step; a kill at any moment leaves the old one or the new one.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckpointContent:
+    """What a checkpoint is written from.
 
-    Args:
-        folder: The checkpoint's folder; an older checkpoint there is replaced.
+    Attributes:
         name: The network's catalog name.
         config: The network's architecture.
         preprocessing: How the network wants its pictures.
@@ -171,6 +157,27 @@ def write_checkpoint(
         progress: What a resumed training needs beside tensors; plain JSON.
         optimizer_state: The optimizer's ``state_dict``, where training is to go on from here.
         rng_state: States of the random number generators, where training is to go on from here.
+    """
+
+    name: str
+    config: NetworkConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] | None
+    module_state: Mapping[str, torch.Tensor]
+    recipe: Mapping[str, Any]
+    epoch: int
+    metrics: Mapping[str, Any]
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_state: Mapping[str, Any] | None = None
+    rng_state: Mapping[str, torch.Tensor] | None = None
+
+
+def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
+    """Writes a checkpoint in one step; a kill at any moment leaves the old one or the new one.
+
+    Args:
+        folder: The checkpoint's folder; an older checkpoint there is replaced.
+        content: What is written.
 
     Raises:
         FileProblem: The folder can't be written; the old checkpoint is intact.
@@ -180,39 +187,40 @@ def write_checkpoint(
     from resnet_onnx import __version__
 
     optimizer_tensors: Tensors = {}
-    structure = None if optimizer_state is None else _take_apart(optimizer_state, "optimizer", optimizer_tensors)
-    parts: dict[str, Mapping[str, torch.Tensor]] = {MODEL: module_state}
+    optimizer_state, structure = content.optimizer_state, None
+    parts: dict[str, Mapping[str, torch.Tensor]] = {MODEL: content.module_state}
     if optimizer_state is not None:
+        structure = _take_apart(optimizer_state, "optimizer", optimizer_tensors)
         parts[OPTIMIZER] = optimizer_tensors
-    if rng_state is not None:
-        parts[RNG] = rng_state
+    if content.rng_state is not None:
+        parts[RNG] = content.rng_state
     with files.atomic_folder(folder) as draft:
         listed = {}
         for file_name, tensors in parts.items():
             data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             (draft / file_name).write_bytes(data)
             listed[file_name] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-        content = {
+        values = {
             "network": {
-                "name": name,
-                "config": config_to_json(config),
-                "preprocessing": preprocessing.to_json(),
-                "labels": None if labels is None else list(labels),
+                "name": content.name,
+                "config": config_to_json(content.config),
+                "preprocessing": content.preprocessing.to_json(),
+                "labels": None if content.labels is None else list(content.labels),
             },
-            "recipe": dict(recipe),
-            "epoch": epoch,
-            "metrics": dict(metrics),
-            "progress": dict(progress or {}),
+            "recipe": dict(content.recipe),
+            "epoch": content.epoch,
+            "metrics": dict(content.metrics),
+            "progress": dict(content.progress),
             "optimizer": structure,
             "files": listed,
         }
-        content = json.loads(json.dumps(content, allow_nan=False))  # what a reader will see, keys and all
+        values = json.loads(json.dumps(values, allow_nan=False))  # what a reader will see, keys and all
         record = {
             "format": FORMAT,
             "version": VERSION,
             "tool": __version__,
-            "sha256": _digest(content),
-            "content": content,
+            "sha256": _digest(values),
+            "content": values,
         }
         text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         (draft / RECORD).write_bytes(text.encode())

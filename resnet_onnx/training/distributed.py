@@ -1,7 +1,7 @@
-"""The processes of one training: which one this is, and what they tell each other.
+"""The process group of one training: the rank of this process, and how the ranks exchange values, tensors and errors.
 
-``torchrun`` starts them and says who is who in the environment; a training that it did not start is alone, and nothing
-here then does anything.
+``torchrun`` starts the processes and sets their ranks in the environment. A training that it did not start has one
+process, and nothing here then does anything.
 """
 
 from __future__ import annotations
@@ -32,37 +32,41 @@ T = TypeVar("T")
 _WAIT = datetime.timedelta(minutes=30)
 """How long a process waits for the others: the first one may test on many pictures, or write to a slow disk."""
 
-_GLANCE_S = 0.02
-"""Between two looks at what others have said."""
+_POLL_S = 0.02
+"""Between two reads of the store during the rendezvous."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Peers:
+class ProcessGroup:
     """The processes of a training, as one of them sees them.
 
+    Every rank must call its collectives (``broadcast``, ``all_gather``, ``on_all_ranks``, ``all_reduce``) in the same
+    order. Where a function that is given to one of them raises a ``ToolkitError``, every rank raises that error (of
+    several, the one of the lowest rank), marked as ``common``: no rank waits for one that has failed.
+
     Attributes:
-        rank: Place of this process, from 0; the first one writes the files.
-        count: Processes, on all machines.
-        local_rank: Place among the processes of this machine.
-        local_count: Processes on this machine.
-        elastic: Whether torchrun started them, which may start them anew after one died.
-        final: Whether torchrun will start none anew any more.
-        restarted: Whether it started these in the place of others, and with them a store that knows nothing of those:
+        rank: Of this process, from 0; rank 0 writes the files.
+        world_size: Processes, on all machines.
+        local_rank: Rank among the processes of this machine.
+        local_world_size: Processes on this machine.
+        elastic: Whether torchrun started the processes, which may restart them after one died.
+        last_attempt: Whether torchrun will not restart them any more.
+        store_is_new: Whether torchrun restarted them with a new store that has no record of the earlier processes, as
             some of its rendezvous backends do.
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_count: int = 1
+    local_world_size: int = 1
     elastic: bool = False
-    final: bool = True
-    restarted: bool = False
+    last_attempt: bool = True
+    store_is_new: bool = False
 
     @classmethod
-    def from_environment(cls) -> Peers:
-        """Returns what torchrun says in the environment; alone where it says nothing.
+    def from_environment(cls) -> ProcessGroup:
+        """Returns the group that torchrun sets in the environment; a group of one process where it sets none.
 
         Raises:
             UsageError: The environment contradicts itself.
@@ -71,33 +75,33 @@ class Peers:
             return cls()
         try:
             restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-            peers = cls(
+            group = cls(
                 rank=int(os.environ["RANK"]),
-                count=int(os.environ["WORLD_SIZE"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
                 local_rank=int(os.environ.get("LOCAL_RANK", os.environ["RANK"])),
-                local_count=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
+                local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])),
                 elastic="TORCHELASTIC_RUN_ID" in os.environ,
-                final=restarts >= int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
-                restarted=restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+                last_attempt=restarts >= int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")),
+                store_is_new=restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
             )
         except ValueError as error:
             raise UsageError(
-                f"what torchrun says in the environment (RANK, WORLD_SIZE, …) is no number: {error}"
+                f"torchrun's environment variables (RANK, WORLD_SIZE, …) must be whole numbers: {error}"
             ) from error
-        if not 0 <= peers.rank < peers.count or peers.local_rank < 0:
-            raise UsageError(f"RANK {peers.rank} does not fit WORLD_SIZE {peers.count}", fix="start with torchrun")
-        return peers
+        if not 0 <= group.rank < group.world_size or group.local_rank < 0:
+            raise UsageError(f"RANK {group.rank} does not fit WORLD_SIZE {group.world_size}", fix="start with torchrun")
+        return group
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the process that prints and writes files."""
         return self.rank == 0
 
     def device(self, name: str | None) -> torch.device:
         """Returns the device to train on; each process of a machine has its own GPU.
 
         Args:
-            name: ``cpu``, ``cuda`` or ``cuda:N``; None takes a GPU where there is one.
+            name: ``cpu``, ``cuda`` or ``cuda:N``; None selects a GPU where there is one.
 
         Raises:
             UsageError: No such kind of device, or one GPU named for several processes.
@@ -114,11 +118,11 @@ class Peers:
             raise UsageError(f"{kinds}, not '{name}'")
         if device.type == "cpu":
             return device
-        if self.count > 1:
+        if self.world_size > 1:
             if device.index is not None:
                 raise UsageError(
-                    f"device '{name}' is one GPU, but there are {self.count} processes",
-                    fix="name the device cuda: each process then takes its own",
+                    f"device '{name}' is one GPU, but there are {self.world_size} processes",
+                    fix="name the device cuda: each process then uses its own",
                 )
             device = torch.device("cuda", self.local_rank)
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -126,7 +130,7 @@ class Peers:
             raise RuntimeUnavailable(
                 f"device '{device}' is not here: torch sees {found} GPUs",
                 fix="train with device cpu"
-                if self.count == 1
+                if self.world_size == 1
                 else "start no more processes a machine than it has GPUs",
             )
         return device
@@ -141,152 +145,158 @@ class Peers:
         import torch
 
         gpu = device.type == "cuda"
-        if gpu and device.index is not None:  # what asks for "the" GPU means this one
+        if gpu and device.index is not None:  # code that uses the current GPU must use this one
             torch.cuda.set_device(device)
-        if self.count == 1:
+        if self.world_size == 1:
             yield
             return
         import torch.distributed as dist
 
-        with self._losses_told():
+        with self._lost_process_reported():
             dist.init_process_group(
                 "nccl" if gpu else "gloo",
-                store=_meeting(self).room(),
+                store=_rendezvous(self).next_store(),
                 rank=self.rank,
-                world_size=self.count,
+                world_size=self.world_size,
                 timeout=_WAIT,
                 device_id=device if gpu else None,
             )
             yield
-        # Only after a good end: with a peer gone, taking leave of it would wait for it. All leave together: who is
-        # still reading when another closes its connections ends with an error.
+        # Only after success: with a process gone, the barrier would wait for it. All leave together: a process that is
+        # still reading when another one closes its connections ends with an error.
         dist.barrier()
         dist.destroy_process_group()
 
     @contextlib.contextmanager
-    def _losses_told(self) -> Iterator[None]:
+    def _lost_process_reported(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not _is_about_peers(error):
+            if not _is_lost_connection(error):
                 raise
             lost = Unavailable(
-                f"process {self.rank} of {self.count} lost another one: {' '.join(str(error).split())[:200]}",
+                f"process {self.rank} of {self.world_size} lost another one: {' '.join(str(error).split())[:200]}",
                 fix="see why that one ended; torchrun --max-restarts N goes on from the last checkpoint by itself",
             )
             lost.common = True
             raise lost from error
 
-    def agree(self, make: Callable[[], T]) -> T:
-        """Returns what `make` returns in this process, once it has returned in every one; needs no connection.
+    def on_all_ranks(self, compute: Callable[[], T]) -> T:
+        """Calls `compute` on every rank and returns this rank's value once all calls have returned.
+
+        Only errors are exchanged, so the value may be anything. It needs no connection.
 
         Raises:
-            ToolkitError: What it raised in the first of the processes in which it failed; then in all of them.
+            ToolkitError: `compute` raised it on this rank or another; then on all of them.
             Unavailable: A process died, or could not be reached.
         """
-        if self.count == 1:
-            return make()
-        made: list[T] = []
+        if self.world_size == 1:
+            return compute()
+        computed: list[T] = []
         failed: ToolkitError | None = None
         try:
-            made.append(make())
+            computed.append(compute())
         except ToolkitError as error:
             failed = error
-        with self._losses_told():
-            room = _meeting(self).room()
-            room.set(str(self.rank), base64.b64encode(pickle.dumps(failed)).decode())
-            said = [pickle.loads(base64.b64decode(room.get(str(rank)))) for rank in range(self.count)]
-        for rank, problem in enumerate(said):
-            if isinstance(problem, ToolkitError):
+        with self._lost_process_reported():
+            store = _rendezvous(self).next_store()
+            store.set(str(self.rank), base64.b64encode(pickle.dumps(failed)).decode())
+            errors = [pickle.loads(base64.b64decode(store.get(str(rank)))) for rank in range(self.world_size)]
+        for rank, raised in enumerate(errors):
+            if isinstance(raised, ToolkitError):
                 if rank:
-                    problem.message = f"process {rank} of {self.count}: {problem.message}"
-                raise self.together(problem)
-        return made[0]
+                    raised.message = f"process {rank} of {self.world_size}: {raised.message}"
+                raise self.as_common(raised)
+        return computed[0]
 
-    def agree_in_turn(self, make: Callable[[], T]) -> T:
-        """As ``agree``, but one process of each machine goes first: what it downloads is there for the others."""
-        made: list[T] = []
+    def local_main_first(self, compute: Callable[[], T]) -> T:
+        """As ``on_all_ranks``, but local rank 0 of each machine goes first: the others find what it downloads."""
+        computed: list[T] = []
 
-        def make_first() -> None:
+        def compute_first() -> None:
             if self.local_rank == 0:
-                made.append(make())
+                computed.append(compute())
 
-        self.agree(make_first)
-        return self.agree(lambda: made[0] if made else make())
+        self.on_all_ranks(compute_first)
+        return self.on_all_ranks(lambda: computed[0] if computed else compute())
 
-    def together(self, error: ToolkitError) -> ToolkitError:
-        """Marks an error that every process raises, so that only the first one reports it."""
-        error.common = self.count > 1
+    def as_common(self, error: ToolkitError) -> ToolkitError:
+        """Marks an error that every rank raises, so that only rank 0 reports it."""
+        error.common = self.world_size > 1
         return error
 
-    def begin(self, what: str) -> None:
-        """Notes that these processes begin something, for those that torchrun may start in their place."""
+    def mark_started(self, run: str) -> None:
+        """Records that these processes have started a run, for those that torchrun may start in their place."""
         if self.elastic:
-            _meeting(self).board.set(f"begun {what}", "yes")
+            _rendezvous(self).lasting_store.set(f"started {run}", "yes")
 
-    def has_begun(self, what: str) -> bool:
-        """Whether these processes, or those in whose place torchrun has started them, have begun it."""
-        return self.restarted or (self.elastic and bool(_meeting(self).board.check([f"begun {what}"])))
+    def was_started(self, run: str) -> bool:
+        """Whether these processes, or those that torchrun restarted them for, have started a run."""
+        return self.store_is_new or (self.elastic and bool(_rendezvous(self).lasting_store.check([f"started {run}"])))
 
-    def share(self, make: Callable[[], T]) -> T:
-        """Returns in every process what `make` returns in the first one, or raises what it raises there."""
-        if self.count == 1:
-            return make()
+    def broadcast(self, compute: Callable[[], T]) -> T:
+        """Calls `compute` on rank 0 and returns its value, pickled in between, on every rank.
+
+        Raises:
+            ToolkitError: `compute` raised it on rank 0; then on all ranks.
+        """
+        if self.world_size == 1:
+            return compute()
         import torch.distributed as dist
 
-        said: list[Any] = [None]
-        if self.first:
+        sent: list[Any] = [None]
+        if self.is_main:
             try:
-                said = [make()]
+                sent = [compute()]
             except ToolkitError as error:
-                said = [_Raised(error)]
-        dist.broadcast_object_list(said, src=0)
-        if isinstance(said[0], _Raised):
-            raise self.together(said[0].error)
-        shared: T = said[0]
-        return shared
+                sent = [_Raised(error)]
+        dist.broadcast_object_list(sent, src=0)
+        if isinstance(sent[0], _Raised):
+            raise self.as_common(sent[0].error)
+        received: T = sent[0]
+        return received
 
-    def gather(self, value: T) -> list[T]:
-        """Returns the values of all processes, by rank."""
-        if self.count == 1:
+    def all_gather(self, value: T) -> list[T]:
+        """Returns the values of all ranks, by rank; each is pickled in between."""
+        if self.world_size == 1:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
 
-    def sum(self, *values: torch.Tensor) -> None:
-        """Puts into each tensor the sum over the processes."""
-        if self.count > 1:
+    def all_reduce(self, *values: torch.Tensor) -> None:
+        """Replaces each tensor by its sum over the ranks."""
+        if self.world_size > 1:
             import torch.distributed as dist
 
             for value in values:
                 dist.all_reduce(value)
 
-    def average_statistics(self, module: nn.Module) -> None:
-        """Gives every process the mean of their running statistics of batch norm.
+    def average_batch_norm(self, module: nn.Module) -> None:
+        """Replaces the running statistics of batch norm by their mean over the ranks.
 
-        Each computes them on its own pictures; being moving averages, their mean is what one process would have that
-        averages over the parts of the batch at every step.
+        Each rank computes them on its own pictures. They are moving averages, so their mean is what one process would
+        have that averages over the parts of the batch at every step.
         """
-        if self.count > 1:
+        if self.world_size > 1:
             for buffer in module.buffers():
                 if buffer.is_floating_point():
-                    self.sum(buffer)
-                    buffer.div_(self.count)
+                    self.all_reduce(buffer)
+                    buffer.div_(self.world_size)
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Returns the module so that its gradients become the mean over the processes, and its weights are equal."""
-        if self.count == 1:
+    def data_parallel(self, module: nn.Module) -> nn.Module:
+        """Returns a module whose gradients are averaged over the ranks, and which starts from the weights of rank 0."""
+        if self.world_size == 1:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
-        # Statistics are averaged once an epoch, not copied from the first process at every step.
+        # Running statistics are averaged once an epoch, not copied from rank 0 at every step.
         return DistributedDataParallel(module, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
-ALONE = Peers()
+SINGLE_PROCESS = ProcessGroup()
 """A training in one process."""
 
 
@@ -296,68 +306,69 @@ class _Raised:
 
 
 @final
-class _Meeting:
-    """Where the processes find each other: what one sets in a store, the others get.
+class _Rendezvous:
+    """The key-value stores through which the processes exchange messages.
 
     Args:
         store: Of these processes alone.
-        board: What is written there outlives them, as long as torchrun runs.
+        lasting_store: Outlives them, as long as torchrun runs.
     """
 
-    def __init__(self, store: Any, board: Any) -> None:
+    def __init__(self, store: Any, lasting_store: Any) -> None:
         self._store = store
-        self.board = board
-        self._rooms = itertools.count()
+        self.lasting_store = lasting_store
+        self._numbers = itertools.count()
 
-    def room(self) -> Any:
-        """Returns a store for one purpose; every process must ask for its rooms in the same order."""
+    def next_store(self) -> Any:
+        """Returns a store for one purpose; every process must ask for its stores in the same order."""
         import torch.distributed as dist
 
-        return dist.PrefixStore(f"room {next(self._rooms)}", self._store)  # type: ignore[attr-defined]
+        return dist.PrefixStore(f"purpose {next(self._numbers)}", self._store)  # type: ignore[attr-defined]
 
 
-@functools.cache  # there is one meeting in the life of a process
-def _meeting(peers: Peers) -> _Meeting:
-    """Returns the meeting of these processes, and of none that ran before them.
+@functools.cache  # a process has one rendezvous in its life
+def _rendezvous(group: ProcessGroup) -> _Rendezvous:
+    """Returns the rendezvous of these processes, and of none that ran before them.
 
-    torchrun keeps one store for all its restarts, so that a process could find in it where one that is dead used to
-    listen, and call there. So each draws a name, the first one calls out all names that it sees, and only when every
-    one called has answered to its own name do they begin, in a part of the store that is named after them.
+    torchrun keeps one store for all its restarts, so a process could read in it the address of one that is dead, and
+    connect to that. So each process draws a name, rank 0 publishes all names that it reads, and only when every process
+    has confirmed its own name do they start, in a part of the store that is named after them.
     """
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    whole, _, _ = next(rendezvous("env://", peers.rank, peers.count, timeout=_WAIT))
+    whole, _, _ = next(rendezvous("env://", group.rank, group.world_size, timeout=_WAIT))
     store = PrefixStore("resnet-onnx", whole)
     own = uuid.uuid4().hex
-    store.set(f"here {peers.rank}", own)
+    store.set(f"name {group.rank}", own)
     deadline = time.monotonic() + _WAIT.total_seconds()
     while time.monotonic() < deadline:
-        if peers.first:
-            names = [store.get(f"here {rank}").decode() for rank in range(peers.count)]
-            store.set("called", json.dumps(names))
+        if group.is_main:
+            names = [store.get(f"name {rank}").decode() for rank in range(group.world_size)]
+            store.set("names", json.dumps(names))
         else:
-            names = json.loads(store.get("called"))
-        if len(names) == peers.count and names[peers.rank] == own:
-            who = hashlib.sha256(" ".join(names).encode()).hexdigest()
-            store.set(f"{who} {peers.rank}", "answers")
-            if _begun(store, who, peers):
-                return _Meeting(PrefixStore(who, store), store)
-        time.sleep(_GLANCE_S)
+            names = json.loads(store.get("names"))
+        if len(names) == group.world_size and names[group.rank] == own:
+            members = hashlib.sha256(" ".join(names).encode()).hexdigest()
+            store.set(f"{members} {group.rank}", "confirmed")
+            if _all_confirmed(store, members, group):
+                return _Rendezvous(PrefixStore(members, store), store)
+        time.sleep(_POLL_S)
     raise Unavailable(
-        f"process {peers.rank} of {peers.count} has not met all others in {_WAIT.total_seconds() / 60:.0f} minutes",
+        f"process {group.rank} of {group.world_size} has not met all others in "
+        f"{_WAIT.total_seconds() / 60:.0f} minutes",
         fix="start the same command on every machine, with the same --nnodes and --rdzv-endpoint",
     )
 
 
-def _begun(store: Any, who: str, peers: Peers) -> bool:
-    begins = f"{who} begins"
-    if peers.first and store.check([f"{who} {rank}" for rank in range(peers.count)]):
-        store.set(begins, "now")
-    return bool(store.check([begins]))
+def _all_confirmed(store: Any, members: str, group: ProcessGroup) -> bool:
+    complete = f"{members} complete"
+    if group.is_main and store.check([f"{members} {rank}" for rank in range(group.world_size)]):
+        store.set(complete, "yes")
+    return bool(store.check([complete]))
 
 
-def _is_about_peers(error: RuntimeError) -> bool:
+def _is_lost_connection(error: RuntimeError) -> bool:
     import torch.distributed as dist
 
     # gloo's own errors are plain RuntimeErrors that name its source file or the connection.

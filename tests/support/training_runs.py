@@ -10,7 +10,8 @@ import numpy as np
 
 from resnet_onnx.data.datasets import PictureSet, from_arrays
 from resnet_onnx.models.catalog import CatalogEntry, lookup
-from resnet_onnx.training.loop import TrainingResult, train
+from resnet_onnx.training.loop import train
+from resnet_onnx.training.plan import TrainingPlan, TrainingResult
 from resnet_onnx.training.recipes import Recipe, lookup_recipe
 from resnet_onnx.training.splits import TrainingData
 
@@ -33,7 +34,9 @@ SMALL = lookup_recipe("digits").override(epochs=3, batch_size=16, pad=1, precisi
 
 def small_run(out: Path, recipe: Recipe = SMALL, **options: Any) -> TrainingResult:
     data = options.pop("data", None) or TrainingData(train=small_set())
-    return train(small_net(), data, recipe=recipe, out=out, **({"threads": 1, "workers": 0} | options))
+    callbacks = {name: options.pop(name) for name in ("progress", "after_epoch", "group") if name in options}
+    values = {"threads": 1, "workers": 0} | options
+    return train(TrainingPlan(entry=small_net(), data=data, recipe=recipe, out=out, **values), **callbacks)
 
 
 def state_bytes(out: Path) -> dict[str, bytes]:
