@@ -312,6 +312,22 @@ def test_data_that_nothing_can_be_learned_from_is_refused() -> None:
         TrainingData(train=small_set(count=2)).with_validation(0.1, 0)
 
 
+# ---- plan -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"threads": 0}, "threads must be a whole number of at least 1, not 0"),
+    ({"workers": -1}, "workers must be a whole number of at least 0, not -1"),
+    ({"skip_bad": -2}, "skip_bad must be a whole number of at least 0, not -2"),
+])  # fmt: skip
+def test_a_plan_with_a_number_out_of_range_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrainingPlan(
+            entry=small_net(), data=TrainingData(train=small_set()), recipe=SMALL, out=tmp_path / "run", **change
+        )
+    assert not (tmp_path / "run").exists()
+
+
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
