@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from converters.graph import expose
 from runtimes.errors import CheckFailed, UsageError
-from runtimes.registry import open_runtime
+from runtimes.registry import DEFAULT_RUNTIME, open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
 Method = Literal["minmax", "entropy", "percentile", "mse"]
@@ -175,7 +175,9 @@ def mean_values(
     path.write_bytes(expose(model, values).SerializeToString())
     sums: dict[str, NDArray[np.float64]] = {}
     samples = 0
-    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)) as runtime:
+    with open_runtime(
+        DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)
+    ) as runtime:
         for feeds in batches:
             size = max((len(array) for array in feeds.values() if array.ndim), default=1)
             for name, array in runtime.run(feeds).items():
@@ -215,7 +217,9 @@ def observe(
     path.write_bytes(expose(model, computed or [model.graph.output[0].name]).SerializeToString())
     histograms = {name: Histogram() for name in values}
     done = 0
-    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)) as runtime:
+    with open_runtime(
+        DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)
+    ) as runtime:
         for feeds in batches:
             found = {**runtime.run(feeds), **{name: feeds[name] for name in values if name in inputs}}
             for name in values:

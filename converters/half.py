@@ -31,7 +31,7 @@ from converters.graph import (
     shapes,
 )
 from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
-from runtimes.registry import open_runtime
+from runtimes.registry import DEFAULT_RUNTIME, open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
 Half = Literal["fp16", "bf16"]
@@ -317,7 +317,9 @@ def _observe(
     seen: dict[str, _Seen] = {}
     sizes: dict[str, int] = {}
     # Unoptimised: a fused layer would not show what lies inside it.
-    with open_runtime("ort-cpu", ModelSource(path=path, label=what), options=RuntimeOptions(optimize=False)) as runtime:
+    with open_runtime(
+        DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=RuntimeOptions(optimize=False)
+    ) as runtime:
         for feeds in batches:
             found = {**runtime.run(feeds), **{name: feeds[name] for name in inputs}}
             samples = max((len(array) for array in feeds.values() if array.ndim), default=1)

@@ -271,7 +271,7 @@ def _choose_target(library: trt_shim.Library, asked: str | None, device: str) ->
             )
         return _Target(wanted, None)
     try:
-        gpu = nvidia.require_gpu(device, runtime=library.name, package=trt_shim.extra(library.name))
+        gpu = trt_shim.require_gpu(library.name, device)
     except RuntimeUnavailable as missing:
         if library.is_rtx:
             raise UsageError(
@@ -375,9 +375,9 @@ def require_builder(library: trt_shim.LibraryName, *, target: str | None = None,
 def _prepare(library: trt_shim.LibraryName, target: str | None, device: str) -> tuple[trt_shim.Library, _Target]:
     if target is not None:
         parse_target(target)
-    if library == "tensorrt":
+    if not trt_shim.builds_ahead(library):
         # Without a GPU nothing is built; and the driver is the first thing to install.
-        nvidia.require_gpu(device, runtime=library, package=trt_shim.extra(library))
+        trt_shim.require_gpu(library, device)
     loaded = trt_shim.load(library)
     return loaded, _choose_target(loaded, target, device)
 

@@ -5,11 +5,10 @@ TensorRT; each loads when its runtime is opened.
 """
 
 from runtimes.base import Prepared, Runtime
-from runtimes.registry import RUNTIME_NAMES, open_runtime, open_target
+from runtimes.registry import open_runtime, open_target, runtime_names
 from runtimes.spec import ModelSource, NodePlacement, RuntimeOptions, Target, TensorSpec
 
 __all__ = [
-    "RUNTIME_NAMES",
     "ModelSource",
     "NodePlacement",
     "Prepared",
@@ -19,4 +18,5 @@ __all__ = [
     "TensorSpec",
     "open_runtime",
     "open_target",
+    "runtime_names",
 ]

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from runtimes.errors import RuntimeClosed, RuntimeUnavailable, UnsupportedModel,
 from runtimes.spec import (
     Feeds,
     LayerTime,
+    ModelForm,
     ModelSource,
     NodePlacement,
     RuntimeOptions,
@@ -126,14 +127,32 @@ class Runtime(ABC):
     """An opened model on one runtime and device; use it as a context manager.
 
     Attributes:
+        name: What ``--runtime`` takes.
+        title: Its full name, for people.
+        default_device: Where it computes unless another device is requested.
+        opens: The forms of a model that it opens, the preferred one first.
+        suffixes: Endings of files in a format of its own.
+        uses: Names of the fields of ``RuntimeOptions`` that it uses.
+        precisions: Precisions of files that it computes on every machine.
+        lowers_int8: Whether it opens a portable int8 file in a form of its own, which ``converters.lowering`` makes.
+        in_all: Whether ``all`` includes it and its speed is measured; False where it is too slow for that.
+        build_advice: What it does where an engine would be built, as the end of a sentence that begins with "it".
         inputs: Specs of the model's inputs, in the model's order.
         outputs: Specs of the model's outputs, in the model's order.
         recorded: Every option that can change numbers or speed, as it was really set; goes into results.
         streams: How many prepared runs it is arranged for to go on at the same time.
     """
 
-    name: str = ""
-    default_device: str = "cpu"
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    default_device: ClassVar[str] = "cpu"
+    opens: ClassVar[tuple[ModelForm, ...]] = ("onnx",)
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[frozenset[str]] = frozenset({"threads", "streams"})
+    precisions: ClassVar[frozenset[str]] = frozenset({"fp32"})
+    lowers_int8: ClassVar[bool] = False
+    in_all: ClassVar[bool] = True
+    build_advice: ClassVar[str] = "loads the ONNX file itself"
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -175,12 +194,34 @@ class Runtime(ABC):
         """
         if device is None:
             return cls.default_device
-        kind, _, index = device.partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-            raise UsageError(f"unknown device '{device}': expected cpu, cuda or cuda:N")
+        kind, index = parse_device(device)
         if kind not in cls._device_kinds():
             raise UsageError(f"runtime '{cls.name}' runs on {' or '.join(cls._device_kinds())}, not on '{device}'")
         return "cpu" if kind == "cpu" else f"cuda:{index or 0}"
+
+    @classmethod
+    def has_device(cls, device: str | None) -> bool:
+        """Returns whether this runtime has devices of that kind; raises ``UsageError`` for a misspelt one."""
+        return device is None or parse_device(device)[0] in cls._device_kinds()
+
+    @classmethod
+    def arithmetic(cls, precision: str, options: RuntimeOptions, device: str | None = None) -> str:
+        """Returns the precision that products are computed in, which is what an error budget follows.
+
+        Args:
+            precision: Of the file: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+            options: What the model is opened with.
+            device: As for ``resolve_device``.
+
+        Returns:
+            The precision of the file; or the one that autocast narrows to; or ``tf32`` for a float32 file where the
+            options allow it and both runtime and device have it.
+        """
+        if "autocast" in cls.uses and options.autocast is not None:
+            return options.autocast
+        if precision == "fp32" and options.tf32 and "tf32" in cls.uses and cls.resolve_device(device) != "cpu":
+            return "tf32"
+        return precision
 
     @classmethod
     def _device_kinds(cls) -> tuple[str, ...]:
@@ -310,6 +351,14 @@ class Runtime(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def parse_device(device: str) -> tuple[str, str]:
+    """Returns the kind and the number of a device; raises ``UsageError`` where it is misspelt."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise UsageError(f"unknown device '{device}': expected cpu, cuda or cuda:N")
+    return kind, index
 
 
 def usable_cores() -> int:

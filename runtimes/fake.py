@@ -38,6 +38,8 @@ class FakeRuntime(Runtime):
     """Fills the interface with a Python function."""
 
     name = "fake"
+    title = "A Python function"
+    opens = ("torch",)  # a factory makes it, too
 
     @classmethod
     def _installed_version(cls) -> str | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 from runtimes.errors import RuntimeUnavailable, UsageError
@@ -79,30 +81,34 @@ def target_name(compute_capability: tuple[int, int]) -> str:
     return f"sm{compute_capability[0]}{compute_capability[1]}"
 
 
-def no_gpu_fix(runtime: str, package: str = "resnet-onnx") -> str:
-    """Returns what to do where there is no GPU, in lines: where it would run, what can be done here."""
-    lines = [("on a machine with an NVIDIA GPU:", f"pip install '{package}'")]
-    if runtime.startswith("tensorrt"):
-        lines.append(
-            ("build an engine without a GPU:", "resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm89")
-        )
-    lines.append(("what runs here:", "resnet-onnx doctor"))
-    width = max(len(what) for what, _ in lines)
-    return "\n".join(f"{what:{width}} {how}" for what, how in lines)
+def no_gpu_fix(package: str = "resnet-onnx", without: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Returns what to do where there is no GPU, in lines: where it would run, what can be done here.
+
+    Args:
+        package: What pip installs on a machine that has a GPU.
+        without: Other commands that help without one, by what they do.
+    """
+    lines = {
+        "on a machine with an NVIDIA GPU:": f"pip install '{package}'",
+        **without,
+        "what runs here:": "resnet-onnx doctor",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{what:{width}} {how}" for what, how in lines.items())
 
 
-def require_gpu(device: str, *, runtime: str, package: str = "resnet-onnx") -> Gpu:
+def require_gpu(device: str, *, package: str = "resnet-onnx", without: Mapping[str, str] = MappingProxyType({})) -> Gpu:
     """Returns the GPU of ``cuda:N``.
 
     Args:
         device: ``cuda`` or ``cuda:N``.
-        runtime: Who asks; decides what the fix proposes.
-        package: What pip installs on a machine that has a GPU.
+        package: As for ``no_gpu_fix``.
+        without: As for ``no_gpu_fix``.
 
     Raises:
         RuntimeUnavailable: No driver, no GPU, or not so many of them.
     """
-    fix = no_gpu_fix(runtime, package)
+    fix = no_gpu_fix(package, without)
     found = gpus(fix=fix)
     index = int(device.partition(":")[2] or 0)
     if index >= len(found):

@@ -42,6 +42,7 @@ class OrtRuntime(Runtime):
     """What all providers share; a provider fills the three small holes at the end."""
 
     provider = ""
+    uses = frozenset({"threads", "streams", "spin", "optimize"})
 
     @classmethod
     def _installed_version(cls) -> str | None:
@@ -329,6 +330,9 @@ class OrtCpuRuntime(OrtRuntime):
     """ONNX Runtime's own CPU kernels."""
 
     name = "ort-cpu"
+    title = "ONNX Runtime on the CPU"
+    precisions = frozenset({"fp32", "fp16", "int8"})
+    lowers_int8 = True
     provider = "CPUExecutionProvider"
 
 
@@ -336,13 +340,16 @@ class OrtCudaRuntime(OrtRuntime):
     """ONNX Runtime's CUDA provider: cuDNN and cuBLAS. Built, not executed where no GPU was at hand."""
 
     name = "ort-cuda"
+    title = "ONNX Runtime, CUDA provider"
+    uses = OrtRuntime.uses | {"tf32", "cuda_graph", "exhaustive_search", "channels_last"}
+    precisions = frozenset({"fp32", "fp16"})
     provider = "CUDAExecutionProvider"
     default_device = "cuda:0"
     package = "resnet-onnx[cuda]"
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
-        gpu = nvidia.require_gpu(device, runtime=cls.name, package=cls.package)
+        gpu = nvidia.require_gpu(device, package=cls.package)
         version, _ = super()._probe(device)
         ort = cls._library()
         nvidia.check_driver(gpu, ort_gpu.needed_cuda(ort))
@@ -414,6 +421,9 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
     """
 
     name = "ort-tensorrt"
+    title = "ONNX Runtime, TensorRT provider"
+    uses = OrtRuntime.uses | {"tf32", "shapes"}
+    build_advice = "builds its engine, into the cache, when it opens the ONNX file"
     provider = "TensorrtExecutionProvider"
     package = "resnet-onnx[cuda,tensorrt]"
 
@@ -447,7 +457,7 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
             provider_options=self._tensorrt_options(checked, ""),
             ort_version=self.version,
             tensorrt_version=self._tensorrt(),
-            gpu=nvidia.require_gpu(self.device, runtime=self.name, package=self.package),
+            gpu=nvidia.require_gpu(self.device, package=self.package),
         )
         with ort_gpu.engine_folder(self._key) as folder:
             self._folder = folder

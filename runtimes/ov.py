@@ -37,6 +37,9 @@ class OpenVINORuntime(Runtime):
     """
 
     name = "openvino"
+    title = "Intel OpenVINO"
+    precisions = frozenset({"fp32", "fp16", "bf16", "int8"})
+    lowers_int8 = True
 
     @classmethod
     def _installed_version(cls) -> str | None:

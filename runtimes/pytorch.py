@@ -28,6 +28,11 @@ class TorchRuntime(Runtime):
     """
 
     name = "torch"
+    title = "PyTorch, eager"
+    opens = ("torch",)
+    uses = frozenset({"threads", "streams", "tf32", "cuda_graph", "exhaustive_search", "channels_last", "autocast"})
+    precisions = frozenset({"fp32", "fp16", "bf16"})
+    build_advice = "runs the network itself"
 
     @classmethod
     def _device_kinds(cls) -> tuple[str, ...]:
@@ -39,7 +44,7 @@ class TorchRuntime(Runtime):
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
-        gpu = None if device == "cpu" else nvidia.require_gpu(device, runtime=cls.name)
+        gpu = None if device == "cpu" else nvidia.require_gpu(device)
         torch = load_library("torch", runtime=cls.name, package="resnet-onnx")
         if gpu is None:
             return str(torch.__version__), (device,)

@@ -32,6 +32,10 @@ class ReferenceRuntime(Runtime):
     """
 
     name = "reference"
+    title = "ONNX reference evaluator in float64"
+    uses = frozenset()
+    precisions = frozenset({"fp32", "fp16", "bf16", "int8"})
+    in_all = False  # too slow to be measured, and itself a gold
 
     @classmethod
     def _installed_version(cls) -> str | None:

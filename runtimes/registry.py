@@ -1,42 +1,57 @@
-"""The names of the runtimes and how to open one. A new runtime is one line here and one file beside."""
+"""The names of the runtimes and how to open one. A new runtime is one line here and one file beside.
+
+A package of somebody else adds a runtime without a line here, by an entry point in its own metadata::
+
+    [project.entry-points."resnet_onnx.runtimes"]
+    mine = "their_package.module:MyRuntime"
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import importlib.metadata
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from runtimes.base import Availability, Runtime
 from runtimes.errors import RuntimeUnavailable, UsageError
 from runtimes.spec import ModelSource, RuntimeOptions, Target
 
-
-@dataclass(frozen=True)
-class _Entry:
-    module: str
-    adapter: str
-    title: str
-
-
-_ENTRIES: Mapping[str, _Entry] = MappingProxyType(
+_OWN: Mapping[str, str] = MappingProxyType(
     {
-        "torch": _Entry("runtimes.pytorch", "TorchRuntime", "PyTorch, eager"),
-        "reference": _Entry("runtimes.reference", "ReferenceRuntime", "ONNX reference evaluator in float64"),
-        "ort-cpu": _Entry("runtimes.ort", "OrtCpuRuntime", "ONNX Runtime on the CPU"),
-        "ort-cuda": _Entry("runtimes.ort", "OrtCudaRuntime", "ONNX Runtime, CUDA provider"),
-        "ort-tensorrt": _Entry("runtimes.ort", "OrtTensorRTRuntime", "ONNX Runtime, TensorRT provider"),
-        "tensorrt": _Entry("runtimes.trt", "TensorRTRuntime", "NVIDIA TensorRT"),
-        "tensorrt-rtx": _Entry("runtimes.trt", "TensorRTRTXRuntime", "NVIDIA TensorRT for RTX"),
-        "openvino": _Entry("runtimes.ov", "OpenVINORuntime", "Intel OpenVINO"),
+        "torch": "runtimes.pytorch:TorchRuntime",
+        "reference": "runtimes.reference:ReferenceRuntime",
+        "ort-cpu": "runtimes.ort:OrtCpuRuntime",
+        "ort-cuda": "runtimes.ort:OrtCudaRuntime",
+        "ort-tensorrt": "runtimes.ort:OrtTensorRTRuntime",
+        "tensorrt": "runtimes.trt:TensorRTRuntime",
+        "tensorrt-rtx": "runtimes.trt:TensorRTRTXRuntime",
+        "openvino": "runtimes.ov:OpenVINORuntime",
     }
 )
 
-RUNTIME_NAMES: tuple[str, ...] = tuple(_ENTRIES)
-DEFAULT_RUNTIME = "ort-cpu"
+ENTRY_POINTS = "resnet_onnx.runtimes"
+"""The group of entry points that other packages name their runtimes in; a name of our own stays ours."""
 
-OUTSIDE_COMPARISONS = frozenset({"reference"})
-"""Too slow to be measured and itself a gold: ``all`` leaves it out."""
+DEFAULT_RUNTIME = "ort-cpu"
+TORCH_RUNTIME = "torch"
+"""What evaluates the network itself: in double it is the gold, in float32 the baseline."""
+GRAPH_RUNTIME = "reference"
+"""What evaluates a graph in double, where there is no network."""
+
+
+def runtime_names() -> tuple[str, ...]:
+    """Returns the names of all runtimes, available or not: our own, then those of other packages."""
+    return (*_OWN, *(name for name in _foreign(tuple(sys.path)) if name not in _OWN))
+
+
+@functools.lru_cache(maxsize=4)
+def _foreign(search_path: tuple[str, ...]) -> Mapping[str, importlib.metadata.EntryPoint]:
+    """Returns the entry points by name; they depend on where packages are looked for, and on nothing else."""
+    del search_path
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
 def adapter(name: str) -> type[Runtime]:
@@ -44,23 +59,70 @@ def adapter(name: str) -> type[Runtime]:
 
     Raises:
         UsageError: No runtime has that name.
+        RuntimeUnavailable: The adapter is that of another package and can't be loaded.
     """
-    entry = _ENTRIES.get(name)
-    if entry is None:
-        raise UsageError(f"unknown runtime '{name}': choose from {', '.join(RUNTIME_NAMES)}")
-    found: type[Runtime] = getattr(importlib.import_module(entry.module), entry.adapter)
-    return found
+    if name in _OWN:
+        module, _, attribute = _OWN[name].partition(":")
+        found: type[Runtime] = getattr(importlib.import_module(module), attribute)
+        return found
+    point = _foreign(tuple(sys.path)).get(name)
+    if point is None:
+        raise UsageError(f"unknown runtime '{name}': choose from {', '.join(runtime_names())}")
+    try:
+        loaded = point.load()
+    except Exception as error:  # the code of somebody else
+        raise RuntimeUnavailable(
+            f"the adapter of runtime '{name}' ({point.value}) can't be loaded: {error}", fix=_mend(point)
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Runtime) and loaded.name == name):
+        raise RuntimeUnavailable(f"{point.value} is not the adapter of a runtime named '{name}'", fix=_mend(point))
+    return loaded
 
 
-def title(name: str) -> str:
-    """Returns the runtime's full name."""
-    adapter(name)
-    return _ENTRIES[name].title
+def _mend(point: importlib.metadata.EntryPoint) -> str:
+    package = "the package that declares it" if point.dist is None else point.dist.name
+    return f"install another version of {package}, or remove it"
+
+
+def runtimes_that(fits: Callable[[type[Runtime]], bool]) -> tuple[str, ...]:
+    """Returns the names of the runtimes whose adapter fits, available or not."""
+    names = []
+    for name in runtime_names():
+        try:
+            found = adapter(name)
+        except RuntimeUnavailable:
+            continue  # of another package, and broken
+        if fits(found):
+            names.append(name)
+    return tuple(names)
+
+
+def engine_suffixes() -> frozenset[str]:
+    """Returns the endings of files that are engines of some runtime."""
+    return frozenset(
+        suffix for name in runtimes_that(lambda found: bool(found.suffixes)) for suffix in adapter(name).suffixes
+    )
+
+
+def judging_runtime(precision: str) -> str:
+    """Returns the runtime whose outputs judge a file of a precision: the one that a user meets first, if it runs it."""
+    if precision in adapter(DEFAULT_RUNTIME).precisions:
+        return DEFAULT_RUNTIME
+    return conversion_runtimes(precision)[0]
+
+
+def conversion_runtimes(precision: str) -> tuple[str, ...]:
+    """Returns the runtimes that a file is converted to a precision for, where the user names none."""
+    return runtimes_that(lambda found: found.lowers_int8 and precision in found.precisions)
 
 
 def probe(name: str, *, device: str | None = None) -> Availability:
     """Finds out by really trying whether a runtime can run here."""
-    return adapter(name).probe(device)
+    try:
+        found = adapter(name)
+    except RuntimeUnavailable as broken:
+        return Availability(name=name, available=False, version=None, reason=broken.message, fix=broken.fix or "")
+    return found.probe(device)
 
 
 def require(name: str, *, device: str | None = None) -> Availability:
@@ -80,13 +142,13 @@ def parse_names(argument: str, *, device: str | None = None) -> list[str]:
     """
     names = list(dict.fromkeys(part.strip() for part in argument.split(",") if part.strip()))
     if not names:
-        raise UsageError(f"no runtime named: choose from {', '.join(RUNTIME_NAMES)}, or 'all'")
+        raise UsageError(f"no runtime named: choose from {', '.join(runtime_names())}, or 'all'")
     for name in names:
         if name != "all":
             adapter(name)
     if "all" in names:
-        fitting = [n for n in RUNTIME_NAMES if n not in OUTSIDE_COMPARISONS and n not in names and _has(n, device)]
-        here = [n for n in fitting if probe(n, device=device).available]
+        fitting = runtimes_that(lambda found: found.in_all and found.name not in names and found.has_device(device))
+        here = [name for name in fitting if probe(name, device=device).available]
         names = [n for n in names if n != "all"] + here
         if not names:
             raise RuntimeUnavailable(f"no runtime can run on '{device}' here", fix="resnet-onnx doctor")
@@ -96,16 +158,6 @@ def parse_names(argument: str, *, device: str | None = None) -> list[str]:
 def means_all(argument: str) -> bool:
     """Returns whether a list for ``parse_names`` takes what is here, so that what can't serve may be left out."""
     return "all" in (part.strip() for part in argument.split(","))
-
-
-def _has(name: str, device: str | None) -> bool:
-    """Returns whether a runtime has devices of that kind; a misspelt one is nobody's."""
-    adapter("torch").resolve_device(device)  # has every kind, so that it refuses only what is misspelt
-    try:
-        adapter(name).resolve_device(device)
-    except UsageError:
-        return False
-    return True
 
 
 def require_all(names: Sequence[str], *, device: str | None = None) -> None:
@@ -120,7 +172,7 @@ def open_runtime(
     """Opens a model on a runtime.
 
     Args:
-        name: One of ``RUNTIME_NAMES``.
+        name: One of ``runtime_names``.
         source: The model.
         device: ``cpu``, ``cuda``, ``cuda:1``; None is the runtime's own default device.
         options: Threads, spinning, profiling, precision switches.

@@ -22,6 +22,9 @@ Feeds = Mapping[str, NDArray[Any]]
 Scope = Literal["device", "end-to-end"]
 """What a prepared run covers: device memory to device memory, or host array to host array with copies."""
 
+ModelForm = Literal["onnx", "engine", "torch"]
+"""What a runtime can open: an ONNX file, an engine that was built for it, or a program that a factory makes."""
+
 Autocast = Literal["bf16", "fp16"]
 """What torch may round the inputs of products to."""
 
@@ -155,7 +158,10 @@ class TorchProgram:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions:
-    """Options that every adapter understands; each is recorded in the result.
+    """Options of the runtimes; each adapter names the ones that it uses (``Runtime.uses``) and records how it set them.
+
+    The metadata of a field say what only some runtimes use: ``flag`` is its option on the command line, and
+    ``cuda_only`` says that it matters on NVIDIA devices alone.
 
     Attributes:
         threads: CPU threads, over all streams together; None means all cores this process may use.
@@ -178,13 +184,13 @@ class RuntimeOptions:
     streams: int | None = 1
     spin: bool = True
     optimize: bool = True
-    tf32: bool = False
-    cuda_graph: bool = False
-    exhaustive_search: bool = False
-    channels_last: bool = False
-    autocast: Autocast | None = None
+    tf32: bool = field(default=False, metadata={"flag": "--tf32", "cuda_only": True})
+    cuda_graph: bool = field(default=False, metadata={"flag": "--cuda-graph", "cuda_only": True})
+    exhaustive_search: bool = field(default=False, metadata={"flag": "--exhaustive-search", "cuda_only": True})
+    channels_last: bool = field(default=False, metadata={"flag": "--channels-last"})
+    autocast: Autocast | None = field(default=None, metadata={"flag": "--autocast"})
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
-    trust_engine: bool = False
+    trust_engine: bool = field(default=False, metadata={"flag": "--trust-engine"})
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

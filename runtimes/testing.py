@@ -18,11 +18,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from runtimes.base import Prepared, Runtime
 from runtimes.errors import BadFeeds, RunFailed, RuntimeClosed, ToolkitError, UnsupportedModel, UsageError
 from runtimes.fake import FakeProgram
-from runtimes.spec import Dimension, Feeds, ModelSource, RuntimeOptions, Scope, TensorSpec
+from runtimes.spec import Dimension, Feeds, ModelForm, ModelSource, RuntimeOptions, Scope, TensorSpec
 
 SCOPES: tuple[Scope, ...] = ("device", "end-to-end")
 BATCHES = (1, 7, 257)
@@ -213,13 +213,11 @@ class RuntimeContract:
     Attributes:
         runtime: The adapter class.
         device: Device to open on; None is the runtime's default.
-        sets_threads: Whether ``RuntimeOptions.threads`` can be honoured, so that it must be in ``recorded``.
         unsupported: Reasons by case name, for what the library truly lacks; such a case is skipped with the reason.
     """
 
     runtime: ClassVar[type[Runtime]]
     device: ClassVar[str | None] = None
-    sets_threads: ClassVar[bool] = True
     unsupported: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def source(self, case: Case, folder: Path) -> ModelSource:
@@ -251,6 +249,13 @@ class RuntimeContract:
             assert runtime.version[0].isdigit(), runtime.version
             assert runtime.device == self.runtime.resolve_device(self.device)
 
+    def test_its_declarations_are_of_things_that_exist(self) -> None:
+        assert self.runtime.title
+        assert self.runtime.opens
+        assert set(self.runtime.opens) <= set(get_args(ModelForm))
+        assert self.runtime.uses <= {field.name for field in fields(RuntimeOptions)}
+        assert self.runtime.precisions
+
     def test_probe_agrees(self) -> None:
         answer = self.runtime.probe(self.device)
         assert (answer.name, answer.available, answer.reason) == (self.runtime.name, True, "")
@@ -280,7 +285,7 @@ class RuntimeContract:
         with self._open("convolution", RuntimeOptions(threads=1)) as runtime:
             assert runtime.recorded, "nothing was recorded"
             assert json.loads(json.dumps(dict(runtime.recorded))) == dict(runtime.recorded)
-            if self.sets_threads:
+            if "threads" in self.runtime.uses:
                 assert runtime.recorded["threads"] == 1
 
     @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1", "", "CPU"])
@@ -465,7 +470,7 @@ class RuntimeContract:
         case = CASES["convolution"]
         with self._open("convolution", RuntimeOptions(threads=2, streams=streams)) as runtime:
             assert runtime.streams == streams or (streams is None and runtime.streams >= 1)
-            if self.sets_threads:
+            if "threads" in self.runtime.uses:
                 assert runtime.recorded["threads"] == 2, "all streams share them"
             feeds = [case.feeds(batch, seed=batch) for batch in (3, 5)]
             lanes = [runtime.prepare(f, scope=scope) for f in feeds]

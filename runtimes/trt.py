@@ -36,6 +36,10 @@ class TensorRTFamilyRuntime(Runtime):
     """What both libraries share."""
 
     default_device = "cuda:0"
+    opens = ("engine",)
+    suffixes = (engines.SUFFIX, ".plan")
+    uses = frozenset({"tf32", "cuda_graph", "trust_engine"})
+    precisions = frozenset({"fp32", "fp16", "int8"})
     library_name: ClassVar[trt_shim.LibraryName]
 
     @classmethod
@@ -44,7 +48,7 @@ class TensorRTFamilyRuntime(Runtime):
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
-        gpu = nvidia.require_gpu(device, runtime=cls.name, package=trt_shim.extra(cls.library_name))
+        gpu = trt_shim.require_gpu(cls.library_name, device)
         check_driver(gpu, trt_shim.cuda_major(cls.library_name))
         library = trt_shim.load(cls.library_name)
         check_capability(library, gpu)
@@ -59,7 +63,7 @@ class TensorRTFamilyRuntime(Runtime):
             )
         plan, record = engines.load_engine(path, trust=self.options.trust_engine)
         self._library = library = trt_shim.load(self.library_name)
-        self._gpu = nvidia.require_gpu(self.device, runtime=self.name, package=trt_shim.extra(self.library_name))
+        self._gpu = trt_shim.require_gpu(self.library_name, self.device)
         if record is not None:
             check_record(record, library, self._gpu)
         self._torch = load_library("torch", runtime=self.name, package="resnet-onnx")
@@ -442,6 +446,7 @@ class TensorRTRuntime(TensorRTFamilyRuntime):
     """NVIDIA TensorRT 10.x and 11."""
 
     name = "tensorrt"
+    title = "NVIDIA TensorRT"
     library_name = "tensorrt"
 
 
@@ -449,4 +454,5 @@ class TensorRTRTXRuntime(TensorRTFamilyRuntime):
     """NVIDIA TensorRT for RTX."""
 
     name = "tensorrt-rtx"
+    title = "NVIDIA TensorRT for RTX"
     library_name = "tensorrt-rtx"

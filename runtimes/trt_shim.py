@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from runtimes import nvidia
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError, is_out_of_memory
 from runtimes.onnx_types import BFLOAT16
@@ -30,6 +31,7 @@ class _Known:
     packages: tuple[str, ...]
     extra: str
     title: str
+    builds_ahead: bool  # for a GPU that is named, on a machine without one
 
 
 _KNOWN: dict[str, _Known] = {
@@ -38,12 +40,14 @@ _KNOWN: dict[str, _Known] = {
         ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
         "resnet-onnx[tensorrt]",
         "TensorRT",
+        builds_ahead=False,
     ),
     "tensorrt-rtx": _Known(
         "tensorrt_rtx",
         ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
         "resnet-onnx[tensorrt-rtx]",
         "TensorRT for RTX",
+        builds_ahead=True,
     ),
 }
 
@@ -111,6 +115,24 @@ def installed_version(name: str) -> str | None:
 def extra(name: str) -> str:
     """Returns what pip installs for a library."""
     return _KNOWN[name].extra
+
+
+def title(name: str) -> str:
+    """Returns what its maker calls a library."""
+    return _KNOWN[name].title
+
+
+def builds_ahead(name: str) -> bool:
+    """Returns whether a library builds for a GPU that is named, on a machine without one."""
+    return _KNOWN[name].builds_ahead
+
+
+def require_gpu(name: str, device: str) -> nvidia.Gpu:
+    """Returns the GPU of ``cuda:N``; ``RuntimeUnavailable`` says what a library can do without one."""
+    return nvidia.require_gpu(device, package=extra(name), without=_WITHOUT_GPU)
+
+
+_WITHOUT_GPU = {"build an engine without a GPU:": "resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm89"}
 
 
 def cuda_major(name: str) -> int | None:

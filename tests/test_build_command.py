@@ -385,7 +385,7 @@ def test_sizes_are_written_for_people() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "names", "device", "heeded"),
+    ("options", "names", "device", "used"),
     [
         ({"tf32": True}, ["ort-cpu", "openvino"], None, False),
         ({"tf32": True}, ["torch"], None, False),
@@ -399,14 +399,14 @@ def test_sizes_are_written_for_people() -> None:
         ({}, ["ort-cpu"], None, True),
     ],
 )
-def test_an_option_that_nobody_would_heed_is_a_usage_error(
-    options: dict[str, Any], names: list[str], device: str | None, heeded: bool
+def test_an_option_that_nobody_would_use_is_a_usage_error(
+    options: dict[str, Any], names: list[str], device: str | None, used: bool
 ) -> None:
     tuning = RuntimeOptions(**options)
-    if heeded:
+    if used:
         check_tuning(tuning, names, device=device)
     else:
-        with pytest.raises(UsageError, match="would not heed it"):
+        with pytest.raises(UsageError, match="would not use it"):
             check_tuning(tuning, names, device=device)
 
 

@@ -13,7 +13,7 @@ import pytest
 from support.onnx_models import small_conv
 
 from resnet_onnx.cli.main import COMMANDS
-from runtimes.registry import RUNTIME_NAMES
+from runtimes.registry import runtime_names
 
 HEAVY = (
     "torch",
@@ -59,7 +59,7 @@ def test_importing_the_runtimes_loads_no_library() -> None:
     code = """
         import runtimes, runtimes.files, runtimes.environment, runtimes.nvidia, runtimes.fake
         from runtimes import registry
-        for name in registry.RUNTIME_NAMES:
+        for name in registry.runtime_names():
             registry.adapter(name)
         registry.parse_names("torch,ort-cpu")
     """
@@ -115,13 +115,13 @@ def test_adapters_are_there_without_their_libraries() -> None:
         import json
         from runtimes import registry
         print(json.dumps([[a.name, a.available, a.reason, a.fix]
-                          for a in (registry.probe(name) for name in registry.RUNTIME_NAMES)]))
+                          for a in (registry.probe(name) for name in registry.runtime_names())]))
         """
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
-    assert [answer[0] for answer in answers] == list(RUNTIME_NAMES)
+    assert [answer[0] for answer in answers] == list(runtime_names())
     for name, available, reason, fix in answers:
         assert not available, name
         assert reason, name

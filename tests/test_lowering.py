@@ -19,6 +19,7 @@ from converters.lowering import portable
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
 from runtimes import ModelSource, files, onnx_types, open_runtime
+from runtimes.registry import runtimes_that
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_openvino_keeps_signed_what_may_be_negative(int8_file: Path) -> None:
     assert made.changes == {"unsigned": 6, "shifted": 0, "absorbed_relu": 3, "int32_bias": 0}
 
 
-@pytest.mark.parametrize("runtime", lowering.LOWERED_RUNTIMES)
+@pytest.mark.parametrize("runtime", runtimes_that(lambda found: found.lowers_int8))
 def test_the_lowered_file_is_nearer_to_float32_than_the_portable_one(int8_file: Path, runtime: str) -> None:
     want = outputs(int8_file.with_name("net.onnx"))
     before = sqnr_db(want, outputs(int8_file, "ort-cpu", optimize=False))
@@ -196,7 +197,7 @@ def test_the_cache_is_used_and_a_damaged_entry_is_made_again(int8_file: Path) ->
     assert third.path.read_bytes() == sound
 
 
-@pytest.mark.parametrize("runtime", lowering.LOWERED_RUNTIMES)
+@pytest.mark.parametrize("runtime", runtimes_that(lambda found: found.lowers_int8))
 def test_the_workflow_opens_the_lowering_and_the_runtime_records_it(int8_file: Path, runtime: str) -> None:
     before = files.sha256_file(int8_file)
     model = workflow.resolve(workflow.Request(model=str(int8_file)))

@@ -75,7 +75,6 @@ class TestTorchCuda(TestTorch):
 
 class TestReference(RuntimeContract):
     runtime = ReferenceRuntime
-    sets_threads = False
 
 
 class TestOrtCpu(RuntimeContract):
@@ -107,7 +106,6 @@ def _extents(spec: TensorSpec, extent: int) -> tuple[int, ...]:
 class TestTensorRT(RuntimeContract):
     runtime: ClassVar[type[Runtime]] = TensorRTRuntime
     library: ClassVar[trt_shim.LibraryName] = "tensorrt"
-    sets_threads = False
 
     def source(self, case: Case, folder: Path) -> ModelSource:
         return ModelSource(path=engine(case, folder, self.library).path, label=case.name)

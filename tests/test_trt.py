@@ -164,7 +164,7 @@ def test_gpus_are_listed_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> 
     assert first.uuid == "00010203-0405-0607-0809-0a0b0c0d0e0f"
     assert nvidia.gpu_names()[0] == "cuda:0 NVIDIA RTX A6000 (compute capability 8.6, 48 GiB)"
     with pytest.raises(RuntimeUnavailable, match="there is no device cuda:2; this machine has cuda:0 NVIDIA RTX A6000"):
-        nvidia.require_gpu("cuda:2", runtime="tensorrt")
+        nvidia.require_gpu("cuda:2")
     described = nvidia.describe()
     assert [row["compute_capability"] for row in described["gpus"]] == ["8.6", "6.1"]
     assert described["cuda"] == "13.0"

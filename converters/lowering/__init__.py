@@ -4,6 +4,6 @@ A lowering is made when a runtime opens the portable file and is kept in the cac
 touched. ``lower`` is all that others need.
 """
 
-from converters.lowering.lower import FORMS, LOWERED_RUNTIMES, Lowering, lower, lowered_file
+from converters.lowering.lower import Lowering, lower, lowered_file
 
-__all__ = ["FORMS", "LOWERED_RUNTIMES", "Lowering", "lower", "lowered_file"]
+__all__ = ["Lowering", "lower", "lowered_file"]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from converters import graph as graphs
-from converters.lowering import openvino_cpu, ort_cpu
 from converters.lowering.portable import is_portable
 from runtimes import files, onnx_types
 from runtimes.errors import BadModel
+from runtimes.registry import adapter
 
-FORMS: Mapping[str, Callable[..., dict[str, int]]] = MappingProxyType(
-    {"ort-cpu": ort_cpu.lower, "openvino": openvino_cpu.lower}
-)
-LOWERED_RUNTIMES = tuple(FORMS)
 METADATA = onnx_types.LOWERED
 
 _VERSION = 2
@@ -52,9 +48,11 @@ def lower(model: Any, runtime: str, *, exact: bool = False) -> dict[str, int] | 
         How often each change was made; None where the model is not in the portable form and stays as it is.
     """
     graph = graphs.Graph(model)
-    if runtime not in FORMS or not is_portable(graph):
+    if not adapter(runtime).lowers_int8 or not is_portable(graph):
         return None
-    changes = FORMS[runtime](graph, exact=exact)
+    # The lowering of a runtime is the file here that has its name.
+    form = importlib.import_module(f"converters.lowering.{runtime.replace('-', '_')}")
+    changes: dict[str, int] = form.lower(graph, exact=exact)
     del model.graph.value_info[:]
     return changes
 
@@ -72,7 +70,7 @@ def lowered_file(checked: files.CheckedModel, runtime: str, *, exact: bool = Fal
     """
     from filelock import FileLock
 
-    if runtime not in FORMS or METADATA in checked.metadata:
+    if not adapter(runtime).lowers_int8 or METADATA in checked.metadata:
         return None
     key = _key(checked, runtime, exact)
     folder = files.cache_dir("lowered", key)

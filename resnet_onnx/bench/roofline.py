@@ -266,7 +266,7 @@ def _int8_gops(threads: int) -> dict[str, float]:
     """Returns billions of 8-bit operations per second by library, for those that can do such a product here."""
     import torch
 
-    from runtimes.registry import open_runtime, probe
+    from runtimes.registry import conversion_runtimes, open_runtime, probe
     from runtimes.spec import ModelSource, RuntimeOptions
 
     found = {}
@@ -281,7 +281,7 @@ def _int8_gops(threads: int) -> dict[str, float]:
         path = Path(folder) / "product.onnx"
         files.write_bytes(path, _int8_product())
         feeds = {"x": np.resize(np.arange(256, dtype=np.uint8), (_SIDE, _SIDE))}
-        for name in ("openvino", "ort-cpu"):
+        for name in conversion_runtimes("int8"):
             if not probe(name).available:
                 continue
             try:

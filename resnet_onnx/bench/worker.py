@@ -76,7 +76,7 @@ class Worker:
         """Opens the model."""
         opened = open_target(target)
         self._runtime = opened
-        self._gpu = None if opened.device == "cpu" else nvidia.require_gpu(opened.device, runtime=target.runtime)
+        self._gpu = None if opened.device == "cpu" else nvidia.require_gpu(opened.device)
         counts = Counter(f"{node.provider}, {node.device}" for node in opened.placement())
         return Opened(
             version=opened.version,

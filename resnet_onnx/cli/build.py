@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from converters.tensorrt_family import EngineBuild, Progress
     from resnet_onnx.workflow import Model, Request
+    from runtimes.base import Runtime
 
 
 @make_command("build", example="resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm86 -o resnet50.engine")
@@ -63,8 +64,8 @@ def command(
     from resnet_onnx import workflow
     from runtimes import engines, files, registry
 
-    registry.adapter(runtime)
-    if runtime in workflow.LOWERED_RUNTIMES:
+    adapter = registry.adapter(runtime)
+    if adapter.lowers_int8:
         engine_only = {
             "--target": target, "--shapes": shapes, "--workspace": workspace, "--tf32": tf32, "--device": device,
             "--optimization-level": optimization_level, "--cuda-graph": cuda_graph,
@@ -73,9 +74,10 @@ def command(
         _build_lowered(terminal, request, runtime, output, exact, [n for n, v in engine_only.items() if v])
         return
     if exact:
-        raise UsageError("--exact is for ort-cpu and openvino: an engine clips where the int8 file does")
-    library = _library(runtime)
-    place = registry.adapter(library).resolve_device(device)
+        lowering = " and ".join(registry.runtimes_that(lambda found: found.lowers_int8))
+        raise UsageError(f"--exact is for {lowering}: an engine clips where the int8 file does")
+    library = _library(adapter)
+    place = adapter.resolve_device(device)
     profile = tensorrt_family.parse_shapes(shapes) if shapes is not None else None
     options = tensorrt_family.EngineOptions(
         workspace_bytes=workspace,
@@ -84,7 +86,7 @@ def command(
         cuda_graph=cuda_graph,
         tf32=tf32,
     )
-    _check_output(output)
+    _check_output(output, adapter)
     _check_model(request)
     problem = early_problem(request)
     tensorrt_family.require_builder(library, target=target, device=place)
@@ -148,35 +150,32 @@ def _build_lowered(
     terminal.emit(made)
 
 
-def _library(runtime: str) -> Any:
-    from resnet_onnx.workflow import ENGINE_RUNTIMES
+def _library(adapter: type[Runtime]) -> Any:
+    """Returns the library that builds a runtime's engines, which has its name; ``UsageError`` where it has none."""
+    from runtimes import registry
 
-    if runtime in ENGINE_RUNTIMES:
-        return runtime
-    what = {
-        "torch": "runs the network itself",
-        "ort-tensorrt": "builds its engine, into the cache, when it opens the ONNX file",
-    }.get(runtime, "loads the ONNX file itself")
+    if "engine" in adapter.opens:
+        return adapter.name
+    others = ", ".join(registry.runtimes_that(lambda found: "engine" in found.opens))
     raise UsageError(
-        f"there is nothing to build for runtime '{runtime}': it {what}",
-        fix="make the ONNX file: resnet-onnx export; engines are built for: --runtime " + ", ".join(ENGINE_RUNTIMES),
+        f"there is nothing to build for runtime '{adapter.name}': it {adapter.build_advice}",
+        fix=f"make the ONNX file: resnet-onnx export; engines are built for: --runtime {others}",
     )
 
 
-def _check_output(output: Path | None) -> None:
-    from resnet_onnx.workflow import ENGINE_SUFFIXES
-
-    if output is not None and not output.is_dir() and output.suffix.lower() not in ENGINE_SUFFIXES:
+def _check_output(output: Path | None, adapter: type[Runtime]) -> None:
+    suffixes = adapter.suffixes
+    if output is not None and not output.is_dir() and output.suffix.lower() not in suffixes:
         raise UsageError(
-            f"--output {output}: an engine ends in {' or '.join(ENGINE_SUFFIXES)}",
-            fix=f"--output {output.with_suffix('.engine')}",
+            f"--output {output}: an engine ends in {' or '.join(suffixes)}",
+            fix=f"--output {output.with_suffix(suffixes[0])}",
         )
 
 
 def _check_model(request: Request) -> None:
-    from resnet_onnx.workflow import ENGINE_SUFFIXES
+    from runtimes.registry import engine_suffixes
 
-    if request.model is not None and Path(request.model).suffix.lower() in ENGINE_SUFFIXES:
+    if request.model is not None and Path(request.model).suffix.lower() in engine_suffixes():
         raise UsageError(
             f"{request.model} is an engine already; engines are built from ONNX files, networks and checkpoints"
         )
@@ -229,8 +228,9 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _title(built: EngineBuild) -> str:
-    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}[built.library]
-    return f"{title} {built.library_version}"
+    from runtimes import trt_shim
+
+    return f"{trt_shim.title(built.library)} {built.library_version}"
 
 
 def _target(target: str) -> str:

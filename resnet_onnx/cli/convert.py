@@ -82,7 +82,7 @@ def command(
     from resnet_onnx import workflow
     from runtimes import files, registry
 
-    runtimes = runtimes or ("openvino" if to == "bf16" else "ort-cpu,openvino")
+    runtimes = runtimes or ",".join(registry.conversion_runtimes(to))
     names = tuple(registry.parse_names(runtimes)) if min_speedup is not None else ()
     wishes = workflow.Wishes(
         to=to,
@@ -108,7 +108,7 @@ def command(
     if output is not None and not output.is_dir() and output.suffix.lower() != ".onnx":
         raise UsageError(f"--output {output}: an ONNX file ends in .onnx", fix=f"--output {output}.onnx")
     problem = early_problem(request)
-    registry.require_all(list(dict.fromkeys([*names, "openvino" if to == "bf16" else "ort-cpu"])))
+    registry.require_all(list(dict.fromkeys([*names, registry.judging_runtime(to)])))
     if problem is not None:
         raise problem
     with terminal.status("preparing the model") as status:

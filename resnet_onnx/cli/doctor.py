@@ -29,7 +29,7 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
 
     machine = describe_machine()
     with terminal.status("trying every runtime"):
-        answers = [registry.probe(name) for name in registry.RUNTIME_NAMES]
+        answers = [registry.probe(name) for name in registry.runtime_names()]
     _print_machine(terminal, machine)
     terminal.line(f"Cache: {files.cache_root()} (resnet-onnx doctor --cache)")
     terminal.line()
@@ -99,7 +99,7 @@ def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None
                 answer.name,
                 "ready" if answer.available else "no",
                 answer.version or "–",
-                registry.title(answer.name) if answer.available else answer.reason,
+                registry.adapter(answer.name).title if answer.available else answer.reason,
             ]
             for answer in answers
         ],

@@ -140,11 +140,14 @@ def command(
 
 def _check_scales_alone(names: list[str], *, crops: str | None, resize: int | None, workers: int | None) -> None:
     """Raises ``UsageError`` for what does not go with whole pictures."""
-    others = [name for name in names if name != "torch"]
+    from runtimes import registry
+
+    others = [name for name in names if "torch" not in registry.adapter(name).opens]
     if others:
+        able = ", ".join(registry.runtimes_that(lambda found: "torch" in found.opens))
         raise UsageError(
-            f"--scales runs on torch only, not on {' or '.join(others)}: they take pictures of one size",
-            fix="--runtime torch",
+            f"--scales runs on {able} only, not on {' or '.join(others)}: they take pictures of one size",
+            fix=f"--runtime {able}",
         )
     for option, value in (("--crops", crops), ("--resize", resize), ("--workers", workers)):
         if value is not None:

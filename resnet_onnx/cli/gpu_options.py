@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +13,7 @@ import click
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
+    from runtimes.base import Runtime
     from runtimes.spec import RuntimeOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -45,17 +47,6 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.2f} GB"
 
 
-_APPLIES: dict[str, tuple[str, tuple[str, ...], bool]] = {
-    "tf32": ("--tf32", ("torch", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"), True),
-    "cuda_graph": ("--cuda-graph", ("torch", "ort-cuda", "tensorrt", "tensorrt-rtx"), True),
-    "exhaustive_search": ("--exhaustive-search", ("torch", "ort-cuda"), True),
-    "channels_last": ("--channels-last", ("torch", "ort-cuda"), False),
-    "autocast": ("--autocast", ("torch",), False),
-    "trust_engine": ("--trust-engine", ("tensorrt", "tensorrt-rtx"), False),
-}
-"""Option, the runtimes that heed it, and whether they do so on NVIDIA devices alone."""
-
-
 def tuning_options(function: F) -> F:
     """Adds what changes speed or arithmetic beside the model; the command gets one ``tuning``."""
 
@@ -63,7 +54,7 @@ def tuning_options(function: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         from runtimes.spec import RuntimeOptions
 
-        chosen = {name: kwargs.pop(name) for name in _APPLIES}
+        chosen = {field.name: kwargs.pop(field.name) for field in fields(RuntimeOptions) if "flag" in field.metadata}
         return function(*args, tuning=RuntimeOptions(**chosen), **kwargs)
 
     decorated: Any = run
@@ -81,15 +72,21 @@ def tuning_options(function: F) -> F:
 
 
 def check_tuning(tuning: RuntimeOptions, names: Sequence[str], *, device: str | None) -> None:
-    """Raises ``UsageError`` for an option that none of the runtimes would heed."""
-    from runtimes.registry import adapter
+    """Raises ``UsageError`` for an option that none of the runtimes would use."""
+    from runtimes.registry import adapter, runtimes_that
 
-    for field, (option, heeding, nvidia_only) in _APPLIES.items():
-        if not getattr(tuning, field):
+    for field in fields(tuning):
+        if "flag" not in field.metadata or not getattr(tuning, field.name):
             continue
-        here = [name for name in names if name in heeding]
-        if nvidia_only:
+        here = [name for name in names if field.name in adapter(name).uses]
+        where = ""
+        if field.metadata.get("cuda_only"):
             here = [name for name in here if adapter(name).resolve_device(device) != "cpu"]
+            where = " on an NVIDIA device (--device cuda)"
         if not here:
-            where = " on an NVIDIA device (--device cuda)" if nvidia_only else ""
-            raise UsageError(f"{option} is for {', '.join(heeding)}{where}, and {', '.join(names)} would not heed it")
+            using = ", ".join(runtimes_that(functools.partial(_uses, field.name)))
+            raise UsageError(f"{field.metadata['flag']} is for {using}{where}, and {', '.join(names)} would not use it")
+
+
+def _uses(option: str, adapter: type[Runtime]) -> bool:
+    return option in adapter.uses

@@ -10,8 +10,6 @@ from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, sp
 from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import (
-    ENGINE_RUNTIMES,
-    LOWERED_RUNTIMES,
     gold_source,
     lowered_path,
     profile,
@@ -22,7 +20,6 @@ from resnet_onnx.workflow.opening import (
 from resnet_onnx.workflow.parity import check_parity, localize_parity
 from resnet_onnx.workflow.precision import PRECISIONS, Wishes, build_lowered, convert, default_output, export_half
 from resnet_onnx.workflow.request import (
-    ENGINE_SUFFIXES,
     INPUT_NAME,
     METADATA_PREFIX,
     OUTPUT_NAME,
@@ -37,10 +34,7 @@ from resnet_onnx.workflow.results import saved_result
 from resnet_onnx.workflow.torch_form import torch_program, wrapped
 
 __all__ = [
-    "ENGINE_RUNTIMES",
-    "ENGINE_SUFFIXES",
     "INPUT_NAME",
-    "LOWERED_RUNTIMES",
     "METADATA_PREFIX",
     "OUTPUT_NAME",
     "PRECISIONS",

@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING, Any
 from resnet_onnx.workflow.feeds import specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
-from runtimes import files
+from runtimes import files, registry
 from runtimes.errors import RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
-from runtimes.registry import open_runtime
-from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
+from runtimes.spec import ModelForm, ModelSource, RuntimeOptions, TensorSpec
 
 if TYPE_CHECKING:
     from runtimes.engines import Profile
-
-ENGINE_RUNTIMES = ("tensorrt", "tensorrt-rtx")
-LOWERED_RUNTIMES = ("ort-cpu", "openvino")
-"""Runtimes that open an int8 file in a form of their own; ``converters.lowering`` makes it."""
-
 
 TORCH_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 """What torch computes in by the precision of the file; its inputs and outputs stay as the file has them."""
@@ -45,21 +39,31 @@ def source(
         batches: Batches that it will be run at; an engine accepts 1 to 64 anyway.
 
     Raises:
-        UsageError: ``torch`` was asked for and the weights are not at hand; or MODEL is another runtime's engine.
+        UsageError: The runtime opens networks in torch alone, and the weights are not at hand; or MODEL is another
+            runtime's engine.
         UnsupportedModel: The engine can't be built; names the node.
     """
-    if model.engine is not None and runtime != "torch":
+    form = _form(model, runtime)
+    if form == "torch":
+        return _torch_source(
+            model, runtime, "torch_program", form=model.form, names=tensor_names(model), taken=_half_input(model)
+        )
+    if model.engine is not None:
         _check_engine_of(model.engine, runtime)
         return ModelSource(path=model.engine, label=model.name)
-    if runtime == "torch":
-        return _torch_source(
-            model, "torch_program", form=model.form, names=tensor_names(model), taken=_half_input(model)
-        )
-    if model.precision == "int8" and runtime in LOWERED_RUNTIMES:
-        return ModelSource(path=lowered_path(onnx_path(model), runtime), label=model.name)
-    if runtime in ENGINE_RUNTIMES:
+    if form == "engine":
         return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
-    return ModelSource(path=onnx_path(model), label=model.name)
+    path = onnx_path(model)
+    if model.precision == "int8" and registry.adapter(runtime).lowers_int8:
+        path = lowered_path(path, runtime)
+    return ModelSource(path=path, label=model.name)
+
+
+def _form(model: Model, runtime: str) -> ModelForm:
+    """Returns the form that a runtime opens a model in: the first of its own that the model has."""
+    forms = registry.adapter(runtime).opens
+    in_torch = model.network is not None and model.precision != "int8"
+    return next((form for form in forms if form != "torch" or in_torch), forms[0])
 
 
 def whole_picture_source(model: Model) -> ModelSource:
@@ -69,16 +73,17 @@ def whole_picture_source(model: Model) -> ModelSource:
         UsageError: The weights are not at hand.
         UnsupportedModel: The model is int8.
     """
-    return _torch_source(model, "whole_picture_program")
+    return _torch_source(model, registry.TORCH_RUNTIME, "whole_picture_program")
 
 
-def _torch_source(model: Model, factory: str, **arguments: Any) -> ModelSource:
-    """Returns what the torch runtime opens; `factory` is one of ``torch_form``."""
+def _torch_source(model: Model, runtime: str, factory: str, **arguments: Any) -> ModelSource:
+    """Returns what a runtime opens that takes networks in torch; `factory` is one of ``torch_form``."""
     network = need_network(model)
     if model.precision == "int8":
+        others = ", ".join(registry.runtimes_that(lambda found: found.lowers_int8))
         raise UnsupportedModel(
-            f"runtime 'torch' can't run {model.name} in int8: its Q/DQ graph has no torch form here",
-            fix="run it on ort-cpu, openvino or an engine, or name the fp32 model for torch",
+            f"runtime '{runtime}' can't run {model.name} in int8: its Q/DQ graph has no torch form here",
+            fix=f"run it on {others} or an engine, or name the fp32 model for {runtime}",
         )
     if model.precision in TORCH_DTYPES:
         arguments["dtype"] = TORCH_DTYPES[model.precision]
@@ -140,7 +145,7 @@ def profile(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
 
 def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence[int]) -> RuntimeOptions:
     """Adds the shapes that a runtime builds for which builds its engine itself; without them it builds as they come."""
-    if runtime != "ort-tensorrt":
+    if "shapes" not in registry.adapter(runtime).uses:
         return options
     try:
         return replace(options, shapes=profile(specs(model), batches))
@@ -161,8 +166,8 @@ def gold_source(model: Model) -> tuple[str, ModelSource, str]:
         factory = ModelSource(
             factory="resnet_onnx.workflow.torch_form:torch_program", arguments=arguments, label=model.name
         )
-        return "torch", factory, "torch float64"
-    return "reference", ModelSource(path=onnx_path(model), label=model.name), "the ONNX graph in float64"
+        return registry.TORCH_RUNTIME, factory, "torch float64"
+    return registry.GRAPH_RUNTIME, ModelSource(path=onnx_path(model), label=model.name), "the ONNX graph in float64"
 
 
 def _half_input(model: Model) -> str | None:
@@ -185,22 +190,25 @@ def runnable(
     """Splits runtime names into those that can open the model and, for ``all`` only, those left out, with the reason.
 
     Raises:
-        UsageError: A runtime was asked for by name and needs weights that are not at hand.
-        UnsupportedModel: ``torch`` was asked for by name, and the model is int8.
+        UsageError: A runtime was requested by name and needs weights that are not at hand.
+        UnsupportedModel: A runtime that opens networks in torch was requested by name, and the model is int8.
         RuntimeUnavailable: No runtime is left.
     """
+    forms = {name: _form(model, name) for name in names}
     if not chosen_by_all:
-        if "torch" in names:
-            source(model, "torch")  # says why it can't be opened
+        for name, form in forms.items():
+            if form == "torch":
+                source(model, name)  # says why it can't be opened
         return list(names), []
     left_out: dict[str, str] = {}
-    if "torch" in names and model.network is None:
-        left_out["torch"] = "the torch weights of this file are not at hand; --weights names them"
+    if model.network is None:
+        why = "the torch weights of this file are not at hand; --weights names them"
+        left_out = {name: why for name, form in forms.items() if form == "torch"}
     if model.precision != "fp32" or model.network is None:  # not every runtime has every operator in every precision
         for name in names:
-            if name not in left_out and name not in ENGINE_RUNTIMES:
+            if name not in left_out and forms[name] != "engine":
                 try:
-                    open_runtime(name, source(model, name), device=device).close()
+                    registry.open_runtime(name, source(model, name), device=device).close()
                 except UnsupportedModel as error:
                     left_out[name] = error.message
                 except ToolkitError:  # more is wrong than an operator: whoever opens it next says so

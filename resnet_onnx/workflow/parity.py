@@ -16,11 +16,11 @@ from resnet_onnx import __version__
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, picture_input, sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
-from resnet_onnx.workflow.opening import ENGINE_RUNTIMES, gold_source, source, tensor_names, tuned
+from resnet_onnx.workflow.opening import gold_source, source, tensor_names, tuned
 from resnet_onnx.workflow.request import METADATA_PREFIX, UNTUNED, Model, Request, refuse_special
 from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
-from runtimes import files
+from runtimes import files, registry
 from runtimes.environment import package_version
 from runtimes.errors import BadData, UsageError
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
@@ -71,6 +71,7 @@ def check_parity(
         runtime, form, text = gold_source(truth)
         original = Contestant(runtime=runtime, source=form, description=f"{truth.network.name}, {text}")
     contestants = []
+    precision = "int8" if quantised else _budget_precision(model)
     for runtime in runtimes:
         options = tuned(model, runtime, replace(tuning, threads=threads), batches.sizes)
         found = source(model, runtime, device=device, options=options, batches=batches.sizes)
@@ -80,7 +81,7 @@ def check_parity(
                 source=found,
                 device=device,
                 options=options,
-                precision="int8" if quantised else _precision(model, runtime, options),
+                precision=registry.adapter(runtime).arithmetic(precision, options, device),
             )
         )
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
@@ -157,28 +158,27 @@ def _is_quantised(model: Model) -> bool:
 
 
 def _graph_gold(model: Model) -> tuple[str, ModelSource, str]:
-    return "reference", ModelSource(path=onnx_path(model), label=model.name), "the quantised graph in float64"
+    return (
+        registry.GRAPH_RUNTIME,
+        ModelSource(path=onnx_path(model), label=model.name),
+        "the quantised graph in float64",
+    )
 
 
-def _precision(model: Model, runtime: str, options: RuntimeOptions) -> str:
-    """Returns the precision that a runtime's budget follows: the file's, or one that its options narrow it to."""
-    if runtime == "torch" and options.autocast is not None:
-        return options.autocast
-    if model.precision in ("fp16", "bf16"):
-        return model.precision
-    return "tf32" if options.tf32 and runtime not in ("reference", "ort-cpu", "openvino") else "fp32"
+def _budget_precision(model: Model) -> str:
+    """Returns the precision of a file that is not quantised, which mixed ones count as float32 in."""
+    return model.precision if model.precision in ("fp16", "bf16") else "fp32"
 
 
 def _yardsticks(truth: Model, threads: int | None, folder: Path) -> list[Contestant]:
     """Returns plain float32 evaluations: torch, or for a file without it three that sum in other orders."""
     from resnet_onnx.parity.compare import Contestant
     from resnet_onnx.parity.quantised import float32_twin
-    from runtimes import registry
 
     if truth.network is not None:
         options = RuntimeOptions(threads=threads)
-        original = source(replace(truth, precision="fp32"), "torch")
-        return [Contestant(runtime="torch", source=original, options=options, description="torch fp32")]
+        original = source(replace(truth, precision="fp32"), registry.TORCH_RUNTIME)
+        return [Contestant(runtime=registry.TORCH_RUNTIME, source=original, options=options, description="torch fp32")]
     path = onnx_path(truth)
     if truth.precision in ("fp16", "bf16"):
         path = float32_twin(path, folder / "float32.onnx")
@@ -219,7 +219,7 @@ def _gold_key(truth: Model, runtime: str) -> str:
         tool = "torch"
     else:
         what, tool = {}, "onnx"
-    if runtime == "reference":
+    if runtime == registry.GRAPH_RUNTIME:
         checked = files.check_onnx(onnx_path(truth))
         data = [files.sha256_file(checked.path.parent / name) for name in checked.external_data]
         what, tool = {"onnx": checked.sha256, "data": data}, "onnx"
@@ -276,7 +276,7 @@ def localize_parity(
             options=replace(tuning, threads=threads),
         )
         for outcome in report.outcomes
-        if outcome.runtime not in ENGINE_RUNTIMES
+        if "engine" not in registry.adapter(outcome.runtime).opens
     ]
     if not contestants:
         raise UsageError("an engine shows nothing of its inside", fix="add --runtimes ort-cpu")
@@ -287,7 +287,7 @@ def localize_parity(
         _one_input(batches, place, alone=not model.form.batch and len(specs(model)) == 1),
         _one_input(gold_batches, place, alone=not truth.form.batch and len(specs(truth)) == 1),
         failed=[outcome.runtime for outcome in failed],
-        precision=model.precision if model.precision in ("fp16", "bf16") else "fp32",
+        precision=_budget_precision(model),
     )
 
 

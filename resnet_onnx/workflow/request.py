@@ -10,11 +10,11 @@ from resnet_onnx.models import catalog
 from resnet_onnx.models.configs import Shortcut, Variant
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
+from runtimes import registry
 from runtimes.errors import BadModel, BadWeights, UsageError, UserError
 from runtimes.spec import RuntimeOptions, TensorSpec
 
 METADATA_PREFIX = "resnet_onnx."
-ENGINE_SUFFIXES = (".engine", ".plan")
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
 UNTUNED = RuntimeOptions()
 
@@ -162,7 +162,7 @@ def kind_of(request: Request) -> Literal["catalog", "onnx", "engine", "folder", 
         if not path.exists():
             raise BadModel(f"no such file: {path}", fix="check the path, or make one: resnet-onnx export --depth 50")
         return "onnx"
-    if path.suffix.lower() in ENGINE_SUFFIXES:
+    if path.suffix.lower() in registry.engine_suffixes():
         if not path.exists():
             raise BadModel(f"no such file: {path}", fix="check the path, or build one: resnet-onnx build")
         return "engine"

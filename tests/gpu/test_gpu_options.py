@@ -62,7 +62,8 @@ def test_layout_and_search_keep_the_numbers(networks: Networks, name: str, optio
 @pytest.mark.parametrize("name", GPU_RUNTIMES)
 def test_tf32_rounds_only_where_it_was_asked_for(name: str) -> None:
     """Each in a process of its own: NVIDIA's libraries may be told about TF32 once a process."""
-    if nvidia.require_gpu(DEVICE, runtime=available(name)).compute_capability < (8, 0):
+    available(name)
+    if nvidia.require_gpu(DEVICE).compute_capability < (8, 0):
         pytest.skip("GPUs before Ampere have no TF32")
     errors = []
     for more in ([], ["--tf32"]):

@@ -260,7 +260,7 @@ def test_shapes_outside_the_profile_are_refused(tmp_path: Path, family_name: str
 
 def test_an_engine_for_another_gpu_is_refused(tmp_path: Path) -> None:
     name = available("tensorrt-rtx")
-    here = nvidia.require_gpu(DEVICE, runtime=name).target
+    here = nvidia.require_gpu(DEVICE).target
     target = "sm75" if here != "sm75" else "sm86"
     build = build_engine(small_conv(tmp_path / "net.onnx"), library="tensorrt-rtx", target=target)
     with pytest.raises(ToolkitError, match=f"built for {target}"):
@@ -296,7 +296,7 @@ def test_tensorrt_remembers_its_timings(tmp_path: Path) -> None:
 
 def test_tensorrt_builds_only_for_the_gpu_that_is_here(tmp_path: Path) -> None:
     available("tensorrt")
-    here = nvidia.require_gpu(DEVICE, runtime="tensorrt").target
+    here = nvidia.require_gpu(DEVICE).target
     other = next(target for target in tensorrt_family.ARCHITECTURES if target != here)
     with pytest.raises(ToolkitError, match="builds only for the GPU that it builds on"):
         build_engine(small_conv(tmp_path / "net.onnx"), library="tensorrt", target=other, device=DEVICE)
@@ -306,7 +306,7 @@ def test_tensorrt_builds_only_for_the_gpu_that_is_here(tmp_path: Path) -> None:
 
 
 def test_the_gpu_says_its_clock_power_and_temperature() -> None:
-    gpu = nvidia.require_gpu(DEVICE, runtime="tensorrt")
+    gpu = nvidia.require_gpu(DEVICE)
     found = dataclasses.asdict(nvidia.read_sensors(gpu))
     assert 100 < found["clock_mhz"] <= found["max_clock_mhz"]
     assert 5 < found["power_w"] < 2000

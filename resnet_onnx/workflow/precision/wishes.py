@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_onnx.parity.budget import MAX_DROP
+from runtimes import registry
+from runtimes.base import Runtime
 from runtimes.errors import UsageError
 
 Precision = Literal["fp16", "bf16", "int8"]
@@ -34,7 +36,7 @@ class Wishes:
         held_out: At most so many pictures for the gate.
         max_drop: Largest loss of top-1 that passes, in points.
         min_speedup: Least speed over fp32 on each of `runtimes`; None measures none.
-        runtimes: Where `min_speedup` is measured.
+        runtimes: Where `min_speedup` is measured; none named: ``registry.conversion_runtimes`` of the precision.
         keep_fp32: Patterns of names of layers that stay in float32.
         half_io: Whether inputs and outputs become half too.
         per_channel: Weight scales per output channel.
@@ -51,7 +53,7 @@ class Wishes:
     held_out: int = _HELD_OUT
     max_drop: float = MAX_DROP
     min_speedup: float | None = None
-    runtimes: tuple[str, ...] = ("ort-cpu", "openvino")
+    runtimes: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
     half_io: bool = False
     per_channel: bool = True
@@ -81,9 +83,17 @@ class Wishes:
             raise UsageError(f"--max-drop must be more than 0 points, not {self.max_drop}")
         if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
             raise UsageError(f"--min-speedup must be a number above 0, not {self.min_speedup}")
-        unfit = [name for name in self.runtimes if name not in ("ort-cpu", "openvino", "ort-cuda")]
+        if not self.runtimes:
+            object.__setattr__(self, "runtimes", registry.conversion_runtimes(self.to))
+        fit = registry.runtimes_that(_runs_files_as_they_are)
+        unfit = [name for name in self.runtimes if name not in fit]
         if self.min_speedup is not None and unfit:
             raise UsageError(
                 f"--min-speedup compares ONNX files, and {', '.join(unfit)} can't run both of them",
-                fix="--runtime ort-cpu, openvino or ort-cuda; measure others with resnet-onnx bench and compare",
+                fix=f"--runtime {', '.join(fit[:-1])} or {fit[-1]}; measure others with resnet-onnx bench and compare",
             )
+
+
+def _runs_files_as_they_are(adapter: type[Runtime]) -> bool:
+    """Whether a runtime opens an ONNX file without building an engine first, and its speed is worth measuring."""
+    return "onnx" in adapter.opens and "shapes" not in adapter.uses and adapter.in_all

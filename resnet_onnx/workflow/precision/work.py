@@ -15,7 +15,7 @@ from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.pictures import Pictures
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model
-from runtimes import files
+from runtimes import files, registry
 from runtimes.base import Runtime
 from runtimes.errors import BadData
 from runtimes.registry import open_runtime
@@ -57,7 +57,7 @@ class Work:
     @property
     def judge(self) -> str:
         """The runtime whose outputs are judged: the one that a user meets first, or the one that runs bfloat16."""
-        return "openvino" if self.wishes.to == "bf16" else "ort-cpu"
+        return registry.judging_runtime(self.wishes.to)
 
     def judge_on(self, candidate: Any, which: Which, most: int | None = None) -> Comparison:
         """Compares a candidate, as the judging runtime opens it, with float32."""
@@ -90,7 +90,7 @@ class Work:
             batches: Feeds, the same in every call: the mean of float32 is kept.
         """
         options = RuntimeOptions(spin=False)
-        sources = {path: self.judge} | ({} if self._mean is not None else {self.source.path: "ort-cpu"})
+        sources = {path: self.judge} | ({} if self._mean is not None else {self.source.path: registry.DEFAULT_RUNTIME})
         means: dict[Path, NDArray[np.float64]] = {}
         samples = 0
         with contextlib.ExitStack() as stack:
@@ -138,7 +138,7 @@ class Work:
                 if which == "choosing" and number < len(self._expected):
                     expected = self._expected[number]
                 else:
-                    gold = gold or opened("ort-cpu", self.source.path, self.model.name)
+                    gold = gold or opened(registry.DEFAULT_RUNTIME, self.source.path, self.model.name)
                     outputs = gold.run(feeds)
                     expected = [_first(outputs[spec.name], count) for spec in gold.outputs]
                     if which == "choosing" and sum(a.nbytes for kept in self._expected for a in kept) < _KEPT_BYTES:
