@@ -402,7 +402,7 @@ def test_all_leaves_out_who_lacks_an_operator_and_keeps_who_has_another_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file or memory that fails in one runtime is for the row of that runtime to say, not for all of them."""
-    from resnet_onnx.workflow import opening
+    from runtimes import registry
     from runtimes.errors import BadModel, OutOfMemory, RuntimeUnavailable, UnsupportedModel
 
     model = workflow.resolve(workflow.Request(model=str(precision_models.residual(tmp_path / "foreign.onnx"))))
@@ -411,7 +411,7 @@ def test_all_leaves_out_who_lacks_an_operator_and_keeps_who_has_another_reason(
     def refuse(name: str, *arguments: Any, **more: Any) -> Any:
         raise failures[name]
 
-    monkeypatch.setattr(opening, "open_runtime", refuse)
+    monkeypatch.setattr(registry, "open_runtime", refuse)
     names = ["torch", *failures]
     kept, left_out = workflow.runnable(model, names, chosen_by_all=True)
     assert kept == ["ort-cpu", "openvino"]
