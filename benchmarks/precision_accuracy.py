@@ -106,7 +106,7 @@ def measure(shared: Path, network: str, folder: Path) -> tuple[list[Row], float,
         path = folder / f"{network}-{precision}.onnx"
         result = workflow.convert(model, path, workflow.Wishes(to=precision, calibration=data))
         if precision == "int8":
-            method = str(result["method"])
+            method = str(result.method)
             # Not lowered; ONNX Runtime without optimisation computes the pairs as they stand in the file.
             for runtime in ("ort-cpu", "openvino"):
                 found = decisions(runtime, path, pictures, optimize=runtime != "ort-cpu")

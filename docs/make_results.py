@@ -19,7 +19,8 @@ from pathlib import Path
 from PIL import Image
 
 from resnet_onnx.cli.main import COMMANDS
-from resnet_onnx.report import results, speed, tables
+from resnet_onnx.report import speed, tables
+from resnet_onnx.results.reading import read_bench
 from runtimes import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,17 +69,17 @@ def measure(folder: Path, model: str, precision: str, *, seconds: float) -> bool
 
 def table(paths: list[Path]) -> str:
     """Returns the table of all results as Markdown, with the machine above it."""
-    documents = [results.read(path, kinds=("bench",)) for path in paths]
+    documents = [read_bench(path) for path in paths]
     found = speed.overview(speed.by_model(documents), {})
     if found is None:
         raise SystemExit("a table of all models needs two models at least")
-    cpu, libraries = documents[0]["environment"]["cpu"], documents[0]["environment"]["libraries"]
+    cpu, libraries = documents[0].environment.cpu, documents[0].environment.libraries
     versions = [f"{name} {libraries[name]}" for name in ("torch", "onnxruntime-gpu", "onnxruntime", "openvino")
                 if libraries.get(name)]  # fmt: skip
     return tables.markdown(
         found.columns,
         found.rows,
-        above=[found.text, " · ".join([f"{cpu['model']}, {cpu['usable_cores']} cores", *versions])],
+        above=[found.text, " · ".join([f"{cpu.model}, {cpu.usable_cores} cores", *versions])],
         command=["python", "docs/make_results.py", "--readme"],
     )
 

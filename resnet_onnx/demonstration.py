@@ -76,7 +76,7 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     onnx = out / "digits.onnx"
     exported = workflow.export(model, onnx)
     model = workflow.resolve(workflow.Request(model=str(onnx)))
-    tell(f"     {onnx}, relative RMSE {exported['verified']['relative_rmse']:.1e}")
+    tell(f"     {onnx}, relative RMSE {exported.verified.relative_rmse:.1e}")
 
     names = [n for n in registry.parse_names("all") if registry.adapter(n).default_device == "cpu"]
     tell(f"3/5  parity of {', '.join(names)} against torch in float64")

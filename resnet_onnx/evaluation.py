@@ -16,6 +16,8 @@ from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.labels import MatchedBy
 from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
+from resnet_onnx.results.document import SkippedPicture
+from resnet_onnx.results.evaluate import EvaluateRow, OneCrop
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, BadPicture, UsageError
 from runtimes.spec import Dimension
@@ -29,23 +31,6 @@ NOT_PREDICTED = -1
 _TOP = 5
 _SUM_TOLERANCE = 1e-3
 """How far outputs in [0, 1] may sum from 1 and still be probabilities; half precision sums 1,000 of them to 5e-4."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneCrop:
-    """What the centre crop alone gives, found in the same run as an average over several views of each picture.
-
-    Attributes:
-        top1: Share of the pictures whose class has the highest output, 0 to 1.
-        top5: Share whose class is among the five highest; None for a model of fewer than five classes.
-    """
-
-    top1: float
-    top5: float | None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Returns plain values."""
-        return {"top1": self.top1, "top5": self.top5}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,19 +66,20 @@ class Evaluation:
     one_crop: OneCrop | None = None
     classes_by: MatchedBy = "name"
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns what results and ``--json`` carry; the predictions stay out."""
-        return {
-            "top1": self.top1,
-            "top5": self.top5,
-            "images": self.images,
-            "images_per_second": self.images_per_second,
-            "seconds": self.seconds,
-            "skipped": [{"image": skipped.name, "reason": skipped.reason} for skipped in self.skipped],
-            "not_finite": self.not_finite,
-            "one_crop": None if self.one_crop is None else self.one_crop.to_json(),
-            "classes_by": self.classes_by,
-        }
+    def row(self, runtime: str) -> EvaluateRow:
+        """Returns what results carry; the predictions stay out."""
+        return EvaluateRow(
+            runtime=runtime,
+            top1=self.top1,
+            top5=self.top5,
+            images=self.images,
+            images_per_second=self.images_per_second,
+            seconds=self.seconds,
+            skipped=[SkippedPicture(image=skipped.name, reason=skipped.reason) for skipped in self.skipped],
+            not_finite=self.not_finite,
+            one_crop=self.one_crop,
+            classes_by=self.classes_by,
+        )
 
 
 class PictureModel:

@@ -19,6 +19,7 @@ import onnx
 import psutil
 import pytest
 from onnx import TensorProto, helper
+from support import saved_results
 
 from resnet_onnx.bench import clock, record, roofline, worker_process
 from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
@@ -27,6 +28,8 @@ from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.worker import Worker, enlarge
 from resnet_onnx.bench.worker_process import WorkerDied, WorkerProcess
+from resnet_onnx.results.bench import BenchRow
+from resnet_onnx.results.writing import typed
 from runtimes import files
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
@@ -168,7 +171,7 @@ def test_several_streams_are_rated_by_what_they_complete_together() -> None:
     source = ModelSource(factory="a:b")
     row = Row(target=Target(runtime="x", source=source), batch=4, streams=2, scope="device", slices=slices)
     assert record.images_per_second(row) == (800.0, (800.0, 800.0))
-    assert record.latency_ms(row)["p50"] == 10.0
+    assert record.latency_ms(row).p50 == 10.0
 
 
 def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
@@ -188,7 +191,7 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
         multiply_adds=None,
         raw=True,
     )
-    assert (found["scenario"], found["samples_at_once"]) == ("offline", 3 * row.at_once)
+    assert (found.scenario, found.samples_at_once) == ("offline", 3 * row.at_once)
 
 
 def test_a_cut_off_ends_the_larger_batches_of_a_runtime_and_of_no_other() -> None:
@@ -230,17 +233,23 @@ def test_a_cut_off_ends_with_the_batch_that_fails(tiny: Path) -> None:
 
 
 def test_the_front_has_what_no_other_row_beats() -> None:
-    def one(speed: float | None, p50: float | None, scenario: str = "throughput") -> dict[str, Any]:
-        return {"images_per_second": speed, "latency_ms": {"p50": p50}, "scenario": scenario, "error": None}
+    def one(speed: float | None, p50: float | None, scenario: str = "throughput", **changes: Any) -> BenchRow:
+        known: dict[str, Any] = {"images_per_second": speed, "images_per_second_ci95": None, "scenario": scenario}
+        return typed(
+            BenchRow,
+            saved_results.row(
+                saved_results.noisy(1), **known, latency_ms={"p50": p50, "p90": None, "p99": None}, **changes
+            ),
+        )
 
     found = record.mark(
         [one(10, 100), one(20, 200), one(15, 250), one(20, 210), one(None, None), one(25, 9, "offline"), one(10, 100)]
     )
-    assert [row["pareto"] for row in found] == [True, True, False, False, False, False, True]
-    assert [row["best"] for row in found] == [False, False, False, False, False, True, False]
-    assert [row["best"] for row in record.mark([one(None, None)])] == [False]
-    (died, whole) = record.mark([one(90, 9) | {"error": {"kind": "run-failed"}}, one(10, 100)])
-    assert (died["best"], died["pareto"], whole["best"], whole["pareto"]) == (False, False, True, True)
+    assert [row.pareto for row in found] == [True, True, False, False, False, False, True]
+    assert [row.best for row in found] == [False, False, False, False, False, True, False]
+    assert [row.best for row in record.mark([one(None, None)])] == [False]
+    (died, whole) = record.mark([one(90, 9, error={"kind": "run-failed", "message": "died"}), one(10, 100)])
+    assert (died.best, died.pareto, whole.best, whole.pareto) == (False, False, True, True)
 
 
 def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:

@@ -16,6 +16,7 @@ from resnet_onnx.bench import record
 from resnet_onnx.bench.clock import Breakdown, Disturbance, Slice, breakdown
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.worker import Worker
+from resnet_onnx.results.bench import Ends, GpuReadings, SplitRecord
 from runtimes import nvidia
 from runtimes.base import Prepared
 from runtimes.nvidia import Sensors
@@ -42,13 +43,13 @@ def seen(clock: int, *throttled: str) -> Sensors:
 
 
 def test_readings_are_kept_as_least_and_most() -> None:
-    assert record.gpu_readings(row(seen(1980), seen(1965), seen(1980, "power limit"))) == {
-        "clock_mhz": {"min": 1965, "max": 1980},
-        "memory_clock_mhz": None,
-        "power_w": {"min": 200.5, "max": 200.5},
-        "temperature_c": {"min": 65, "max": 66},
-        "throttled": ["power limit"],
-    }
+    assert record.gpu_readings(row(seen(1980), seen(1965), seen(1980, "power limit"))) == GpuReadings(
+        clock_mhz=Ends(min=1965, max=1980),
+        memory_clock_mhz=None,
+        power_w=Ends(min=200.5, max=200.5),
+        temperature_c=Ends(min=65, max=66),
+        throttled=["power limit"],
+    )
     assert record.gpu_readings(row(None, None)) is None
 
 
@@ -127,16 +128,16 @@ def test_the_breakdown_is_recorded_with_the_remedy() -> None:
     measured = row(seen(1980))
     assert record.breakdown_ms(measured) is None
     measured.breakdown = Breakdown(run_s=0.010, enqueue_s=0.009, phases_s={"compute": 0.002})
-    assert record.breakdown_ms(measured) == {
-        "run_ms": 10.0, "enqueue_ms": 9.0, "copy_in_ms": None, "compute_ms": 2.0, "copy_out_ms": None,
-        "enqueue_bound": True, "remedy": "CUDA graphs (--cuda-graph) or a larger batch (--batch 8)",
-    }  # fmt: skip
+    assert record.breakdown_ms(measured) == SplitRecord(
+        run_ms=10.0, enqueue_ms=9.0, copy_in_ms=None, compute_ms=2.0, copy_out_ms=None,
+        enqueue_bound=True, remedy="CUDA graphs (--cuda-graph) or a larger batch (--batch 8)",
+    )  # fmt: skip
     graph = replace(measured.target, options=RuntimeOptions(cuda_graph=True))
     measured.target = graph
     found = record.breakdown_ms(measured)
     assert found is not None
-    assert found["remedy"] == "a larger batch (--batch 8)"
+    assert found.remedy == "a larger batch (--batch 8)"
     measured.breakdown = Breakdown(run_s=0.010, enqueue_s=0.001, phases_s=None)
     found = record.breakdown_ms(measured)
     assert found is not None
-    assert (found["enqueue_bound"], found["remedy"], found["compute_ms"]) == (False, None, None)
+    assert (found.enqueue_bound, found.remedy, found.compute_ms) == (False, None, None)

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import helper
+from support import saved_results
 from test_bench import weights, write_model
 
 from resnet_onnx.bench import roofline
-from resnet_onnx.bench.layers import Layer, beside_ideal, worst
+from resnet_onnx.bench.layers import beside_ideal, worst
+from resnet_onnx.results.bench import BenchRow, LayerRecord
+from resnet_onnx.results.writing import typed
 from runtimes.ort import node_times
 from runtimes.spec import LayerTime
 
@@ -41,7 +44,7 @@ def block(tmp_path: Path) -> Path:
 SHAPES = {"x": (1, 4, 8, 8)}
 
 
-def found(block: Path, *layers: tuple[str, str], **more: Any) -> list[Layer]:
+def found(block: Path, *layers: tuple[str, str], **more: Any) -> list[LayerRecord]:
     times = [LayerTime(name, operator, 1e-3) for name, operator in layers]
     return beside_ideal(times, block, SHAPES, more.get("peaks", PEAKS), more.get("precision", "fp32"))
 
@@ -79,12 +82,12 @@ def test_what_is_unknown_has_no_ideal(block: Path) -> None:
 
 
 def test_the_worst_lose_most_and_not_take_most() -> None:
-    def layer(name: str, ms: float, ideal: float) -> Layer:
-        return Layer(name=name, operator="", node=None, ms=ms, ideal_ms=ideal, bound=None)
+    def layer(name: str, ms: float, ideal: float) -> LayerRecord:
+        lost_ms = max(0.0, ms - ideal)
+        return LayerRecord(name=name, operator="", node=None, ms=ms, ideal_ms=ideal, bound=None, lost_ms=lost_ms)
 
     layers = [layer("long", 10, 9.5), layer("bad", 4, 1), layer("good", 1, 1.2)]
-    assert [one["name"] for one in worst([each.to_json() for each in layers], 2)] == ["bad", "long"]
-    assert layers[2].lost_ms == 0
+    assert [one.name for one in worst(layers, 2)] == ["bad", "long"]
 
 
 def test_onnx_runtimes_profile_is_averaged_without_its_first_run() -> None:
@@ -139,11 +142,11 @@ def test_layers_that_lose_nothing_take_no_place_among_the_worst(capsys: Any) -> 
 
     def layer(name: str, ms: float, lost_ms: float | None) -> dict[str, Any]:
         ideal = None if lost_ms is None else ms - lost_ms
-        return {"name": name, "operator": "Conv", "ms": ms, "ideal_ms": ideal, "bound": None, "lost_ms": lost_ms}
+        known = {"name": name, "operator": "Conv", "node": None, "bound": None}
+        return {**known, "ms": ms, "ideal_ms": ideal, "lost_ms": lost_ms}
 
     layers = [layer(f"fast{i}", 9.0, 0.0) for i in range(12)] + [layer("unknown", 5.0, None), layer("slow", 2.0, 1.0)]
-    row = {"layers": layers, "runtime": "ort-cpu", "batch": 1, "latency_ms": {"p50": 1.0}, "unprofiled": None}
-    print_profile(Terminal(), [row])
+    print_profile(Terminal(), [typed(BenchRow, saved_results.row(saved_results.noisy(1), layers=layers))])
     shown = capsys.readouterr().out
     assert shown.index("slow") < shown.index("unknown")
     assert "fast" not in shown

@@ -17,13 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.saved_results import Times, document, noisy, row
 
-from resnet_onnx.bench.compare import TOLERANCE, Compared, compare, different_work
+from resnet_onnx.bench import compare as comparing
+from resnet_onnx.bench.compare import TOLERANCE
 from resnet_onnx.cli.main import main
-from resnet_onnx.report import results
+from resnet_onnx.results.bench import Bench
+from resnet_onnx.results.commands import Compare, ComparedRow
+from resnet_onnx.results.reading import read_bench
+from resnet_onnx.results.writing import typed
 from runtimes.errors import BadData, UsageError, UserError
 
 
-def verdict(base: Times, new: Times, **options: Any) -> Compared:
+def compare(base: Any, new: Any, **options: Any) -> Compare:
+    return comparing.compare(typed(Bench, base), typed(Bench, new), **options)
+
+
+def verdict(base: Times, new: Times, **options: Any) -> ComparedRow:
     (found,) = compare(document(row(base)), document(row(new)), **options).rows
     return found
 
@@ -57,7 +65,7 @@ def test_independent_samples_would_be_promised_too_much(monkeypatch: pytest.Monk
     ("memory", "noise", "count"), [(0.0, 0.01, 60), (0.0, 0.06, 400), (0.5, 0.02, 200), (0.9, 0.01, 400)]
 )
 def test_a_slowdown_of_5_percent_is_found(memory: float, noise: float, count: int) -> None:
-    def pair(seed: int) -> Compared:
+    def pair(seed: int) -> ComparedRow:
         base = noisy(2 * seed, memory=memory, noise=noise, count=count)
         return verdict(base, [1.05 * part for part in noisy(2 * seed + 1, memory=memory, noise=noise, count=count)])
 
@@ -132,7 +140,7 @@ def test_what_a_neighbour_explains_is_not_called_a_slowdown() -> None:
         assert "NEW not stable: other programs" in found.notes
     (alike,) = compare(disturbed(quiet, 0.4), disturbed(slow, 0.4)).rows
     assert alike.verdict == "slower"
-    assert alike.notes == ("BASE and NEW not stable: other programs",)
+    assert alike.notes == ["BASE and NEW not stable: other programs"]
     (busy,) = compare(disturbed(quiet, 0.9), disturbed(slow, 0.9)).rows
     assert (busy.verdict, busy.ci95) == ("inconclusive", None)
     assert "too busy a machine" in busy.notes[1]
@@ -146,7 +154,7 @@ def test_rows_meet_by_what_they_are_and_the_others_are_named() -> None:
     base = document(row(quiet), row(quiet, batch=1), row(quiet, runtime="torch"))
     new = document(row(quiet, runtime="openvino"), row(quiet, batch=1), row(quiet))
     found = compare(base, new)
-    assert [(one.row["runtime"], one.row["batch"]) for one in found.rows] == [("ort-cpu", 8), ("ort-cpu", 1)]
+    assert [(one.runtime, one.batch) for one in found.rows] == [("ort-cpu", 8), ("ort-cpu", 1)]
     assert found.missing == ["net fp32 torch batch 8 device cpu"]
     assert found.extra == ["net fp32 openvino batch 8 device cpu"]
     assert not found.regressed
@@ -196,12 +204,12 @@ def test_another_environment_is_told_and_compared() -> None:
     new["environment"] = copy.deepcopy(new["environment"])
     new["environment"]["cpu"] = {"model": "Other", "usable_cores": 4}
     new["environment"]["libraries"] = {"onnxruntime": "1.32.0", "openvino": "2026.4"}
-    assert compare(base, new).environment == [
+    assert compare(base, new).environment_differs == [
         "CPU: CPU → Other", "usable cores: 2 → 4",
         "onnxruntime: 1.31.1 → 1.32.0", "openvino: none → 2026.4", "torch: 2.15.0 → none",
         "threads of ort-cpu: 2 → 1",
     ]  # fmt: skip
-    assert compare(base, base).environment == []
+    assert compare(base, base).environment_differs == []
 
 
 def test_a_row_that_fails_now_is_a_regression_and_one_that_failed_before_is_none() -> None:
@@ -211,7 +219,7 @@ def test_a_row_that_fails_now_is_a_regression_and_one_that_failed_before_is_none
     bad = document(row(noisy(1), error=error, stable=False, unstable_reason="it was not measured", **nothing))
     now = compare(good, bad)
     assert (now.regressed, now.rows[0].failed, now.rows[0].verdict) == (True, True, "inconclusive")
-    assert now.rows[0].notes == ("NEW not measured to its end: 8 GiB are not there",)
+    assert now.rows[0].notes == ["NEW not measured to its end: 8 GiB are not there"]
     before = compare(bad, good)
     assert (before.regressed, before.rows[0].ratio) == (False, None)
 
@@ -271,30 +279,34 @@ def test_rows_of_other_threads_are_told_apart(tmp_path: Path, capfd: pytest.Capt
     assert [found["threads"] for found in json.loads(out)["rows"]] == [1, 2]
 
 
+def with_row(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**document, "results": [{**document["results"][0], **changes}]}
+
+
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "cut off": (lambda d: json.dumps(d)[:-50], "no complete JSON"),
-    "empty": (lambda d: "", "no complete JSON"),
-    "NaN": (lambda d: json.dumps(d).replace('"samples": 320', '"samples": NaN'), "NaN is no JSON number"),
-    "no object": (lambda d: [1, 2], "no result of resnet-onnx"),
-    "foreign": (lambda d: {"hello": "world"}, "no result of resnet-onnx"),
-    "another kind": (lambda d: {**d, "kind": "doctor"}, "no result of resnet-onnx"),
+    "cut off": (lambda d: json.dumps(d)[:-50], "not complete JSON"),
+    "empty": (lambda d: "", "not complete JSON"),
+    "NaN": (lambda d: json.dumps(d).replace('"samples": 320', '"samples": NaN'), "malformed: invalid character"),
+    "no object": (lambda d: [1, 2], "not a result of resnet-onnx"),
+    "foreign": (lambda d: {"hello": "world"}, "not a result of resnet-onnx"),
+    "another kind": (lambda d: {**d, "kind": "doctor"}, "not a result of resnet-onnx"),
     "newer schema": (lambda d: {**d, "schema": 2}, "a result of schema 2, and this version reads schema 1"),
     "schema true": (lambda d: {**d, "schema": True}, "schema true"),
-    "no rows": (lambda d: {**d, "results": []}, "has no rows"),
-    "rows of text": (lambda d: {**d, "results": ["x"]}, "results[0] is \"x\", expected an object"),
-    "no model": (lambda d: {k: v for k, v in d.items() if k != "model"}, "'model' is missing"),
+    "no rows": (lambda d: {**d, "results": []}, "Expected `array` of length >= 1 - at `$.results`"),
+    "rows of text": (lambda d: {**d, "results": ["x"]}, "Expected `object`, got `str` - at `$.results[0]`"),
+    "no model": (lambda d: {k: v for k, v in d.items() if k != "model"}, "missing required field `model`"),
     "a speed in words": (
-        lambda d: {**d, "results": [{**d["results"][0], "images_per_second": "fast"}]},
-        "'results[0].images_per_second' is \"fast\", expected a finite number",
+        lambda d: with_row(d, images_per_second="fast"),
+        "Expected `float | null`, got `str` - at `$.results[0].images_per_second`",
     ),
-    "a negative time": (lambda d: {**d, "results": [{**d["results"][0], "raw_ns": [[-1]]}]}, "times above 0"),
+    "a negative time": (lambda d: with_row(d, raw_ns=[[-1]]), "`float` > 0.0 - at `$.results[0].raw_ns[0][0]`"),
     "an interval upside down": (
-        lambda d: {**d, "results": [{**d["results"][0], "images_per_second_ci95": [2, 1]}]},
+        lambda d: with_row(d, images_per_second_ci95=[2, 1]),
         "the lower first",
     ),
-    "batch 0": (lambda d: {**d, "results": [{**d["results"][0], "batch": 0}]}, "at least 1"),
-    "nested": (lambda d: "[" * 200_000, "nested too deeply"),
-    "a huge number": (lambda d: {**d, "results": [{**d["results"][0], "samples": 10**400}]}, "a finite number"),
+    "batch 0": (lambda d: with_row(d, batch=0), "Expected `int` >= 1 - at `$.results[0].batch`"),
+    "nested": (lambda d: "[" * 200_000, "not a result of resnet-onnx"),
+    "a huge number": (lambda d: with_row(d, samples=10**400), "Expected `int` <= 9223372036854775807"),
 }  # fmt: skip
 
 
@@ -317,7 +329,7 @@ def test_a_missing_file_a_folder_bytes_and_a_pipe_are_one_error(
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     os.mkfifo(tmp_path / "pipe")
     for name, said in (
-        ("none.json", "no such file"), (".", "a folder"), ("bytes.json", "no text in UTF-8"), ("pipe", "or pipe"),
+        ("none.json", "no such file"), (".", "a folder"), ("bytes.json", "not text in UTF-8"), ("pipe", "or pipe"),
     ):  # fmt: skip
         code, out, err = run(capfd, base, str(tmp_path / name))
         assert (code, out) == (2, "")
@@ -337,11 +349,11 @@ def test_what_bench_saves_is_read_and_compared(tmp_path: Path) -> None:
     bench = [sys.executable, "-m", "resnet_onnx", "bench", "cifar-resnet20", "--runtime", "ort-cpu", "--batch", "1"]
     subprocess.run([*bench, "--streams", "1,2", "--duration", "0.3", "--save", str(path)], check=True, timeout=300,
                    capture_output=True)  # fmt: skip
-    found = results.read(path)
+    found = read_bench(path)
     compared = compare(found, found)
     assert [one.ratio for one in compared.rows] == [1.0, 1.0]
     assert not compared.regressed
-    assert compared.missing == compared.extra == compared.environment == []
+    assert compared.missing == compared.extra == compared.environment_differs == []
 
 
 @pytest.mark.parametrize(("paces", "expected"), [
@@ -375,12 +387,12 @@ def chain(path: Path, layers: int) -> Path:
     return write_model(path, nodes, {"x0": ["n", 256]}, {"w": weights(256, 256)})
 
 
-def measured(path: Path) -> dict[str, Any]:
+def measured(path: Path) -> Bench:
     saved = path.with_suffix(".json")
     command = [sys.executable, "-m", "resnet_onnx", "bench", str(path), "--runtime", "ort-cpu", "--batch", "16"]
     subprocess.run([*command, "--threads", "1", "--duration", "2", "--save", str(saved)], check=True, timeout=300,
                    capture_output=True)  # fmt: skip
-    return results.read(saved)
+    return read_bench(saved)
 
 
 @pytest.mark.slow
@@ -405,8 +417,10 @@ def test_real_runs_of_5_percent_more_work_are_slower(tmp_path: Path) -> None:
 def test_loadgen_and_our_own_rounds_are_different_work() -> None:
     said = {"scenario": "SingleStream", "valid": True, "reason": None}
     ours, theirs = document(row(noisy(1))), document(row(noisy(2), harness=said))
-    assert different_work(ours, theirs) == ["another harness (our own rounds, LoadGen SingleStream)"]
-    assert not different_work(theirs, theirs)
+    assert comparing.different_work(typed(Bench, ours), typed(Bench, theirs)) == [
+        "another harness (our own rounds, LoadGen SingleStream)"
+    ]
+    assert not comparing.different_work(typed(Bench, theirs), typed(Bench, theirs))
     with pytest.raises(UserError, match="another harness"):
         compare(ours, theirs)
     forced = compare(ours, theirs, force=True)

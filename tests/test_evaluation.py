@@ -115,7 +115,7 @@ class TestCounting:
         found = evaluate(fake(output=("n", 3)), three, PLAIN, class_map=np.arange(3))
         assert found.top5 is None
         assert found.top1 == pytest.approx(5 / 6)
-        assert found.to_json()["top5"] is None
+        assert found.row("torch").top5 is None
 
     def test_limit_is_spread_over_the_classes(self) -> None:
         found = evaluate(fake(), painted(200, sorted(list(range(10)) * 20)), PLAIN, class_map=IDENTITY, limit=10)
@@ -216,7 +216,7 @@ class TestData:
         assert (found.images, found.top1) == (11, 1.0)
         assert [skipped.name for skipped in found.skipped] == ["c3/03.png"]
         assert (found.predictions == NOT_PREDICTED).sum() == 1
-        assert found.to_json()["skipped"][0]["image"] == "c3/03.png"
+        assert found.row("torch").skipped[0].image == "c3/03.png"
         assert found.images_per_second > 0
         only_bad = dataset.subset([[dataset.item_name(i) for i in range(12)].index("c3/03.png")])
         with pytest.raises(BadData, match=r"none of the 1 pictures could be decoded; c3/03\.png: not a picture"):

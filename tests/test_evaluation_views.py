@@ -17,6 +17,7 @@ from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
 from resnet_onnx.data.transforms import CENTRE, prepare, ten_crops, whole
 from resnet_onnx.evaluation import NOT_PREDICTED, Evaluation, evaluate, evaluate_scales
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.results.evaluate import OneCrop
 from runtimes.errors import BadModel, BadPicture, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
 from runtimes.spec import Dimension, ModelSource, RuntimeOptions, TensorSpec
@@ -126,7 +127,7 @@ class TestTenCrops:
         assert found.top1 == 1.0
         assert found.one_crop is not None
         assert found.one_crop.top1 == 0.0
-        assert found.to_json()["one_crop"] == {"top1": 0.0, "top5": None}
+        assert found.row("torch").one_crop == OneCrop(top1=0.0, top5=None)
         assert evaluate(fake(), numbered([2]), ROOM, class_map=np.arange(3)).top1 == 0.0
 
     def test_the_centre_beside_is_the_figure_of_one_crop(self) -> None:

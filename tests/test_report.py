@@ -348,13 +348,19 @@ def test_a_conversion_without_labels_is_told_by_its_noise(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"agreement": "much"}, "'result.agreement' is \"much\", expected a finite number"),
-        ({"gate": {"kind": "luck"}}, "'result.gate.kind' is \"luck\", expected top1 or sqnr"),
-        ({"gate": {**convert()["result"]["gate"], "drop_ci95": [0.2, 0.1]}}, "expected two numbers, the lower first"),
-        ({"weights": [{"layer": "stem"}]}, "'result.weights[0].sqnr_db' is missing"),
-        ({"weights": 3}, "'result.weights' is 3, expected a list"),
-        ({"weights": ["stem"]}, 'result.weights[0] is "stem", expected an object'),
-        ({"speed": {"runtimes": {"ort-cpu": {}}}}, "'result.speed.runtimes.ort-cpu.speedup' is missing"),
+        ({"agreement": "much"}, "Expected `float`, got `str` - at `$.result.agreement`"),
+        ({"gate": {"kind": "luck"}}, "Invalid value 'luck' - at `$.result.gate.kind`"),
+        (
+            {"gate": {**convert()["result"]["gate"], "drop_ci95": [0.2, 0.1]}},
+            "Expected `drop_ci95` to be two numbers, the lower first, got [0.2, 0.1] - at `$.result.gate`",
+        ),
+        ({"weights": [{"layer": "stem"}]}, "missing required field `sqnr_db` - at `$.result.weights[0]`"),
+        ({"weights": 3}, "Expected `array | null`, got `int` - at `$.result.weights`"),
+        ({"weights": ["stem"]}, "Expected `object`, got `str` - at `$.result.weights[0]`"),
+        (
+            {"speed": {"runtimes": {"ort-cpu": {}}}},
+            "missing required field `speedup` - at `$.result.speed.runtimes[...]`",
+        ),
     ],
 )
 def test_a_damaged_conversion_names_the_field(

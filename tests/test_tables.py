@@ -13,6 +13,8 @@ from support.saved_results import document, noisy, row
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.report import tables
+from resnet_onnx.results.bench import Bench
+from resnet_onnx.results.writing import typed
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -25,7 +27,7 @@ def test_csv_has_every_row_with_units_and_leaves_what_is_unknown_empty() -> None
         row(noisy(1), images_per_second=2000.5, images_per_second_ci95=[1990.0, 2010.0], includes=["decode"]),
         row(noisy(2), batch=64, error=lost, images_per_second=None, images_per_second_ci95=None, stable=False),
     )
-    first, second = rows_of(tables.bench_csv(found))
+    first, second = rows_of(tables.bench_csv(typed(Bench, found)))
     assert (first["model"], first["runtime"], first["batch"], first["includes"]) == ("net", "ort-cpu", "8", "decode")
     assert [first[f"images_per_s{end}"] for end in ("", "_low95", "_high95")] == ["2000.5", "1990.0", "2010.0"]
     assert float(first["p50_ms"]) == found["results"][0]["latency_ms"]["p50"]

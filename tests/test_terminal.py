@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
-import math
 import os
 import pty
 import subprocess
@@ -14,11 +13,9 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
 import pytest
 
-from resnet_onnx.cli.terminal import Terminal, plain
+from resnet_onnx.cli.terminal import Terminal
 
 Capture = pytest.CaptureFixture[str]
 
@@ -137,41 +134,6 @@ def test_no_table_is_cut_or_wrapped_in_a_file(capfd: Capture) -> None:
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 2
     assert lines[1].split() == ["x" * 12] * 14
-
-
-def test_plain_values() -> None:
-    given = {
-        "float": np.float32(0.5),
-        "half": np.float16(1.5),
-        "bfloat": ml_dtypes.bfloat16(2),
-        "int": np.int64(3),
-        "bool": np.bool_(True),
-        "nan": math.nan,
-        "inf": [math.inf, -math.inf, np.float32("nan")],
-        "array": np.array([[1.0, np.nan]]),
-        "path": Path("a/b"),
-        "tuple": (1, (2,)),
-        "set": {4},
-        "none": None,
-        5: "key",
-    }
-    assert plain(given) == {
-        "float": 0.5,
-        "half": 1.5,
-        "bfloat": 2.0,
-        "int": 3,
-        "bool": True,
-        "nan": None,
-        "inf": [None, None, None],
-        "array": [[1.0, None]],
-        "path": "a/b",
-        "tuple": [1, [2]],
-        "set": [4],
-        "none": None,
-        "5": "key",
-    }
-    assert type(plain(np.bool_(True))) is bool
-    assert json.loads(json.dumps(plain(given), allow_nan=False)) == plain(given)
 
 
 def on_a_terminal(code: str) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from resnet_onnx.bench.roofline import ELEMENT_BYTES, NodeWork, Peaks, Work, node_work
+from resnet_onnx.results.bench import LayerRecord
 from runtimes.spec import LayerTime
 
 _SUFFIXES = re.compile(r"(_nchwc|_nhwc|_fused|/WithoutBiases|/fq_\w+|_quant|_QuantizeLinear\w*)+$")
@@ -23,44 +23,13 @@ _PRODUCT = re.compile(r"conv(?!ert)|gemm|matmul|(?<!quantize)linear|fullyconnect
 _STEPS_BACK = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer's time beside its ideal.
-
-    Attributes:
-        name: In the runtime's own words.
-        operator: Likewise.
-        node: The node of the graph whose work it does, or None.
-        ms: Mean time in a run.
-        ideal_ms: Least time that the machine's peaks allow; 0 for what the graph does not have, None where the work or
-            the peaks are unknown.
-        bound: What sets the ideal, or None.
-    """
-
-    name: str
-    operator: str
-    node: str | None
-    ms: float
-    ideal_ms: float | None
-    bound: Literal["compute", "memory"] | None
-
-    @property
-    def lost_ms(self) -> float | None:
-        """Time beyond the ideal, or None where that is not known."""
-        return None if self.ideal_ms is None else max(0.0, self.ms - self.ideal_ms)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what results carry: the attributes, and ``lost_ms``."""
-        return {**asdict(self), "lost_ms": self.lost_ms}
-
-
 def beside_ideal(
     times: Sequence[LayerTime],
     path: Path | None,
     shapes: Mapping[str, tuple[int, ...]],
     peaks: Peaks | None,
     precision: str,
-) -> list[Layer]:
+) -> list[LayerRecord]:
     """Sets the times of layers beside their ideals.
 
     Args:
@@ -86,14 +55,16 @@ def beside_ideal(
         # Every product is the graph's, also where its node has no name to be found by.
         if node is None and graph and peaks is not None and not _PRODUCT.search(time.operator):
             ideal_s = 0.0
+        ms, ideal_ms = 1e3 * time.seconds, None if ideal_s is None else 1e3 * ideal_s
         found.append(
-            Layer(
+            LayerRecord(
                 name=time.name,
                 operator=time.operator,
                 node=node,
-                ms=1e3 * time.seconds,
-                ideal_ms=None if ideal_s is None else 1e3 * ideal_s,
+                ms=ms,
+                ideal_ms=ideal_ms,
                 bound=bound,
+                lost_ms=None if ideal_ms is None else max(0.0, ms - ideal_ms),
             )
         )
     return found
@@ -130,14 +101,13 @@ def _ideal(
     return (compute_s, "compute") if compute_s >= memory_s else (memory_s, "memory")
 
 
-def worst(layers: Sequence[Mapping[str, Any]], count: int = 10) -> list[Mapping[str, Any]]:
+def worst(layers: Sequence[LayerRecord], count: int = 10) -> list[LayerRecord]:
     """Returns the layers that lose most time, the worst first; those whose loss is not known come last, by their time.
 
     Args:
-        layers: As ``Layer.to_json`` returns them; those that lose nothing are left out.
+        layers: As the document has them; those that lose nothing are left out.
         count: So many at most.
     """
-    known = [layer for layer in layers if layer["lost_ms"]]
-    unknown = [layer for layer in layers if layer["lost_ms"] is None]
-    known.sort(key=lambda layer: -layer["lost_ms"])
-    return (known + sorted(unknown, key=lambda layer: -layer["ms"]))[:count]
+    known = sorted((layer for layer in layers if layer.lost_ms), key=lambda layer: -(layer.lost_ms or 0.0))
+    unknown = [layer for layer in layers if layer.lost_ms is None]
+    return (known + sorted(unknown, key=lambda layer: -layer.ms))[:count]

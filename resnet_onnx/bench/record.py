@@ -1,13 +1,11 @@
-"""Rows as plain values for the result file, and the judgement whether they can be trusted."""
+"""Rows as the document has them, and the judgement whether they can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
-from typing import Any
 
-from resnet_onnx.bench.layers import Layer
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.roofline import Utilization
 from resnet_onnx.bench.row import Row
@@ -16,8 +14,23 @@ from resnet_onnx.bench.statistics import (
     coefficient_of_variation,
     percentile,
 )
-
-SCHEMA = 1
+from resnet_onnx.results.bench import (
+    BenchRow,
+    BenchSettings,
+    DisturbanceRecord,
+    Ends,
+    GpuReadings,
+    HarnessRecord,
+    Latency,
+    LayerRecord,
+    RooflineRecord,
+    SkippedRow,
+    SplitRecord,
+    WarmUpRecord,
+)
+from resnet_onnx.results.document import ErrorRecord
+from resnet_onnx.results.writing import typed
+from runtimes.errors import ToolkitError
 
 OTHERS_LIMIT = 0.05
 """Share of the usable cores that other processes may take. A quiet desktop or server stays below 0.02."""
@@ -76,33 +89,42 @@ def _gpu_problems(row: Row) -> list[str]:
     return problems
 
 
-def gpu_readings(row: Row) -> dict[str, Any] | None:
+def gpu_readings(row: Row) -> GpuReadings | None:
     """Returns least and most of what the GPU's sensors said over the rounds, or None where no GPU computed."""
     if not row.sensors:
         return None
-    found: dict[str, Any] = {"throttled": sorted({reason for seen in row.sensors for reason in seen.throttled})}
-    for name in ("clock_mhz", "memory_clock_mhz", "power_w", "temperature_c"):
+
+    def ends(name: str) -> Ends | None:
         values = [value for seen in row.sensors if (value := getattr(seen, name)) is not None]
-        found[name] = {"min": min(values), "max": max(values)} if values else None
-    return found
+        return Ends(min=min(values), max=max(values)) if values else None
+
+    return GpuReadings(
+        throttled=sorted({reason for seen in row.sensors for reason in seen.throttled}),
+        clock_mhz=ends("clock_mhz"),
+        memory_clock_mhz=ends("memory_clock_mhz"),
+        power_w=ends("power_w"),
+        temperature_c=ends("temperature_c"),
+    )
 
 
-def breakdown_ms(row: Row) -> dict[str, Any] | None:
-    """Returns where the time of a run on a GPU goes, in milliseconds, and what to do where the host holds it up."""
+def breakdown_ms(row: Row) -> SplitRecord | None:
+    """Returns where the time of a run on a GPU goes, and what to do where the host holds it up."""
     seen = row.breakdown
     if seen is None:
         return None
-    phases = seen.phases_s or {}
+    phases = {name: 1e3 * seconds for name, seconds in (seen.phases_s or {}).items()}
     larger = f"a larger batch (--batch {8 * row.batch})"
     # A captured graph is handed over in one call; what is left then is too little work in a run.
     remedy = larger if row.target.options.cuda_graph else f"CUDA graphs (--cuda-graph) or {larger}"
-    return {
-        "run_ms": 1e3 * seen.run_s,
-        "enqueue_ms": None if seen.enqueue_s is None else 1e3 * seen.enqueue_s,
-        **{f"{name}_ms": 1e3 * phases[name] if name in phases else None for name in ("copy_in", "compute", "copy_out")},
-        "enqueue_bound": seen.enqueue_bound,
-        "remedy": remedy if seen.enqueue_bound else None,
-    }
+    return SplitRecord(
+        run_ms=1e3 * seen.run_s,
+        enqueue_ms=None if seen.enqueue_s is None else 1e3 * seen.enqueue_s,
+        copy_in_ms=phases.get("copy_in"),
+        compute_ms=phases.get("compute"),
+        copy_out_ms=phases.get("copy_out"),
+        enqueue_bound=seen.enqueue_bound,
+        remedy=remedy if seen.enqueue_bound else None,
+    )
 
 
 def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | None:
@@ -118,17 +140,35 @@ def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | No
     return row.batch / interval.median, (row.batch / interval.high, row.batch / interval.low)
 
 
-def latency_ms(row: Row) -> dict[str, float | None]:
-    """Returns percentiles, mean, minimum and maximum of the time of a run, in milliseconds; None where unsupported."""
+def latency_ms(row: Row) -> Latency:
+    """Returns percentiles, mean, minimum and maximum of the time of a run; None where the samples don't support it."""
     times = row.times_ns / 1e6
-    found: dict[str, float | None] = {f"p{percent:g}": percentile(times, percent) for percent in PERCENTILES}
     known = times.size > 0
-    return {
-        **found,
-        "mean": float(times.mean()) if known else None,
-        "min": float(times.min()) if known else None,
-        "max": float(times.max()) if known else None,
-    }
+    p50, p90, p95, p99, p99_9 = (percentile(times, percent) for percent in PERCENTILES)
+    return Latency(
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        p99_9=p99_9,
+        mean=float(times.mean()) if known else None,
+        min=float(times.min()) if known else None,
+        max=float(times.max()) if known else None,
+    )
+
+
+def disturbance(row: Row) -> DisturbanceRecord:
+    """Returns what the machine did beside."""
+    seen = row.disturbance
+    return DisturbanceRecord(
+        other_programs_cores=seen.others_share * seen.cores,
+        stolen_cores=seen.stolen_share * seen.cores,
+        involuntary_switches_per_s=seen.switches_per_s,
+        throttled=seen.throttled,
+        clock_mhz=Ends(min=min(seen.clocks_mhz), max=max(seen.clocks_mhz)) if seen.clocks_mhz else None,
+        pace_us=1e6 * median(seen.paces_s) if seen.paces_s else None,
+        cores=seen.cores,
+    )
 
 
 def result(
@@ -139,9 +179,9 @@ def result(
     utilization: Utilization,
     multiply_adds: int | None,
     raw: bool,
-    layers: Sequence[Layer] | None = None,
-) -> dict[str, Any]:
-    """Returns one row as plain values.
+    layers: Sequence[LayerRecord] | None = None,
+) -> BenchRow:
+    """Returns one row as the document has it.
 
     Args:
         row: What was measured.
@@ -156,68 +196,59 @@ def result(
     interval = row.seconds_per_run()
     times = row.times_ns
     reason = unstable_reason(row)
-    seen = row.disturbance
-    own = row.describe()
-    return {
-        "model": model,
-        "runtime": row.target.runtime,
-        "version": own["version"],
-        "device": own["device"],
-        "precision": precision,
-        "batch": row.batch,
-        "streams": row.streams,
-        "threads": row.target.options.threads,
-        "scenario": row.scenario,
-        "samples_at_once": round(row.batch * row.at_once) if row.scenario == "offline" else None,
-        "harness": dict(row.harness) if row.harness is not None else None,
-        "scope": row.scope,
-        "includes": list(row.includes),
-        "includes_transfers": row.scope == "end-to-end",
-        "images_per_second": speed[0] if speed else None,
-        "images_per_second_ci95": list(speed[1]) if speed and speed[1] else None,
-        "latency_ms": latency_ms(row),
-        "samples": int(times.size),
-        "effective_samples": interval.effective_samples if interval else 0.0,
-        "rounds": len(row.slices),
-        "measured_s": row.spent_s,
-        "coefficient_of_variation": coefficient_of_variation(times.astype(float)),
-        "stable": reason is None,
-        "unstable_reason": reason,
-        "disturbance": {
-            "other_programs_cores": seen.others_share * seen.cores,
-            "stolen_cores": seen.stolen_share * seen.cores,
-            "involuntary_switches_per_s": seen.switches_per_s,
-            "throttled": seen.throttled,
-            "clock_mhz": {"min": min(seen.clocks_mhz), "max": max(seen.clocks_mhz)} if seen.clocks_mhz else None,
-            "pace_us": 1e6 * median(seen.paces_s) if seen.paces_s else None,
-            "cores": seen.cores,
-        },
-        "warm_up": asdict(row.warm_up) if row.warm_up else None,
-        "roofline": {**asdict(utilization), "multiply_adds": multiply_adds},
-        "layers": None if layers is None else [layer.to_json() for layer in layers],
-        "unprofiled": row.unprofiled or None,
-        "split": breakdown_ms(row),
-        "gpu": gpu_readings(row),
-        "recorded": own["recorded"],
-        "placement": own["placement"],
-        "error": None if row.error is None else error_document(row.error),
-        "raw_ns": [part.times_ns.tolist() for part in row.slices] if raw or times.size <= RAW_IN_DOCUMENT else None,
-    }
+    opened = row.opened
+    return BenchRow(
+        model=model,
+        runtime=row.target.runtime,
+        version=opened.version if opened is not None else None,
+        device=opened.device if opened is not None else row.target.device,
+        precision=precision,
+        batch=row.batch,
+        streams=row.streams,
+        threads=row.target.options.threads,
+        scenario=row.scenario,
+        samples_at_once=round(row.batch * row.at_once) if row.scenario == "offline" else None,
+        harness=typed(HarnessRecord, row.harness) if row.harness is not None else None,
+        scope=row.scope,
+        includes=row.includes,
+        includes_transfers=row.scope == "end-to-end",
+        images_per_second=speed[0] if speed else None,
+        images_per_second_ci95=speed[1] if speed else None,
+        latency_ms=latency_ms(row),
+        samples=int(times.size),
+        effective_samples=interval.effective_samples if interval else 0.0,
+        rounds=len(row.slices),
+        measured_s=row.spent_s,
+        coefficient_of_variation=coefficient_of_variation(times.astype(float)),
+        stable=reason is None,
+        unstable_reason=reason,
+        disturbance=disturbance(row),
+        warm_up=typed(WarmUpRecord, row.warm_up) if row.warm_up else None,
+        roofline=replace(typed(RooflineRecord, utilization), multiply_adds=multiply_adds),
+        layers=layers,
+        unprofiled=row.unprofiled or None,
+        split=breakdown_ms(row),
+        gpu=gpu_readings(row),
+        recorded=dict(opened.recorded) if opened is not None else {},
+        placement=dict(opened.placement) if opened is not None else {},
+        error=None if row.error is None else error_record(row.error),
+        raw_ns=[part.times_ns.tolist() for part in row.slices] if raw or times.size <= RAW_IN_DOCUMENT else None,
+    )
 
 
-def mark(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Adds to each row whether it is the ``best`` of all, and whether it is on the ``pareto`` front.
+def mark(results: Sequence[BenchRow]) -> list[BenchRow]:
+    """Says of each row whether it is the ``best`` of all, and whether it is on the ``pareto`` front.
 
     The best has the most images per second of those measured to their end. A row is on the front where no other one has
     at least its images per second in at most its median latency. The offline scenario knows no latency of a request, so
     that its rows are not.
     """
-    speeds = [None if row["error"] else row["images_per_second"] for row in results]
+    speeds = [None if row.error else row.images_per_second for row in results]
     most = max((speed for speed in speeds if speed is not None), default=None)
     points = {
-        index: (row["images_per_second"], -row["latency_ms"]["p50"])
-        for index, row in enumerate(results)
-        if speeds[index] is not None and row["scenario"] != "offline"
+        index: (speed, -(results[index].latency_ms.p50 or 0.0))
+        for index, speed in enumerate(speeds)
+        if speed is not None and not results[index].offline
     }
     beaten = {
         index
@@ -225,48 +256,33 @@ def mark(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if any(other[0] >= speed and other[1] >= quickness and other != (speed, quickness) for other in points.values())
     }
     return [
-        {
-            **row,
-            "best": most is not None and speeds[index] == most,
-            "pareto": index in points.keys() - beaten,
-        }
+        replace(row, best=most is not None and speeds[index] == most, pareto=index in points.keys() - beaten)
         for index, row in enumerate(results)
     ]
 
 
-def error_document(error: Any) -> dict[str, Any]:
-    """Returns an error of the program's own tree as plain values."""
-    return {"kind": error.kind, "message": error.message, "fix": error.fix}
+def error_record(error: ToolkitError) -> ErrorRecord:
+    """Returns an error of the program's own tree as documents have it."""
+    return ErrorRecord(kind=error.kind, message=error.message, fix=error.fix)
 
 
-def document(
-    results: Sequence[Mapping[str, Any]], *, plan: BenchPlan, about: Mapping[str, Any], skipped: Sequence[Row] = ()
-) -> dict[str, Any]:
-    """Returns the whole result: rows, and what is needed to trust and repeat them.
+def settings(plan: BenchPlan) -> BenchSettings:
+    """Returns what was requested."""
+    return BenchSettings(
+        batches=plan.batches,
+        streams=plan.streams,
+        threads=plan.threads,
+        scope=plan.scope,
+        includes=plan.feed_factory.includes if plan.feed_factory is not None else (),
+        pictures=plan.feed_factory.label if plan.feed_factory is not None else None,
+        scenario=plan.scenario,
+        cut_off=plan.cut_off,
+        duration_s=plan.duration_s,
+        precision_target=plan.precision_target,
+        order_seed=plan.seed,
+    )
 
-    Args:
-        results: One ``result`` a row.
-        plan: What was asked for.
-        about: ``made``, ``tool``, ``command``, ``model`` and ``environment``.
-        skipped: Rows that the cut-off left out.
-    """
-    return {
-        "schema": SCHEMA,
-        "kind": "bench",
-        **about,
-        "settings": {
-            "batches": list(plan.batches),
-            "streams": list(plan.streams),
-            "threads": list(plan.threads),
-            "scope": plan.scope,
-            "includes": list(plan.feed_factory.includes) if plan.feed_factory is not None else [],
-            "pictures": plan.feed_factory.label if plan.feed_factory is not None else None,
-            "scenario": plan.scenario,
-            "cut_off": plan.cut_off,
-            "duration_s": plan.duration_s,
-            "precision_target": plan.precision_target,
-            "order_seed": plan.seed,
-        },
-        "skipped": [{"row": str(row), "reason": row.cut_off} for row in skipped],
-        "results": [dict(row) for row in results],
-    }
+
+def skipped(rows: Sequence[Row]) -> list[SkippedRow]:
+    """Returns the rows that the cut-off left out, with the reason."""
+    return [SkippedRow(row=str(row), reason=row.cut_off) for row in rows]

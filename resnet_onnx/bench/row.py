@@ -161,15 +161,3 @@ class Row:
             return False
         interval = self.seconds_per_run()
         return interval is not None and interval.relative_half_width <= plan.precision_target
-
-    def describe(self) -> dict[str, Any]:
-        """Returns what the runtime reported of itself, for the record."""
-        opened = self.opened
-        if opened is None:
-            return {"version": None, "device": self.target.device, "recorded": {}, "placement": {}}
-        return {
-            "version": opened.version,
-            "device": opened.device,
-            "recorded": dict(opened.recorded),
-            "placement": dict(opened.placement),
-        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.plan import BenchPlan, Scenario
+    from resnet_onnx.results.bench import BenchRow, HarnessRecord, RooflineRecord
+    from resnet_onnx.results.document import Environment
     from resnet_onnx.workflow import Measurement, Model, Request
     from runtimes.spec import RuntimeOptions, Scope
 
@@ -233,6 +235,7 @@ def _report(
 ) -> None:
     """Prints what was measured, and writes the files."""
     from resnet_onnx.report import tables
+    from resnet_onnx.results.writing import write
     from runtimes import files
 
     if measured.left_out:
@@ -245,7 +248,7 @@ def _report(
     if measured.peaks_disturbed:
         terminal.note("the machine's peak was measured while other programs ran: shares of it come out too high")
     if save is not None:
-        files.write_json(save, measured.document(raw=True))
+        write(save, measured.document(raw=True))
         terminal.note(f"saved: {save}")
     if csv_file is not None:
         files.write_text(csv_file, tables.bench_csv(measured.document(raw=False)))
@@ -257,7 +260,7 @@ def _report(
 
 
 def _print(
-    terminal: Terminal, model: Model, environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], plan: BenchPlan
+    terminal: Terminal, model: Model, environment: Environment, rows: Sequence[BenchRow], plan: BenchPlan
 ) -> None:
     terminal.line(model.description)
     terminal.line(_machine(environment, rows))
@@ -278,15 +281,15 @@ def _markdown(measured: Measurement) -> str:
         *_table(rows, measured.plan),
         above=[f"**{measured.model.description}**", _machine(measured.environment, rows)],
         below=_conditions(rows, measured.plan),
-        command=measured.document(raw=False)["command"],
+        command=measured.document(raw=False).command,
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]], plan: BenchPlan) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[BenchRow], plan: BenchPlan) -> tuple[list[str], list[list[str]]]:
     """Returns the headings and the cells of the table."""
-    names = {row["runtime"] for row in rows}
-    reference = "torch" if "torch" in names else rows[0]["runtime"]
-    several = any(row["streams"] > 1 for row in rows)
+    names = {row.runtime for row in rows}
+    reference = "torch" if "torch" in names else rows[0].runtime
+    several = any(row.streams > 1 for row in rows)
     many_threads = len(plan.threads) > 1
     columns = ["runtime", "batch", "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak"]
     if many_threads:
@@ -298,131 +301,130 @@ def _table(rows: Sequence[Mapping[str, Any]], plan: BenchPlan) -> tuple[list[str
     marked = len(rows) > 2
     if marked:
         columns.append("")
-    base = {_place(r): r["images_per_second"] for r in rows if r["runtime"] == reference}
-    ordered = sorted(rows, key=lambda r: (*_place(r), -(r["images_per_second"] or 0.0)))
+    base = {_place(r): r.images_per_second for r in rows if r.runtime == reference}
+    ordered = sorted(rows, key=lambda r: (*_place(r), -(r.images_per_second or 0.0)))
     cells = []
     for row in ordered:
-        ratio = _ratio(row["images_per_second"], base.get(_place(row)))
-        doubtful = row["error"] is None and not row["stable"]
-        narrow = row["recorded"].get("autocast")
+        ratio = _ratio(row.images_per_second, base.get(_place(row)))
+        doubtful = row.error is None and not row.stable
+        narrow = row.recorded.get("autocast")
         cells.append(
             [
-                row["runtime"] + (f" (autocast {narrow})" if narrow else "") + (" ~" if doubtful else ""),
-                str(row["batch"]),
-                *([str(row["streams"])] if several else []),
-                *([str(row["threads"] or "all")] if many_threads else []),
+                row.runtime + (f" (autocast {narrow})" if narrow else "") + (" ~" if doubtful else ""),
+                str(row.batch),
+                *([str(row.streams)] if several else []),
+                *([str(row.cpu_threads or "all")] if many_threads else []),
                 *_figures(row),
-                _share(row["roofline"]),
+                _share(row.roofline),
                 *([ratio] if len(names) > 1 else []),
-                *(["fastest" if row["best"] else "front" if row["pareto"] else ""] if marked else []),
+                *(["fastest" if row.best else "front" if row.pareto else ""] if marked else []),
             ]
         )
     return columns, cells
 
 
-def _place(row: Mapping[str, Any]) -> tuple[int, int, int]:
+def _place(row: BenchRow) -> tuple[int, int, int]:
     """Returns what rows of different runtimes are compared at."""
-    return row["batch"], row["streams"], row["threads"] or 0
+    return row.batch, row.streams, row.cpu_threads or 0
 
 
-def _figures(row: Mapping[str, Any]) -> list[str]:
+def _figures(row: BenchRow) -> list[str]:
     from resnet_onnx.bench.statistics import rounded, significant
 
-    speed, interval = row["images_per_second"], row["images_per_second_ci95"]
-    latency = row["latency_ms"]
-    if speed is None:
+    speed, interval = row.images_per_second, row.images_per_second_ci95
+    latency = row.latency_ms
+    if speed is None or latency.p50 is None:
         return ["–"] * 5
     half = (interval[1] - interval[0]) / 2 if interval else None
     value, uncertainty = significant(speed, half)
-    half_ms = latency["p50"] * half / speed if half is not None else None
-    median = significant(latency["p50"], half_ms)[0] if row["streams"] == 1 else rounded(latency["p50"], 3)
-    tails = [rounded(latency[name], 3) if latency[name] is not None else "–" for name in ("p90", "p99")]
+    half_ms = latency.p50 * half / speed if half is not None else None
+    median = significant(latency.p50, half_ms)[0] if row.streams == 1 else rounded(latency.p50, 3)
+    tails = [rounded(time, 3) if time is not None else "–" for time in (latency.p90, latency.p99)]
     return [value, f"± {uncertainty}" if interval else "–", median, *tails]
 
 
-def _share(roofline: Mapping[str, Any]) -> str:
-    if roofline["fraction"] is None:
+def _share(roofline: RooflineRecord) -> str:
+    if roofline.limit_fraction is None:
         return "–"
-    return f"{roofline['limit_fraction']:.0%} {roofline['bound']}".replace("%", " %")
+    return f"{roofline.limit_fraction:.0%} {roofline.bound}".replace("%", " %")
 
 
 def _ratio(speed: float | None, base: float | None) -> str:
     return "–" if speed is None or not base else f"{speed / base:.2f}×"
 
 
-def _machine(environment: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    cpu = environment["cpu"]
+def _machine(environment: Environment, rows: Sequence[BenchRow]) -> str:
+    cpu = environment.cpu
     sets = {"amx_tile": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
-    best = next((text for flag, text in sets.items() if flag in cpu["instruction_sets"]), "")
-    versions = dict.fromkeys(f"{row['runtime']} {row['version']}" for row in rows if row["version"])
-    return " · ".join([", ".join(filter(None, [cpu["model"], f"{cpu['usable_cores']} cores", best])), *versions])
+    best = next((text for flag, text in sets.items() if flag in cpu.instruction_sets), "")
+    versions = dict.fromkeys(f"{row.runtime} {row.version}" for row in rows if row.version)
+    return " · ".join([", ".join(filter(None, [cpu.model, f"{cpu.usable_cores} cores", best])), *versions])
 
 
-def _conditions(rows: Sequence[Mapping[str, Any]], plan: BenchPlan) -> list[str]:
+def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:
     """Returns what was timed and what to doubt, a line each."""
     from resnet_onnx.bench.statistics import samples_needed
 
     work = "Device-resident work" if plan.scope == "device" else "End to end, host arrays in and out, copies included"
     if plan.feed_factory is not None:
         work = f"End to end, picture files in and scores out, decoding included: {plan.feed_factory.label}"
-    counts = sorted({row["streams"] for row in rows})
+    counts = sorted({row.streams for row in rows})
     streams = ", ".join(map(str, counts))
-    complete = [row for row in rows if row["error"] is None]
-    stable = sum(row["stable"] for row in complete)
+    complete = [row for row in rows if row.error is None]
+    stable = sum(row.stable for row in complete)
     verdict = "yes" if stable == len(complete) else "no" if not stable else "in part"
     lines = [
         f"{work}, {streams} stream{'' if counts == [1] else 's'}. Stable: {verdict} ({stable} of {len(complete)})."
     ]
     for row in rows:
-        where = f"{row['runtime']} batch {row['batch']}" + (f", {row['streams']} streams" if row["streams"] > 1 else "")
-        if len(plan.threads) > 1 and row["threads"] is not None:
-            where += f", {row['threads']} thread{'' if row['threads'] == 1 else 's'}"
-        if row["error"] is not None:
-            full = row["error"]["kind"] == "out-of-memory"
-            lines.append(f"  {where}: {'out of memory' if full else row['error']['message']}")
-        elif not row["stable"]:
-            lines.append(f"  ~ {where}: {row['unstable_reason']}")
+        where = f"{row.runtime} batch {row.batch}" + (f", {row.streams} streams" if row.streams > 1 else "")
+        if len(plan.threads) > 1 and row.cpu_threads is not None:
+            where += f", {row.cpu_threads} thread{'' if row.cpu_threads == 1 else 's'}"
+        if row.error is not None:
+            full = row.error.kind == "out-of-memory"
+            lines.append(f"  {where}: {'out of memory' if full else row.error.message}")
+        elif not row.stable:
+            lines.append(f"  ~ {where}: {row.unstable_reason}")
     for row in rows:
-        if row["split"] and row["split"]["enqueue_bound"]:
-            share = row["split"]["enqueue_ms"] / row["split"]["run_ms"]
+        if row.split and row.split.enqueue_bound:
+            share = (row.split.enqueue_ms or 0.0) / row.split.run_ms
             lines.append(
-                f"  {row['runtime']} batch {row['batch']} is enqueue-bound: handing a run over takes the host "
-                f"{100 * share:.0f} % of it → {row['split']['remedy']}"
+                f"  {row.runtime} batch {row.batch} is enqueue-bound: handing a run over takes the host "
+                f"{100 * share:.0f} % of it → {row.split.remedy}"
             )
-    lines += [_loadgen_line(row) for row in rows if row["harness"] is not None]
-    if any(row["pareto"] for row in rows) and len(rows) > 2:
+    lines += [_loadgen_line(row.runtime, row.harness) for row in rows if row.harness is not None]
+    if any(row.pareto for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")
-    offline = [row["samples_at_once"] for row in rows if row["samples_at_once"]]
+    offline = [row.samples_at_once for row in rows if row.samples_at_once]
     if offline:
         sizes = f"{min(offline):,}" if len(set(offline)) == 1 else f"{min(offline):,} to {max(offline):,}"
         lines.append(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
-    elif any(row["latency_ms"]["p90"] is None for row in rows if row["samples"]):
+    elif any(row.latency_ms.p90 is None for row in rows if row.samples):
         lines.append(
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )
     return lines
 
 
-def _loadgen_line(row: Mapping[str, Any]) -> str:
+def _loadgen_line(runtime: str, found: HarnessRecord) -> str:
     """Says what LoadGen found, and how its run differs from an official one."""
     from resnet_onnx.bench.statistics import rounded
 
-    said = row["harness"]
-    p90 = said["latency_ms"]["p90"]
-    figure = f"{rounded(said['samples_per_second'], 3)} samples/s" if p90 is None else f"p90 {rounded(p90, 3)} ms"
-    verdict = "VALID" if said["valid"] else f"INVALID: {said['reason'] or 'see its logs (--harness-logs)'}"
-    seconds, official = (said[key]["min_duration_ms"] / 1000 for key in ("settings", "official"))
+    p90 = found.latency_ms.p90
+    figure = f"{rounded(found.samples_per_second or 0.0, 3)} samples/s" if p90 is None else f"p90 {rounded(p90, 3)} ms"
+    verdict = "VALID" if found.valid else f"INVALID: {found.reason or 'see its logs (--harness-logs)'}"
+    seconds, official = (each.min_duration_ms / 1000 if each else 0.0 for each in (found.settings, found.official))
     return (
-        f"LoadGen {said['scenario']} on {row['runtime']}: {verdict}, {figure}, {said['samples']:,} samples in at least "
+        f"LoadGen {found.scenario} on {runtime}: {verdict}, {figure}, {found.samples or 0:,} samples in at least "
         f"{seconds:g} s (an official run: {official:g} s)."
     )
 
 
-def _print_next(terminal: Terminal, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:
+def _print_next(terminal: Terminal, model: Model, rows: Sequence[BenchRow]) -> None:
     from resnet_onnx.cli.main import COMMANDS
 
     what = model.onnx or model.name
-    if len({row["runtime"] for row in rows}) > 1 or model.network is not None:
+    if len({row.runtime for row in rows}) > 1 or model.network is not None:
         terminal.line(f"Parity: not checked here → resnet-onnx parity {what}")
     if "convert" in COMMANDS and model.precision == "fp32":
         onnx = model.onnx or f"{model.name}.onnx"

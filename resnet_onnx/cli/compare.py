@@ -12,7 +12,7 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.compare import Compared, Comparison
+    from resnet_onnx.results.commands import Compare, ComparedRow
 
 
 class Percent(click.ParamType[Any]):
@@ -45,41 +45,36 @@ def command(terminal: Terminal, *, base: Path, new: Path, tolerance: float, forc
     code 1) only when its whole 95 % interval lies beyond the tolerance.
     """
     from resnet_onnx.bench.compare import compare
-    from resnet_onnx.report import results
+    from resnet_onnx.results.reading import read_bench
 
-    found = compare(
-        results.read(base, kinds=("bench",)),
-        results.read(new, kinds=("bench",)),
-        tolerance=tolerance / 100,
-        force=force,
-    )
+    found = compare(read_bench(base), read_bench(new), tolerance=tolerance / 100, force=force)
     _print(terminal, found)
-    terminal.emit(found.to_json())
+    terminal.emit(found)
     if found.regressed:
         raise click.exceptions.Exit(CheckFailed.exit_code)
 
 
-def _print(terminal: Terminal, found: Comparison) -> None:
+def _print(terminal: Terminal, found: Compare) -> None:
     from resnet_onnx.bench.statistics import rounded
 
     terminal.line(_summary(found))
     for reason in found.different_work:
         terminal.line(f"  compared by force: {reason}")
     terminal.line()
-    several = any(row.row["streams"] > 1 for row in found.rows)
-    threads = len({row.row["threads"] for row in found.rows}) > 1
+    several = any(row.streams > 1 for row in found.rows)
+    threads = len({row.threads for row in found.rows}) > 1
     arranged = [*(["streams"] if several else []), *(["threads"] if threads else [])]
     columns = ["runtime", "batch", *arranged, "BASE img/s", "NEW img/s", "ratio", "95 %"]
     terminal.table(
         [*columns, "verdict"],
         [
             [
-                str(row.row["runtime"]),
-                str(row.row["batch"]),
-                *([str(row.row["streams"])] if several else []),
-                *([str(row.row["threads"] or "all")] if threads else []),
-                "–" if row.base is None else rounded(row.base, 3),
-                "–" if row.new is None else rounded(row.new, 3),
+                row.runtime,
+                str(row.batch),
+                *([str(row.streams)] if several else []),
+                *([str(row.threads or "all")] if threads else []),
+                "–" if row.base_images_per_second is None else rounded(row.base_images_per_second, 3),
+                "–" if row.new_images_per_second is None else rounded(row.new_images_per_second, 3),
                 "–" if row.ratio is None else f"{row.ratio:.3f}×",
                 "–" if row.ci95 is None else f"{row.ci95[0]:.3f} – {row.ci95[1]:.3f}",
                 "FAILED" if row.failed else row.verdict.upper() if row.verdict == "slower" else row.verdict,
@@ -88,10 +83,10 @@ def _print(terminal: Terminal, found: Comparison) -> None:
         ],
     )
     terminal.line()
-    first = found.rows[0].row
+    first = found.rows[0]
     scopes = {"device": "device-resident work", "end-to-end": "end to end"}
     terminal.line(
-        f"{first['model']} · {first['precision']} · {scopes.get(first['scope'], first['scope'])} · "
+        f"{first.model} · {first.precision} · {scopes.get(first.scope, first.scope)} · "
         f"ratio: images per second, NEW over BASE · tolerance {100 * found.tolerance:g} %"
     )
     for row in found.rows:
@@ -102,27 +97,27 @@ def _print(terminal: Terminal, found: Comparison) -> None:
             terminal.line(f"  {which}: {name}")
     if any(row.verdict == "inconclusive" and not row.failed for row in found.rows):
         terminal.line("To settle what is inconclusive: a longer bench --duration, both on a quiet machine.")
-    if found.environment:
+    if found.environment_differs:
         terminal.line("The environments differ:")
-        for text in found.environment:
+        for text in found.environment_differs:
             terminal.line(f"  {text}")
 
 
-def _summary(found: Comparison) -> str:
+def _summary(found: Compare) -> str:
     counts = {
         name: sum(row.verdict == name and not row.failed for row in found.rows)
         for name in ("slower", "faster", "same", "inconclusive")
     }
     counts["failed"] = sum(row.failed for row in found.rows)
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    if found.environment:
+    if found.environment_differs:
         told += "; the environments differ, which may be the cause (below)"
     if counts["slower"] or counts["failed"]:
         return f"{'Slower' if counts['slower'] else 'Failed'}: {told}"
     return f"{'Not shown to be slower' if counts['inconclusive'] else 'Not slower'}: {told}"
 
 
-def _where(row: Compared) -> str:
-    streams = f", {row.row['streams']} streams" if row.row["streams"] > 1 else ""
-    threads = f", {row.row['threads']} threads" if row.row["threads"] else ""
-    return f"{row.row['runtime']} batch {row.row['batch']}{streams}{threads}"
+def _where(row: ComparedRow) -> str:
+    streams = f", {row.streams} streams" if row.streams > 1 else ""
+    threads = f", {row.threads} threads" if row.threads else ""
+    return f"{row.runtime} batch {row.batch}{streams}{threads}"

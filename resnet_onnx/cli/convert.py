@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
+    from resnet_onnx.results.convert import Convert, KeptLayer, LayerSensitivity, SearchRecord
     from resnet_onnx.workflow import Model, Request
 
 _METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
@@ -80,7 +81,8 @@ def command(
     outputs' signal-to-noise ratio otherwise. What fails is not written, and the exit code is 1.
     """
     from resnet_onnx import workflow
-    from runtimes import files, registry
+    from resnet_onnx.results.writing import write
+    from runtimes import registry
 
     runtimes = runtimes or ",".join(registry.conversion_runtimes(to))
     names = tuple(registry.parse_names(runtimes)) if min_speedup is not None else ()
@@ -121,71 +123,87 @@ def command(
     if plot is not None:
         terminal.line(f"Drawn: {plot}")
     if save is not None:
-        files.write_json(save, workflow.saved_result("convert", model, result))
+        write(save, workflow.saved_result(model, result))
     terminal.emit(result)
 
 
-def _print(terminal: Terminal, model: Model, result: Mapping[str, Any]) -> None:
+def _print(terminal: Terminal, model: Model, result: Convert) -> None:
+    from resnet_onnx.results.document import known
+
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
-    gate = result["gate"]
     terminal.line(
-        f"{result['path']}  {result['size_bytes'] / 1e6:.1f} MB, {100 * result['size_ratio']:.0f} % of fp32  "
-        f"{model.name} · {result['precision']}"
+        f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {100 * result.size_ratio:.0f} % of fp32  "
+        f"{model.name} · {result.precision}"
     )
-    for skipped in result["skipped"]:
-        terminal.note(f"skipped: {skipped['reason']}")
-    inside = result["agreement_computed_in"]
-    upcast = f", which computes it in {inside}" if inside not in (None, result["precision"]) else ""
+    for skipped in result.skipped:
+        terminal.note(f"skipped: {skipped.reason}")
+    inside = result.agreement_computed_in
+    upcast = f", which computes it in {inside}" if inside not in (None, result.precision) else ""
     terminal.line(
-        f"Decides like fp32 on {100 * result['agreement']:.2f} % of {result['agreement_images']} pictures held out "
-        f"({result['agreement_runtime']}{upcast}); outputs {_decibels(result['sqnr_db'])} signal to noise"
+        f"Decides like fp32 on {100 * result.agreement:.2f} % of {result.agreement_images} pictures held out "
+        f"({result.agreement_runtime}{upcast}); outputs {_decibels(result.sqnr_db)} signal to noise"
     )
-    if gate["kind"] == "top1":
-        low, high = gate["drop_ci95"]
-        terminal.line(
-            f"Top-1 {100 * gate['top1']:.2f} %, fp32 {100 * gate['fp32_top1']:.2f} %: drop {gate['drop_points']:+.2f} "
-            f"points (95 % interval {low:+.2f} to {high:+.2f}), allowed {gate['max_drop_points']:g}"
-        )
-    if result.get("tried"):
-        terminal.line()
-        terminal.table(
-            ["method", "= fp32 %", "SQNR dB", ""],
-            [
-                [
-                    str(row["method"]),
-                    f"{100 * row['agreement']:.2f}",
-                    f"{row['sqnr_db']:.1f}",
-                    "chosen" if row["method"] == result["method"] else "",
-                ]
-                for row in result["tried"]
-            ],
-        )
-    if result.get("speed"):
-        for name, row in result["speed"]["runtimes"].items():
+    _print_gate(terminal, result)
+    _print_tried(terminal, result)
+    if result.speed is not None:
+        for name, row in result.speed.runtimes.items():
             terminal.line(
-                f"{name}: {row['images_per_second']:.0f} img/s, {row['speedup']:.2f}× fp32 (batch "
-                f"{result['speed']['batch']})"
+                f"{name}: {row.images_per_second:.0f} img/s, {row.speedup:.2f}× fp32 (batch {result.speed.batch})"
             )
-    _print_sensitivity(terminal, result.get("sensitivity") or [])
-    _print_kept(terminal, result["kept_fp32"])
-    if result.get("search"):
-        _print_search(terminal, result["search"])
-    terminal.line(f"Next: resnet-onnx bench {result['path']} --runtime ort-cpu,openvino")
+    _print_sensitivity(terminal, known(result.sensitivity) or ())
+    _print_kept(terminal, result.kept_fp32 or ())
+    search = known(result.search)
+    if search is not None:
+        _print_search(terminal, search)
+    terminal.line(f"Next: resnet-onnx bench {result.path} --runtime ort-cpu,openvino")
 
 
-def _print_sensitivity(terminal: Terminal, layers: Sequence[Mapping[str, Any]]) -> None:
+def _print_gate(terminal: Terminal, result: Convert) -> None:
+    from resnet_onnx.results.convert import Top1Gate
+
+    gate = result.gate
+    if isinstance(gate, Top1Gate):
+        low, high = gate.drop_ci95
+        terminal.line(
+            f"Top-1 {100 * gate.top1:.2f} %, fp32 {100 * (gate.fp32_top1 or 0.0):.2f} %: drop {gate.drop_points:+.2f} "
+            f"points (95 % interval {low:+.2f} to {high:+.2f}), allowed {gate.max_drop_points:g}"
+        )
+
+
+def _print_tried(terminal: Terminal, result: Convert) -> None:
+    from resnet_onnx.results.document import known
+
+    tried = known(result.tried)
+    if not tried:
+        return
+    terminal.line()
+    terminal.table(
+        ["method", "= fp32 %", "SQNR dB", ""],
+        [
+            [
+                row.method,
+                f"{100 * row.agreement:.2f}",
+                _number(row.sqnr_db),
+                "chosen" if row.method == result.method else "",
+            ]
+            for row in tried
+        ],
+    )
+
+
+def _print_sensitivity(terminal: Terminal, layers: Sequence[LayerSensitivity]) -> None:
     if not layers:
         return
-    whole = sum(row["multiply_adds"] or 0 for row in layers)
+    whole = sum(row.multiply_adds or 0 for row in layers)
     terminal.line()
     terminal.table(
         ["layer alone in int8", "SQNR dB", "multiply-adds %"],
         [
             [
-                str(row["layer"]),
-                f"{row['sqnr_db']:.1f}",
-                f"{100 * row['multiply_adds'] / whole:.1f}" if row["multiply_adds"] and whole else "–",
+                row.layer,
+                _number(row.sqnr_db),
+                f"{100 * row.multiply_adds / whole:.1f}" if row.multiply_adds and whole else "–",
             ]
             for row in layers[:_RANKED]
         ],
@@ -194,21 +212,25 @@ def _print_sensitivity(terminal: Terminal, layers: Sequence[Mapping[str, Any]]) 
         terminal.line(f"  and {len(layers) - _RANKED} less sensitive ones (--json names all)")
 
 
-def _print_search(terminal: Terminal, search: Mapping[str, Any]) -> None:
-    tried, share = len(search["tried"]), search["cost_share"]
+def _print_search(terminal: Terminal, search: SearchRecord) -> None:
+    tried, share = len(search.tried), search.cost_share
     cost = "" if share is None else f"; they do {100 * share:.1f} % of the multiply-adds"
     terminal.line(f"Found after {tried} {'choice' if tried == 1 else 'choices'} of layers{cost}")
 
 
-def _print_kept(terminal: Terminal, kept: Sequence[Mapping[str, Any]]) -> None:
+def _print_kept(terminal: Terminal, kept: Sequence[KeptLayer]) -> None:
     if not kept:
         return
     terminal.line(f"Kept in fp32: {len(kept)} {'layer' if len(kept) == 1 else 'layers'}")
     for row in kept[:_SHOWN]:
-        terminal.line(f"  {row['node']}: {row['reason']}")
+        terminal.line(f"  {row.node}: {row.reason}")
     if len(kept) > _SHOWN:
         terminal.line(f"  and {len(kept) - _SHOWN} more (--json names all)")
 
 
-def _decibels(value: float) -> str:
-    return f"{value:.1f} dB" if value != float("inf") else "without any difference,"
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _decibels(value: float | None) -> str:
+    return f"{value:.1f} dB" if value is not None and value != float("inf") else "without any difference,"

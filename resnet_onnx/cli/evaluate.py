@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from runtimes.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from resnet_onnx.results.evaluate import EvaluateRow, OneCrop
     from resnet_onnx.workflow import Request
     from runtimes.spec import RuntimeOptions
 
@@ -75,7 +78,9 @@ def command(
 ) -> None:
     """Measure accuracy on labelled pictures, on any runtime."""
     from resnet_onnx import workflow
-    from runtimes import files, registry
+    from resnet_onnx.results.evaluate import Evaluate
+    from resnet_onnx.results.writing import write
+    from runtimes import registry
 
     names = registry.parse_names(runtimes, device=device)
     if scales is not None:
@@ -91,7 +96,7 @@ def command(
         terminal.note(f"{model.name}: {note}")
     if left_out:
         terminal.note(f"left out: {', '.join(left_out)}")
-    results = []
+    results: list[EvaluateRow] = []
     with terminal.progress() as progress:
         for name in names:
             task = progress.add_task(f"{name}", total=None)
@@ -110,31 +115,32 @@ def command(
                 evaluation = workflow.evaluate_on(
                     model, name, data, crops=10 if crops == "10" else 1, resize=resize, workers=workers, **common
                 )
-            results.append({"runtime": name, **evaluation.to_json()})
+            results.append(evaluation.row(name))
     views = _views(crops, scales)
     terminal.line(f"{model.description} · {data}" + f" · shorter side {resize}" * (resize is not None))
     _print(terminal, results, views)
-    by = results[0]["classes_by"]
+    first = results[0]
+    by = first.classes_by
     if by == "order" or (by == "number" and model.labels is not None):
         terminal.note(
             f"no class of {data} is known to {model.name} by name: the classes went to its outputs by their {by}; if "
             "that is not what they mean, this accuracy is wrong (--labels FILE names the outputs)"
         )
-    for skipped in results[0]["skipped"]:
-        terminal.note(f"skipped: {skipped['reason']}")
-    document = {
-        "model": model.name,
-        "precision": model.precision,
-        "data": data,
-        "views": views,
-        "crops": None if scales is not None else int(crops or 1),
-        "resize": resize,
-        "scales": None if scales is None else list(scales),
-        **results[0],
-        "results": results,
-    }
+    for skipped in first.skipped:
+        terminal.note(f"skipped: {skipped.reason}")
+    document = Evaluate(
+        model=model.name,
+        precision=model.precision,
+        data=data,
+        views=views,
+        crops=None if scales is not None else int(crops or 1),
+        resize=resize,
+        scales=scales,
+        **{field.name: getattr(first, field.name) for field in fields(first)},
+        results=results,
+    )
     if save is not None:
-        files.write_json(save, workflow.saved_result("evaluate", model, document))
+        write(save, workflow.saved_result(model, document))
     terminal.emit(document)
 
 
@@ -160,14 +166,14 @@ def _views(crops: str | None, scales: tuple[int, ...] | None) -> str:
     return "10 crops" if crops == "10" else "1 crop"
 
 
-def _print(terminal: Terminal, results: list[dict[str, Any]], views: str) -> None:
+def _print(terminal: Terminal, results: Sequence[EvaluateRow], views: str) -> None:
     several = views != "1 crop"
     rows = []
-    for r in results:
-        measured = [str(r["images"]), str(len(r["skipped"])), _speed(r["images_per_second"])]
-        if several:
-            rows.append([str(r["runtime"]), "1 crop", *_percent(r["one_crop"]), str(r["images"]), "–", "–"])
-        rows.append([str(r["runtime"]), views, *_percent(r), *measured])
+    for row in results:
+        if row.one_crop is not None:
+            rows.append([row.runtime, "1 crop", *_percent(row.one_crop), str(row.images), "–", "–"])
+        measured = [str(row.images), str(len(row.skipped)), _speed(row.images_per_second)]
+        rows.append([row.runtime, views, *_percent(row), *measured])
     headings = ["runtime", "views", "top-1 %", "top-5 %", "images", "skipped", "img/s"]
     if not several:
         headings, rows = [headings[0], *headings[2:]], [[row[0], *row[2:]] for row in rows]
@@ -183,8 +189,8 @@ def _speed(images_per_second: float) -> str:
     return f"{images_per_second:.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 
-def _percent(shares: dict[str, Any]) -> list[str]:
-    return ["–" if shares[name] is None else f"{100 * float(shares[name]):.2f}" for name in ("top1", "top5")]
+def _percent(found: EvaluateRow | OneCrop) -> list[str]:
+    return ["–" if share is None else f"{100 * share:.2f}" for share in (found.top1, found.top5)]
 
 
 def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:

@@ -74,6 +74,7 @@ def command(
         raise UsageError(f"--output {target}: an ONNX file ends in .onnx", fix=f"--output {target}.onnx")
 
     from resnet_onnx import workflow
+    from resnet_onnx.results.document import known
 
     with terminal.status("preparing the network") as status:
         model = workflow.resolve(request)
@@ -88,20 +89,20 @@ def command(
             result = workflow.export_half(model, target, precision, progress=status.update)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
-    verified = result["verified"]
-    shown = replace(model, precision=result["precision"])
-    terminal.line(f"{result['path']}  {result['size_bytes'] / 1e6:.1f} MB  {shown.description}")
+    verified = result.verified
+    shown = replace(model, precision=result.precision)
+    terminal.line(f"{result.path}  {result.size_bytes / 1e6:.1f} MB  {shown.description}")
     terminal.line(
-        f"Verified against torch at batch {', '.join(map(str, verified['batches']))} on {verified['runtime']}: "
-        f"relative RMSE {verified['relative_rmse']:.1e}. SHA-256 {result['sha256'][:16]}…"
+        f"Verified against torch at batch {', '.join(map(str, verified.batches))} on {verified.runtime}: "
+        f"relative RMSE {verified.relative_rmse:.1e}. SHA-256 {result.sha256[:16]}…"
     )
-    if "conversion" in result:
-        half = result["conversion"]
+    half = known(result.conversion)
+    if half is not None:
         terminal.line(
-            f"In {precision} {half['sqnr_db']:.1f} dB signal to noise against fp32 ({half['agreement_runtime']}); "
-            f"{len(half['kept_fp32'])} layers kept in fp32"
+            f"In {precision} {half.sqnr_db:.1f} dB signal to noise against fp32 ({half.agreement_runtime}); "
+            f"{len(half.kept_fp32 or ())} layers kept in fp32"
         )
-    terminal.line(f"Next: resnet-onnx parity {result['path']} --runtimes all")
+    terminal.line(f"Next: resnet-onnx parity {result.path} --runtimes all")
     terminal.emit(result)
 
 

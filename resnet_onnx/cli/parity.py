@@ -72,10 +72,12 @@ def command(
     The budget is derived from the noise of float32 itself on the same inputs. Exit code 1 when a runtime fails.
     """
     from resnet_onnx import workflow
+    from resnet_onnx.parity import record
     from resnet_onnx.parity.junit import write_junit
     from resnet_onnx.parity.localize import draw
     from resnet_onnx.parity.summary import write_markdown
-    from runtimes import files, registry
+    from resnet_onnx.results.writing import write
+    from runtimes import registry
 
     if plot is not None:
         check_drawing(plot)
@@ -106,10 +108,9 @@ def command(
         terminal.note(f"{model.name}: {note}")
     if left_out:
         terminal.note(f"left out: {', '.join(left_out)}")
-    result = {"model": model.name, "precision": model.precision, **document(report)}
+    result = record.document(report, model=model.name, precision=model.precision, located=located)
     _print(terminal, report)
     if located is not None:
-        result["localisation"] = _localisation(located)
         _print_localisation(terminal, located)
         if plot is not None:
             draw(located, f"{model.name}: drift from float64", plot)
@@ -118,7 +119,7 @@ def command(
     if summary is not None:
         write_markdown(report, model.name, summary)
     if save is not None:
-        files.write_json(save, workflow.saved_result("parity", model, result))
+        write(save, workflow.saved_result(model, result))
     terminal.emit(result)
     if not report.passed:
         raise click.exceptions.Exit(CheckFailed.exit_code)
@@ -133,51 +134,6 @@ def _tolerance(text: str) -> tuple[str, float]:
     if not sign or not name or not 0 <= number < float("inf"):
         raise UsageError(f"--tolerance-for {text}: expected OUTPUT=VALUE, such as boxes=1e-4")
     return name, number
-
-
-def document(report: ParityReport) -> dict[str, Any]:
-    """Returns the report as plain values; an infinite error becomes null."""
-    return {
-        "passed": report.passed,
-        "gold": report.gold,
-        "original": report.original or None,
-        "pictures": report.pictures,
-        "results": [
-            {
-                "runtime": outcome.runtime,
-                "version": outcome.version,
-                "relative_rmse": outcome.relative_rmse,
-                "budget": outcome.budget,
-                "top1_agreement": outcome.top1_agreement,
-                "passed": outcome.passed,
-                "reason": outcome.reason,
-                "outputs": {
-                    name: {
-                        "relative_rmse": d.relative_rmse,
-                        "worst_picture": d.worst_picture,
-                        "max_abs": d.max_abs,
-                        "cosine": d.cosine,
-                        "finite": d.finite,
-                    }
-                    for name, d in outcome.distances.items()
-                },
-                "original": None
-                if outcome.original is None
-                else {
-                    "relative_rmse": outcome.original.relative_rmse,
-                    "top1_agreement": outcome.original.top1_agreement,
-                },
-                "options": outcome.recorded,
-                "seconds": outcome.seconds,
-            }
-            for outcome in report.outcomes
-        ],
-        "pairs": [{"runtime": a, "against": b, "relative_rmse": error} for (a, b), error in report.pairs.items()],
-        "budgets": {
-            name: {"relative_rmse": b.relative_rmse, "noise": b.noise, "bound": b.bound, "reason": b.reason}
-            for name, b in report.budgets.items()
-        },
-    }
 
 
 def _print(terminal: Terminal, report: ParityReport) -> None:
@@ -217,26 +173,6 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
 def _beside_original(original: Original) -> list[str]:
     agreement = "–" if original.top1_agreement is None else f"{original.top1_agreement:.1%}"
     return [f"{original.relative_rmse:.1e}", agreement]
-
-
-def _localisation(located: Localisation) -> dict[str, Any]:
-    return {
-        "ladder": [{"node": rung.node, "stage": rung.stage, "errors": dict(rung.errors)} for rung in located.rungs],
-        "first_differences": [
-            {
-                "runtime": found.runtime,
-                "node": found.node,
-                "op_type": found.op_type,
-                "stage": found.stage,
-                "input_error": found.input_error,
-                "output_error": found.output_error,
-                "cause": found.cause,
-                "sure": found.sure,
-                "why": found.why,
-            }
-            for found in located.findings
-        ],
-    }
 
 
 def _print_localisation(terminal: Terminal, located: Localisation) -> None:

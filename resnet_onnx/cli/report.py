@@ -26,7 +26,8 @@ def command(terminal: Terminal, *, results: tuple[Path, ...], out: Path) -> None
     RESULT are files of bench, parity, evaluate or convert --save, in any mix. The page needs no network.
     """
     from resnet_onnx.report.assemble import write_report
-    from resnet_onnx.report.results import read
+    from resnet_onnx.results.commands import FindingRecord, Report, ReportedFile
+    from resnet_onnx.results.reading import read
 
     files = {path.resolve(): path for path in results}
     if out.resolve() in files:
@@ -38,14 +39,15 @@ def command(terminal: Terminal, *, results: tuple[Path, ...], out: Path) -> None
     terminal.line()
     terminal.line(f"{out}: {len(documents)} result{'' if len(documents) == 1 else 's'}, one page")
     terminal.emit(
-        {
-            "path": str(out),
-            "passed": all(finding.state != "bad" for finding in findings),
-            "findings": [{"state": finding.state, "text": finding.text} for finding in findings],
-            "results": [
-                {"path": str(path), "kind": d["kind"]} for path, d in zip(files.values(), documents, strict=True)
+        Report(
+            path=str(out),
+            passed=all(finding.state != "bad" for finding in findings),
+            findings=[FindingRecord(state=finding.state, text=finding.text) for finding in findings],
+            results=[
+                ReportedFile(path=str(path), kind=found.kind)
+                for path, found in zip(files.values(), documents, strict=True)
             ],
-        }
+        )
     )
 
 

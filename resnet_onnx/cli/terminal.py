@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from runtimes.errors import FileProblem
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from resnet_onnx.results.document import Document, Saved
 
 _WIDE = 200
 """Columns of a table that goes to a file or pipe, so that nothing is wrapped or cut."""
@@ -106,10 +107,12 @@ class Terminal:
 
     # ---- results ----
 
-    def emit(self, document: Mapping[str, Any]) -> None:
-        """Prints the result as JSON where it was asked for; does nothing otherwise."""
+    def emit(self, document: Document | Saved[Any] | Mapping[str, Any]) -> None:
+        """Prints the result as JSON where it was requested; does nothing otherwise."""
         if self.as_json:
-            self._write(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            from resnet_onnx.results.writing import encode
+
+            self._write(encode(document).decode())
 
     def line(self, text: str = "") -> None:
         """Prints one line of the result for people; nothing with ``--json``."""
@@ -176,8 +179,10 @@ class Terminal:
     def error(self, kind: str, message: str, fix: str | None) -> None:
         """Reports the one error of a failed command."""
         if self.as_json and self.final:
+            from resnet_onnx.results.document import ErrorDocument, ErrorRecord
+
             with contextlib.suppress(FileProblem):
-                self.emit({"error": {"kind": kind, "message": message, "fix": fix}})
+                self.emit(ErrorDocument(error=ErrorRecord(kind=kind, message=message, fix=fix)))
         lines = [f"error: {message}"]
         if fix:
             lines += [f"  {line}" for line in fix.splitlines()]
@@ -239,18 +244,3 @@ class _Still:
 
     def update(self, text: str) -> None:
         """Takes a new text."""
-
-
-def plain(value: Any) -> Any:
-    """Turns NumPy scalars, paths, tuples and non-finite numbers into what JSON has; NaN and Inf become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if value == value and value not in (float("inf"), float("-inf")) else None
-    return str(value)

@@ -3,99 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Chart, Finding, Section
 from resnet_onnx.report.words import joined, listed
-
-Document = Mapping[str, Any]
+from resnet_onnx.results.convert import Convert, RuntimeSpeed, Top1Gate
+from resnet_onnx.results.document import Saved, known
 
 _WORST = 12
 """Layers in a picture: those that lose most."""
 
 
-def findings(document: Document) -> list[Finding]:
+def findings(document: Saved[Convert]) -> list[Finding]:
     """Returns one sentence: what the new precision costs and what it saves."""
-    body = document["result"]
-    parts = [f"{100 * body['agreement']:.1f} % of {body['agreement_images']:,} decisions as in fp32"]
-    gate = body["gate"]
-    if gate["kind"] == "top1":
-        parts.append(f"top-1 {_change(gate['drop_points'])} (95 % interval of the drop {_range(gate['drop_ci95'])})")
-    elif body["sqnr_db"] is not None:
-        parts.append(f"signal over noise of the outputs {body['sqnr_db']:.1f} dB")
-    parts.append(f"the file has {100 * body['size_ratio']:.0f} % of the size")
-    faster = [f"{row['speedup']:.1f}× as fast on {name}" for name, row in _speeds(body).items()]
+    body = document.result
+    parts = [f"{100 * body.agreement:.1f} % of {body.agreement_images:,} decisions as in fp32"]
+    gate = body.gate
+    if isinstance(gate, Top1Gate):
+        parts.append(f"top-1 {_change(gate.drop_points)} (95 % interval of the drop {_range(gate.drop_ci95)})")
+    elif body.sqnr_db is not None:
+        parts.append(f"signal over noise of the outputs {body.sqnr_db:.1f} dB")
+    parts.append(f"the file has {100 * body.size_ratio:.0f} % of the size")
+    faster = [f"{row.speedup:.1f}× as fast on {name}" for name, row in _speeds(body).items()]
     return [
-        Finding(state="good", text=f"{body['model']} in {body['precision']}: {', '.join([*parts, *faster])}."),
+        Finding(state="good", text=f"{body.model} in {body.precision}: {', '.join([*parts, *faster])}."),
     ]
 
 
-def section(document: Document, palette: dict[str, str]) -> Section:
+def section(document: Saved[Convert], palette: dict[str, str]) -> Section:
     """Returns the table, and pictures of the layers and tensors that lose most."""
-    body = document["result"]
-    gate = body["gate"]
+    body = document.result
+    gate = body.gate
     drop, interval, top1 = "–", "–", "–"
-    if gate["kind"] == "top1":
-        drop, interval = _signed(gate["drop_points"]), _range(gate["drop_ci95"])
-        top1 = f"{100 * gate['top1']:.2f}"
-    kept = body.get("kept_fp32") or ()
+    if isinstance(gate, Top1Gate):
+        drop, interval = _signed(gate.drop_points), _range(gate.drop_ci95)
+        top1 = f"{100 * gate.top1:.2f}"
+    kept = body.kept_fp32 or ()
     return Section(
-        heading=f"What does {body['precision']} cost? {body['model']}",
+        heading=f"What does {body.precision} cost? {body.model}",
         text=joined(
-            f"Judged on {body['agreement_images']:,} pictures that calibration did not see.",
-            f"Allowed: {gate['max_drop_points']:g} points of top-1."
-            if gate["kind"] == "top1"
-            else f"Needed: {gate['least_sqnr_db']:g} dB at the outputs; too few labels to judge accuracy.",
+            f"Judged on {body.agreement_images:,} pictures that calibration did not see.",
+            f"Allowed: {gate.max_drop_points:g} points of top-1."
+            if isinstance(gate, Top1Gate)
+            else f"Needed: {gate.least_sqnr_db:g} dB at the outputs; too few labels to judge accuracy.",
         ),
         charts=[
-            *_losses(body.get("sensitivity") or (), "layer", "outputs with one layer alone in int8", palette),
-            *_losses(body.get("weights") or (), "layer", "weights of a layer by themselves", palette),
-            *_losses(body.get("activations") or (), "tensor", "values of a tensor by themselves", palette),
+            *_losses(
+                [(row.layer, row.sqnr_db) for row in known(body.sensitivity) or ()],
+                "outputs with one layer alone in int8",
+                palette,
+            ),
+            *_losses(
+                [(row.layer, row.sqnr_db) for row in known(body.weights) or ()],
+                "weights of a layer by themselves",
+                palette,
+            ),
+            *_losses(
+                [(row.tensor, row.sqnr_db) for row in known(body.activations) or ()],
+                "values of a tensor by themselves",
+                palette,
+            ),
         ],
         columns=["precision", "ranges", "same decision", "top-1 %", "drop, points", "95 %", "SQNR dB", "size"],
         rows=[
             [
-                body["precision"],
-                body.get("method") or "–",
-                f"{100 * body['agreement']:.2f} %",
+                body.precision,
+                known(body.method) or "–",
+                f"{100 * body.agreement:.2f} %",
                 top1,
                 drop,
                 interval,
-                "–" if body["sqnr_db"] is None else rounded(body["sqnr_db"], 3),
-                f"{100 * body['size_ratio']:.0f} %",
+                "–" if body.sqnr_db is None else rounded(body.sqnr_db, 3),
+                f"{100 * body.size_ratio:.0f} %",
             ]
         ],
         notes=[
-            *([f"Kept in fp32: {listed([row['node'] for row in kept])}."] if kept else []),
+            *([f"Kept in fp32: {listed([row.node for row in kept])}."] if kept else []),
             *[
-                f"{name}: {rounded(row['images_per_second'], 3)} images per second, {row['speedup']:.2f}× fp32."
+                f"{name}: {rounded(row.images_per_second, 3)} images per second, {row.speedup:.2f}× fp32."
                 for name, row in _speeds(body).items()
             ],
         ],
     )
 
 
-def _losses(losses: Sequence[Mapping[str, Any]], name: str, what: str, palette: dict[str, str]) -> list[Chart]:
-    known = [row for row in losses if row["sqnr_db"] is not None]
-    worst = sorted(known, key=lambda row: row["sqnr_db"])[:_WORST]
+def _losses(losses: Sequence[tuple[str, float | None]], what: str, palette: dict[str, str]) -> list[Chart]:
+    found = [(name, sqnr_db) for name, sqnr_db in losses if sqnr_db is not None]
+    worst = sorted(found, key=lambda loss: loss[1])[:_WORST]
     if not worst:
         return []
-    bars = [Bar(label=row[name], value=max(row["sqnr_db"], 0.0), text=f"{row['sqnr_db']:.1f}") for row in worst]
+    bars = [Bar(label=name, value=max(sqnr_db, 0.0), text=f"{sqnr_db:.1f}") for name, sqnr_db in worst]
     return [
         Chart(
             svg=charts.bars(bars, unit="signal over quantisation noise, dB", palette=palette),
-            caption=f"{what[0].upper()}{what[1:]}, the {len(worst)} that lose most of {len(known)}: "
+            caption=f"{what[0].upper()}{what[1:]}, the {len(worst)} that lose most of {len(found)}: "
             "the lower, the more is lost.",
         )
     ]
 
 
-def _speeds(body: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    found: Mapping[str, Mapping[str, Any]] = (body.get("speed") or {}).get("runtimes") or {}
-    return found
+def _speeds(body: Convert) -> Mapping[str, RuntimeSpeed]:
+    return {} if body.speed is None else body.speed.runtimes
 
 
 def _change(drop: float) -> str:

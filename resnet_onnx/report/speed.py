@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from resnet_onnx.bench.compare import gpus_of
 from resnet_onnx.bench.statistics import rounded, significant
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar, Point, Roof
 from resnet_onnx.report.page import Chart, Finding, Section
-from resnet_onnx.report.results import rows
 from resnet_onnx.report.words import joined, listed
+from resnet_onnx.results.bench import Bench, BenchRow, HarnessRecord
+from resnet_onnx.results.document import Environment, PeaksRecord, known
 
-Document = Mapping[str, Any]
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[BenchRow]
 
 _SCOPES = {"device": "Device-resident work, nothing is copied.", "end-to-end": "Host array in, host array out."}
 _FEWEST_FOR_SPREAD = 20
@@ -42,32 +41,30 @@ class Speed:
         lost: The rows that were not measured to their end.
     """
 
-    def __init__(self, documents: Sequence[Document], apart: str = "") -> None:
+    def __init__(self, documents: Sequence[Bench], apart: str = "") -> None:
         self._documents = documents
-        found = [row for document in documents for row in rows(document)]
-        self._peaks = {
-            id(row): document["environment"].get("peaks") for document in documents for row in rows(document)
-        }
+        found = [row for document in documents for row in document.results]
+        self._peaks = {id(row): known(document.environment.peaks) for document in documents for row in document.results}
         self._hashes = {
-            id(row): document["model"].get("sha256") or document["model"].get("weights_sha256")
+            id(row): document.model.sha256 or document.model.weights_sha256
             for document in documents
-            for row in rows(document)
+            for row in document.results
         }
-        self.model: str = documents[0]["model"]["name"] + apart
-        self._devices = len({row["device"] for row in found if row["device"]}) > 1
-        self._precisions = len({row["precision"] for row in found}) > 1
-        self._threads = len({row.get("threads") for row in found}) > 1
+        self.model = documents[0].model.name + apart
+        self._devices = len({row.device for row in found if row.device}) > 1
+        self._precisions = len({row.precision for row in found}) > 1
+        self._threads = len({row.cpu_threads for row in found}) > 1
         self._scopes = len({_scope(row) for row in found}) > 1
-        self.title = self.model if self._precisions else f"{self.model} {found[0]['precision']}"
-        self._rows = sorted(found, key=lambda row: (row["batch"], row["streams"], -(row["images_per_second"] or 0.0)))
-        self.measured = [row for row in self._rows if row["images_per_second"] and not row["error"]]
-        self.lost = [row for row in self._rows if row["error"]]
+        self.title = self.model if self._precisions else f"{self.model} {found[0].precision}"
+        self._rows = sorted(found, key=lambda row: (row.batch, row.streams, -row.speed))
+        self.measured = [row for row in self._rows if row.speed and not row.error]
+        self.lost = [row for row in self._rows if row.error]
 
     # ---- in words ----------------------------------------------------------------------------------------------------
 
-    def best(self) -> Mapping[str, Any] | None:
+    def best(self) -> BenchRow | None:
         """Returns the fastest row, or None where nothing was measured."""
-        return max(self.measured, key=lambda row: row["images_per_second"], default=None)
+        return max(self.measured, key=lambda row: row.speed, default=None)
 
     def findings(self, proven: Collection[tuple[str, str, str]]) -> list[Finding]:
         """Returns the fastest, what can't be trusted, and what is missing, a sentence each.
@@ -82,10 +79,10 @@ class Speed:
         shared = f", not told apart from {listed([self.label(row) for row in rivals[:3]])}" if rivals else ""
         text = f"{self.title}: {self.label(best)} is fastest with {_speed(best)[0]} images per second"
         text += f"{_against_torch(best, self.measured)}{shared}"
-        if (self._hashes[id(best)], best["precision"], best["runtime"]) in proven:
+        if (self._hashes[id(best)], best.precision, best.runtime) in proven:
             text += ", and computes the same function"
-        found = [Finding(state="good" if best["stable"] else "doubt", text=f"{text}.")]
-        doubtful = sum(not row["stable"] for row in self.measured)
+        found = [Finding(state="good" if best.stable else "doubt", text=f"{text}.")]
+        doubtful = sum(not row.stable for row in self.measured)
         if doubtful:
             found.append(
                 Finding(
@@ -99,35 +96,35 @@ class Speed:
             found.append(Finding(state="doubt", text=text))
         return found
 
-    def label(self, row: Mapping[str, Any]) -> str:
+    def label(self, row: BenchRow) -> str:
         """Names a row in few words."""
-        streams = f" × {row['streams']}" if row["streams"] > 1 else ""
-        precision = f" {row['precision']}" if self._precisions else ""
-        threads = _threads(row.get("threads")) if self._threads else ""
-        threads += " · offline" if row.get("scenario") == "offline" else ""
-        threads += f" · LoadGen {row['harness']['scenario']}" if row.get("harness") else ""
-        threads += f" · {row['device']}" if self._devices and row["device"] else ""
-        return f"{row['runtime']}{precision} · batch {row['batch']}{streams}{threads}{self._work(row)}"
+        streams = f" × {row.streams}" if row.streams > 1 else ""
+        precision = f" {row.precision}" if self._precisions else ""
+        threads = _threads(row.cpu_threads) if self._threads else ""
+        threads += " · offline" if row.offline else ""
+        threads += f" · LoadGen {row.harness.scenario}" if row.harness else ""
+        threads += f" · {row.device}" if self._devices and row.device else ""
+        return f"{row.runtime}{precision} · batch {row.batch}{streams}{threads}{self._work(row)}"
 
-    def _work(self, row: Mapping[str, Any]) -> str:
-        included = "".join(f" + {name}" for name in _included(row))
-        return f"{' · host' if self._scopes and row['scope'] != 'device' else ''}{included}"
+    def _work(self, row: BenchRow) -> str:
+        included = "".join(f" + {name}" for name in row.includes)
+        return f"{' · host' if self._scopes and row.scope != 'device' else ''}{included}"
 
     # ---- drawn -------------------------------------------------------------------------------------------------------
 
     def section(self, palette: dict[str, str]) -> Section:
         """Returns the charts and the table."""
         ordered, measured = self._rows, self.measured
-        several = any(row["streams"] > 1 for row in ordered)
-        base = {_unit(row): row for row in measured if row["runtime"] == "torch"}
+        several = any(row.streams > 1 for row in ordered)
+        base = {_unit(row): row for row in measured if row.runtime == "torch"}
         columns = ["runtime", *(["precision"] if self._precisions else []), "batch", *(["streams"] if several else []),
                    *(["threads"] if self._threads else []),
                    *(["work"] if self._scopes else []), "img/s", "± 95 %", *(["vs torch"] if base else []), "p50 ms",
                    "p90 ms", "p99 ms", "share of peak", "stable"]  # fmt: skip
         reasons: dict[str, list[str]] = {}
         for row in ordered:
-            if row["error"] or not row["stable"]:
-                reason = row["error"]["message"] if row["error"] else row["unstable_reason"]
+            if row.error or not row.stable:
+                reason = row.error.message if row.error else row.unstable_reason
                 reasons.setdefault(str(reason), []).append(self.label(row))
         return Section(
             heading=f"How fast is it? {self.title}",
@@ -137,14 +134,14 @@ class Speed:
             rows=[self._cells(row, base, several) for row in ordered],
             notes=[
                 *[f"{listed(labels)}: {reason}" for reason, labels in reasons.items()],
-                *[f"{self.label(row)}: {_loadgen(row)}" for row in ordered if row.get("harness")],
+                *[f"{self.label(row)}: {_loadgen(row.harness)}" for row in ordered if row.harness is not None],
             ],
         )
 
     def _conditions(self) -> str:
-        told = dict.fromkeys(document["model"]["description"] for document in self._documents)
-        scopes = dict.fromkeys(_SCOPES.get(document["settings"]["scope"], "") for document in self._documents)
-        included = {name for row in self._rows for name in _included(row)}
+        told = dict.fromkeys(document.model.description for document in self._documents)
+        scopes = dict.fromkeys(_SCOPES.get(document.settings.scope, "") for document in self._documents)
+        included = {name for row in self._rows for name in row.includes}
         more = f"Included in the time: {listed(sorted(included))}." if included else ""
         return " ".join(filter(None, ["; ".join(filter(None, told)), "·", *scopes, more]))
 
@@ -154,36 +151,35 @@ class Speed:
         shown = self.measured
         caption = "Throughput with the 95 % interval of the median. Hatched: not stable."
         if len(shown) > _MOST_BARS:
-            shown = sorted(shown, key=lambda row: -row["images_per_second"])[:_MOST_BARS]
+            shown = sorted(shown, key=lambda row: -row.speed)[:_MOST_BARS]
             caption += f" The fastest {_MOST_BARS}."
         bars = [self._bar(row) for row in shown]
         return [Chart(svg=charts.bars(bars, unit="images per second", palette=palette), caption=caption)]
 
-    def _bar(self, row: Mapping[str, Any]) -> Bar:
-        interval = row["images_per_second_ci95"]
+    def _bar(self, row: BenchRow) -> Bar:
         return Bar(
             label=self.label(row),
-            value=row["images_per_second"],
-            interval=(interval[0], interval[1]) if interval else None,
-            text=_speed(row)[0] + ("" if row["stable"] else " ~"),
-            series=row["runtime"],
-            doubtful=not row["stable"],
+            value=row.speed,
+            interval=row.images_per_second_ci95,
+            text=_speed(row)[0] + ("" if row.stable else " ~"),
+            series=row.runtime,
+            doubtful=not row.stable,
         )
 
     def _front(self, palette: dict[str, str]) -> list[Chart]:
-        points = [row for row in self.measured if row["latency_ms"]["p50"] and row.get("scenario") != "offline"]
-        if len({(row["batch"], row["streams"]) for row in points}) < 2:
+        points = [row for row in self.measured if row.latency_ms.p50 and not row.offline]
+        if len({(row.batch, row.streams) for row in points}) < 2:
             return []
         # Work that leaves something out would always win.
         shown = [row for row in points if _scope(row) == _scope(points[0])]
         items = [
             Point(
-                line=joined(row["runtime"], row["precision"] if self._precisions else "", f"×{row['streams']}"
-                                if row["streams"] > 1 else ""),
-                series=row["runtime"],
-                x=row["latency_ms"]["p50"],
-                y=row["images_per_second"],
-                text=str(row["batch"]),
+                line=joined(row.runtime, row.precision if self._precisions else "", f"×{row.streams}"
+                                if row.streams > 1 else ""),
+                series=row.runtime,
+                x=row.latency_ms.p50 or 0.0,
+                y=row.speed,
+                text=str(row.batch),
                 ringed=_on_front(row, shown),
             )
             for row in shown
@@ -195,19 +191,19 @@ class Speed:
         items: list[Point] = []
         roofs: dict[tuple[str, float], Roof] = {}
         for row in self.measured:
-            found = row["roofline"]
-            intensity, achieved = found.get("operations_per_byte"), found["achieved_gflops"]
+            found = row.roofline
+            intensity, achieved = found.operations_per_byte, found.achieved_gflops
             roof = _roof(row, self._peaks[id(row)])
             if not intensity or not achieved or roof is None:
                 continue
             roofs[roof.name, roof.top] = roof
             items.append(
                 Point(
-                    line=joined(row["runtime"], row["precision"] if self._precisions else ""),
-                    series=row["runtime"],
+                    line=joined(row.runtime, row.precision if self._precisions else ""),
+                    series=row.runtime,
                     x=intensity,
                     y=achieved,
-                    text=str(row["batch"]),
+                    text=str(row.batch),
                 )
             )
         if not items:
@@ -228,9 +224,9 @@ class Speed:
 
     def _spreads(self, palette: dict[str, str]) -> list[Chart]:
         spread = [
-            (self.label(row), row["runtime"], [time / 1e6 for part in row["raw_ns"] for time in part])
+            (self.label(row), row.runtime, [time / 1e6 for part in row.raw_ns for time in part])
             for row in self.measured
-            if row["streams"] == 1 and row["raw_ns"] and sum(map(len, row["raw_ns"])) >= _FEWEST_FOR_SPREAD
+            if row.streams == 1 and row.raw_ns and sum(map(len, row.raw_ns)) >= _FEWEST_FOR_SPREAD
         ][:_MOST_BARS]
         if not spread:
             return []
@@ -241,43 +237,43 @@ class Speed:
             )
         ]
 
-    def _cells(self, row: Mapping[str, Any], base: Mapping[Any, Mapping[str, Any]], several: bool) -> list[str]:
+    def _cells(self, row: BenchRow, base: Mapping[Any, BenchRow], several: bool) -> list[str]:
         speed, uncertainty = _speed(row)
-        latency, roofline = row["latency_ms"], row["roofline"]
+        latency, roofline = row.latency_ms, row.roofline
         share = "–"
-        if roofline["limit_fraction"] is not None:
-            share = f"{100 * roofline['limit_fraction']:.0f} % {roofline.get('bound') or ''}".strip()
+        if roofline.limit_fraction is not None:
+            share = f"{100 * roofline.limit_fraction:.0f} % {roofline.bound or ''}".strip()
         rival = base.get(_unit(row))
         ratio = "–"
-        if rival is not None and row["images_per_second"]:
-            ratio = f"{row['images_per_second'] / rival['images_per_second']:.2f}×"
+        if rival is not None and row.speed:
+            ratio = f"{row.speed / rival.speed:.2f}×"
         return [
-            row["runtime"],
-            *([row["precision"]] if self._precisions else []),
-            str(row["batch"]),
-            *([str(row["streams"])] if several else []),
-            *([str(row.get("threads") or "all")] if self._threads else []),
+            row.runtime,
+            *([row.precision] if self._precisions else []),
+            str(row.batch),
+            *([str(row.streams)] if several else []),
+            *([str(row.cpu_threads or "all")] if self._threads else []),
             *([work_name(row)] if self._scopes else []),
             speed,
             uncertainty,
             *([ratio] if base else []),
-            *["–" if latency[name] is None else rounded(latency[name], 3) for name in ("p50", "p90", "p99")],
+            *["–" if time is None else rounded(time, 3) for time in (latency.p50, latency.p90, latency.p99)],
             share,
-            "failed" if row["error"] else "yes" if row["stable"] else "no ~",
+            "failed" if row.error else "yes" if row.stable else "no ~",
         ]
 
 
-def by_model(documents: Sequence[Document]) -> list[Speed]:
+def by_model(documents: Sequence[Bench]) -> list[Speed]:
     """Returns one ``Speed`` a model and machine, in the order in which their benchmarks come.
 
     Results stand together where their rows may be compared: the same name, input and machine. Two that have a row in
     common are two measurements, one before something changed and one after it, and stand apart.
     """
-    groups: list[list[Document]] = []
-    for document in (found for found in documents if found["kind"] == "bench"):
-        ours = {_identity(row) for row in rows(document)}
+    groups: list[list[Bench]] = []
+    for document in documents:
+        ours = {_identity(row) for row in document.results}
         for group in groups:
-            there = {_identity(row) for other in group for row in rows(other)}
+            there = {_identity(row) for other in group for row in other.results}
             if _subject(group[0]) == _subject(document) and not ours & there and _one_file(group, document):
                 group.append(document)
                 break
@@ -286,43 +282,40 @@ def by_model(documents: Sequence[Document]) -> list[Speed]:
     return [Speed(group, _apart(group, groups)) for group in groups]
 
 
-def _subject(document: Document) -> tuple[Any, ...]:
-    model = document["model"]
-    return (model["name"], str(model.get("inputs")), _machine(document))
+def _subject(document: Bench) -> tuple[str, list[str], str]:
+    return document.model.name, list(document.model.inputs), _machine(document.environment)
 
 
-def _one_file(group: Sequence[Document], document: Document) -> bool:
+def _one_file(group: Sequence[Bench], document: Bench) -> bool:
     """Whether results of the document's precision in a group are of its file, as far as the results can tell."""
-    ours = document["model"]
-    there = [other["model"] for other in group if other["model"].get("precision") == ours.get("precision")]
-    return not any(
-        one.get(key) and ours.get(key) and one[key] != ours[key]
-        for one in there
-        for key in ("sha256", "weights_sha256")
-    )
+    ours = document.model
+    there = [other.model for other in group if other.model.precision == ours.precision]
+    pairs = [(one.sha256, ours.sha256) for one in there] + [(one.weights_sha256, ours.weights_sha256) for one in there]
+    return not any(theirs and digest and theirs != digest for theirs, digest in pairs)
 
 
-def _machine(document: Document) -> str:
-    cpu, gpus = document["environment"]["cpu"], gpus_of(document["environment"])
-    return f"{cpu['model']}, {cpu['usable_cores']} cores" + (f", {gpus}" if gpus != "none" else "")
+def _machine(environment: Environment) -> str:
+    cpu, gpus = environment.cpu, environment.gpu_names()
+    return f"{cpu.model}, {cpu.usable_cores} cores" + (f", {gpus}" if gpus != "none" else "")
 
 
-def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _identity(row: BenchRow) -> tuple[Any, ...]:
     """Returns what tells rows of one model and machine apart."""
     return (*_place(row), *_unit(row))
 
 
-def _apart(group: Sequence[Document], groups: Sequence[Sequence[Document]]) -> str:
+def _apart(group: Sequence[Bench], groups: Sequence[Sequence[Bench]]) -> str:
     """Returns what tells a group from the others of its name: their inputs, their machines, or when they were made."""
     first = group[0]
-    others = [each[0] for each in groups if each is not group and each[0]["model"]["name"] == first["model"]["name"]]
+    others = [each[0] for each in groups if each is not group and each[0].model.name == first.model.name]
+    inputs, machine = list(first.model.inputs), _machine(first.environment)
     told = []
-    if any(str(other["model"].get("inputs")) != str(first["model"].get("inputs")) for other in others):
-        told.append(listed([str(spec) for spec in first["model"].get("inputs") or []]))
-    if any(_machine(other) != _machine(first) for other in others):
-        told.append(_machine(first))
+    if any(list(other.model.inputs) != inputs for other in others) and inputs:
+        told.append(listed(inputs))
+    if any(_machine(other.environment) != machine for other in others):
+        told.append(machine)
     if any(_subject(other) == _subject(first) for other in others):
-        told.append(str(first["made"]))
+        told.append(first.made)
     return f" ({'; '.join(told)})" if told else ""
 
 
@@ -333,12 +326,12 @@ def findings(speeds: Sequence[Speed], *, proven: Collection[tuple[str, str, str]
     best = [row for found in speeds if (row := found.best()) is not None]
     if not best:
         return [Finding(state="bad", text=f"Of {len(speeds)} models nothing could be measured.")]
-    winners = Counter(joined(row["runtime"], row["precision"]) for row in best).most_common()
+    winners = Counter(joined(row.runtime, row.precision) for row in best).most_common()
     told = listed([f"{name} on {count}" for name, count in winners])
-    stable = sum(bool(row["stable"]) for row in best)
+    stable = sum(bool(row.stable) for row in best)
     found = [Finding(state="good" if stable == len(best) else "doubt", text=f"Fastest on {len(best)} models: {told}.")]
     every = [row for each in speeds for row in each.measured]
-    doubtful = sum(not row["stable"] for row in every)
+    doubtful = sum(not row.stable for row in every)
     if doubtful:
         text = f"{doubtful} of {len(every)} rows are not stable. They are hatched and marked ~."
         found.append(Finding(state="doubt", text=text))
@@ -352,15 +345,15 @@ def _lost(speeds: Sequence[Speed]) -> list[str]:
     """Returns what could not be measured; a runtime that lacks a precision is told once for all models."""
     whole: dict[tuple[str, str], list[str]] = {}
     for each in speeds:
-        for key in dict.fromkeys((row["runtime"], row["precision"]) for row in each.lost):
-            if not any((row["runtime"], row["precision"]) == key for row in each.measured):
+        for key in dict.fromkeys((row.runtime, row.precision) for row in each.lost):
+            if not any((row.runtime, row.precision) == key for row in each.measured):
                 whole.setdefault(key, []).append(each.model)
     several = {key for key, models in whole.items() if len(models) > 1}
     single = [
         f"{each.model} {each.label(row)}"
         for each in speeds
         for row in each.lost
-        if (row["runtime"], row["precision"]) not in several
+        if (row.runtime, row.precision) not in several
     ]
     return [f"{joined(*key)} on {len(whole[key])} models" for key in sorted(several)] + single
 
@@ -373,22 +366,22 @@ def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None
     """
     if len(speeds) < 2:
         return None
-    found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
+    found: dict[str, dict[tuple[str, str], BenchRow]] = {}
     for model, row in ((speed.model, row) for speed in speeds for row in speed.measured):
         cells = found.setdefault(model, {})
         key = _place(row)
-        if key not in cells or row["images_per_second"] > cells[key]["images_per_second"]:
+        if key not in cells or row.speed > cells[key].speed:
             cells[key] = row
-    fastest = {model: max(cells.values(), key=lambda row: row["images_per_second"]) for model, cells in found.items()}
+    fastest = {model: max(cells.values(), key=lambda row: row.speed) for model, cells in found.items()}
     columns = sorted({key for cells in found.values() for key in cells}, key=_column_order)
-    doubtful = any(not row["stable"] for cells in found.values() for row in cells.values())
+    doubtful = any(not row.stable for cells in found.values() for row in cells.values())
     bars = [
         Bar(
             label=model,
-            value=row["images_per_second"],
-            text=joined(rounded(row["images_per_second"], 3), *_place(row)),
-            series=row["runtime"],
-            doubtful=not row["stable"],
+            value=row.speed,
+            text=joined(rounded(row.speed, 3), *_place(row)),
+            series=row.runtime,
+            doubtful=not row.stable,
         )
         for model, row in fastest.items()
     ]
@@ -407,23 +400,23 @@ def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None
     )
 
 
-def _glance(row: Mapping[str, Any] | None, fastest: Mapping[str, Any]) -> str:
+def _glance(row: BenchRow | None, fastest: BenchRow) -> str:
     if row is None:
         return "–"
-    text = rounded(row["images_per_second"], 3)
-    return joined(text, "★" if row is fastest else "", "" if row["stable"] else "~")
+    text = rounded(row.speed, 3)
+    return joined(text, "★" if row is fastest else "", "" if row.stable else "~")
 
 
-def _against_torch(best: Mapping[str, Any], measured: Rows) -> str:
-    theirs = [row["images_per_second"] for row in measured if row["runtime"] == "torch" and _scope(row) == _scope(best)]
-    if not theirs or best["runtime"] == "torch":
+def _against_torch(best: BenchRow, measured: Rows) -> str:
+    theirs = [row.speed for row in measured if row.runtime == "torch" and _scope(row) == _scope(best)]
+    if not theirs or best.runtime == "torch":
         return ""
-    return f", {best['images_per_second'] / max(theirs):.1f}× the best of torch"
+    return f", {best.speed / max(theirs):.1f}× the best of torch"
 
 
-def work_name(row: Mapping[str, Any]) -> str:
+def work_name(row: BenchRow) -> str:
     """Returns which work a row timed, in words."""
-    return " + ".join([str(row["scope"]), *_included(row)])
+    return " + ".join(_scope(row))
 
 
 def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
@@ -432,46 +425,36 @@ def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
     return (runtime != "torch", runtime, order.index(precision) if precision in order else len(order), precision)
 
 
-def _included(row: Mapping[str, Any]) -> list[str]:
-    found = row.get("includes")
-    return [str(name) for name in found] if isinstance(found, list) else []
+def _scope(row: BenchRow) -> tuple[str, ...]:
+    return (row.scope, *row.includes)
 
 
-def _scope(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (str(row["scope"]), *_included(row))
+def _place(row: BenchRow) -> tuple[str, str]:
+    return (row.runtime, row.precision)
 
 
-def _place(row: Mapping[str, Any]) -> tuple[str, str]:
-    return (row["runtime"], row["precision"])
+def _unit(row: BenchRow) -> tuple[Any, ...]:
+    return (row.batch, row.streams, row.cpu_threads, row.scenario, row.loadgen, row.device, *_scope(row))
 
 
-def _unit(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    said = row.get("harness")
-    how = (row.get("threads"), row.get("scenario"), said["scenario"] if said else None, row["device"])
-    return (row["batch"], row["streams"], *how, *_scope(row))
-
-
-def _clearly_faster(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    ours = row["images_per_second_ci95"]
+def _clearly_faster(row: BenchRow, other: BenchRow) -> bool:
+    ours = row.images_per_second_ci95
     most = _at_most(other)
     return bool(ours and most is not None and ours[0] > most)
 
 
-def _at_most(row: Mapping[str, Any]) -> float | None:
+def _at_most(row: BenchRow) -> float | None:
     """Returns images per second that the row does not exceed: the end of its interval, or those of its fastest run."""
-    if row["images_per_second_ci95"]:
-        return float(row["images_per_second_ci95"][1])
-    least = row["latency_ms"].get("min")
-    if not least or row.get("scenario") == "offline":
+    if row.images_per_second_ci95:
+        return row.images_per_second_ci95[1]
+    if not row.latency_ms.min or row.offline:
         return None
-    return float(1000 * row["batch"] * row["streams"] / least)
+    return 1000 * row.batch * row.streams / row.latency_ms.min
 
 
-def _on_front(row: Mapping[str, Any], points: Rows) -> bool:
+def _on_front(row: BenchRow, points: Rows) -> bool:
     return not any(
-        other["images_per_second"] >= row["images_per_second"]
-        and other["latency_ms"]["p50"] <= row["latency_ms"]["p50"]
-        and other is not row
+        other.speed >= row.speed and (other.latency_ms.p50 or 0.0) <= (row.latency_ms.p50 or 0.0) and other is not row
         for other in points
     )
 
@@ -480,27 +463,22 @@ def _threads(count: int | None) -> str:
     return f" · {count or 'all'} thread{'' if count == 1 else 's'}"
 
 
-def _loadgen(row: Mapping[str, Any]) -> str:
-    said = row["harness"]
-    return "VALID by MLPerf LoadGen" if said["valid"] else f"INVALID by MLPerf LoadGen: {said['reason'] or 'no reason'}"
+def _loadgen(found: HarnessRecord) -> str:
+    return "VALID by MLPerf LoadGen" if found.valid else f"INVALID by MLPerf LoadGen: {found.reason or 'no reason'}"
 
 
-def _roof(row: Mapping[str, Any], measured: Any) -> Roof | None:
+def _roof(row: BenchRow, measured: Mapping[str, PeaksRecord] | None) -> Roof | None:
     """Returns the limit that the row's share was computed from, or None where the file does not have it."""
-    peak = row["roofline"].get("peak_gflops")
-    for one in measured.values() if isinstance(measured, dict) else ():
-        if not isinstance(one, dict) or not isinstance(one.get("gflops"), dict):
-            continue
-        slope = one.get("bandwidth_gbs")
-        if peak and one["gflops"].get(row["precision"]) == peak and isinstance(slope, int | float) and slope > 0:
-            return Roof(
-                name=row["precision"], top=peak, slope=float(slope), undisturbed=bool(one.get("undisturbed", True))
-            )
+    peak = row.roofline.peak_gflops
+    for one in (measured or {}).values():
+        slope = one.bandwidth_gbs
+        if peak and one.gflops.get(row.precision) == peak and slope and slope > 0:
+            return Roof(name=row.precision, top=peak, slope=slope, undisturbed=one.undisturbed)
     return None
 
 
-def _speed(row: Mapping[str, Any]) -> tuple[str, str]:
-    speed, interval = row["images_per_second"], row["images_per_second_ci95"]
+def _speed(row: BenchRow) -> tuple[str, str]:
+    speed, interval = row.images_per_second, row.images_per_second_ci95
     if not speed:
         return "–", "–"
     return significant(speed, (interval[1] - interval[0]) / 2 if interval else None)

@@ -6,43 +6,44 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-_CSV = {
-    "model": ("model",),
-    "precision": ("precision",),
-    "runtime": ("runtime",),
-    "version": ("version",),
-    "device": ("device",),
-    "batch": ("batch",),
-    "streams": ("streams",),
-    "threads": ("threads",),
-    "scenario": ("scenario",),
-    "scope": ("scope",),
-    "includes": ("includes",),
-    "images_per_s": ("images_per_second",),
-    "images_per_s_low95": ("images_per_second_ci95", 0),
-    "images_per_s_high95": ("images_per_second_ci95", 1),
-    "p50_ms": ("latency_ms", "p50"),
-    "p90_ms": ("latency_ms", "p90"),
-    "p99_ms": ("latency_ms", "p99"),
-    "share_of_limit": ("roofline", "limit_fraction"),
-    "limit": ("roofline", "bound"),
-    "samples": ("samples",),
-    "stable": ("stable",),
-    "unstable_reason": ("unstable_reason",),
-    "error": ("error", "message"),
+from resnet_onnx.results.bench import Bench, BenchRow
+
+_CSV: Mapping[str, Callable[[BenchRow], object]] = {
+    "model": lambda row: row.model,
+    "precision": lambda row: row.precision,
+    "runtime": lambda row: row.runtime,
+    "version": lambda row: row.version,
+    "device": lambda row: row.device,
+    "batch": lambda row: row.batch,
+    "streams": lambda row: row.streams,
+    "threads": lambda row: row.cpu_threads,
+    "scenario": lambda row: row.scenario,
+    "scope": lambda row: row.scope,
+    "includes": lambda row: " ".join(row.includes),
+    "images_per_s": lambda row: row.images_per_second,
+    "images_per_s_low95": lambda row: row.images_per_second_ci95 and row.images_per_second_ci95[0],
+    "images_per_s_high95": lambda row: row.images_per_second_ci95 and row.images_per_second_ci95[1],
+    "p50_ms": lambda row: row.latency_ms.p50,
+    "p90_ms": lambda row: row.latency_ms.p90,
+    "p99_ms": lambda row: row.latency_ms.p99,
+    "share_of_limit": lambda row: row.roofline.limit_fraction,
+    "limit": lambda row: row.roofline.bound,
+    "samples": lambda row: row.samples,
+    "stable": lambda row: row.stable,
+    "unstable_reason": lambda row: row.unstable_reason,
+    "error": lambda row: row.error and row.error.message,
 }
-"""Columns of the CSV, with units in their names, and where each stands in a row of the result."""
+"""Columns of the CSV, with units in their names, and what each says of a row of the result."""
 
 
-def bench_csv(document: Mapping[str, Any]) -> str:
+def bench_csv(document: Bench) -> str:
     """Returns the rows of a result of ``bench`` as CSV. Numbers have all their digits; what is not known is empty."""
-    return csv_text(_CSV, ([_cell(_at(row, place)) for place in _CSV.values()] for row in document["results"]))
+    return csv_text(_CSV, ([value(row) for value in _CSV.values()] for row in document.results))
 
 
-def csv_text(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """Returns CSV with a line of headings.
 
     Quoted as in RFC 4180, but with lines that end as Unix tools expect it; None is an empty cell.
@@ -52,11 +53,6 @@ def csv_text(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """Returns a value as a cell of a CSV: what is not known is empty, words stand side by side."""
-    return "" if value is None else " ".join(value) if isinstance(value, list | tuple) else value
 
 
 def markdown(
@@ -96,12 +92,3 @@ def _text(text: str, *, keep: str = "") -> str:
     """Escapes what Markdown or HTML would take for more than text."""
     signs = "".join(sign for sign in r"\`*_|[]<>~" if sign not in keep)
     return re.sub(f"([{re.escape(signs)}])", r"\\\1", " ".join(text.split()))
-
-
-def _at(row: Mapping[str, Any], place: Sequence[str | int]) -> Any:
-    found: Any = row
-    for step in place:
-        if found is None or (isinstance(step, str) and step not in found):
-            return None
-        found = found[step]
-    return found

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resnet_onnx import __version__
+from resnet_onnx.results.document import Environment, PeaksRecord
+from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.feeds import sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.opening import runnable, source, tuned
@@ -20,10 +22,10 @@ from runtimes.errors import UsageError
 from runtimes.spec import Feeds, RuntimeOptions, Target, TensorSpec
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.layers import Layer
     from resnet_onnx.bench.plan import BenchPlan
     from resnet_onnx.bench.roofline import Peaks, Work
     from resnet_onnx.bench.row import Row
+    from resnet_onnx.results.bench import Bench, BenchModel, BenchRow, LayerRecord
 
 DEFAULT_BATCHES = (1, 8)
 
@@ -98,11 +100,11 @@ class Measurement:
     work: Mapping[int, Work | None]
     shapes: Mapping[int, Mapping[str, tuple[int, ...]]]
     peaks: Mapping[int, Peaks | None]
-    environment: Mapping[str, Any]
+    environment: Environment
     made: str
 
-    def results(self, *, raw: bool) -> list[dict[str, Any]]:
-        """Returns the measured rows as plain values; `raw` with every sample of all of them."""
+    def results(self, *, raw: bool) -> list[BenchRow]:
+        """Returns the measured rows as the document has them; `raw` with every sample of all of them."""
         from resnet_onnx.bench import record
 
         return record.mark([self._result(row, raw) for row in self.rows if not row.cut_off])
@@ -112,28 +114,29 @@ class Measurement:
         """Rows that the cut-off left out."""
         return [row for row in self.rows if row.cut_off]
 
-    def document(self, *, raw: bool) -> dict[str, Any]:
-        """Returns the whole result as plain values: rows, and what is needed to trust and repeat them."""
+    def document(self, *, raw: bool) -> Bench:
+        """Returns the whole result: rows, and what is needed to trust and repeat them."""
         from resnet_onnx.bench import record
+        from resnet_onnx.results.bench import Bench
 
-        about = {
-            "made": self.made,
-            "tool": f"resnet-onnx {__version__}",
-            "command": ["resnet-onnx", *sys.argv[1:]],
-            "model": _about(self.model, self.path),
-            "environment": {
-                **self.environment,
-                "peaks": {str(threads): asdict(found) for threads, found in self.peaks.items() if found is not None},
-            },
-        }
-        return record.document(self.results(raw=raw), plan=self.plan, about=about, skipped=self.skipped)
+        peaks = {str(threads): typed(PeaksRecord, found) for threads, found in self.peaks.items() if found is not None}
+        return Bench(
+            made=self.made,
+            tool=f"resnet-onnx {__version__}",
+            command=["resnet-onnx", *sys.argv[1:]],
+            model=_about(self.model, self.path),
+            environment=replace(self.environment, peaks=peaks),
+            settings=record.settings(self.plan),
+            skipped=record.skipped(self.skipped),
+            results=self.results(raw=raw),
+        )
 
     @property
     def peaks_disturbed(self) -> bool:
         """Whether other programs used the cores while a peak was measured: shares of it then come out too high."""
         return any(found is not None and not found.undisturbed for found in self.peaks.values())
 
-    def _result(self, row: Row, raw: bool) -> dict[str, Any]:
+    def _result(self, row: Row, raw: bool) -> BenchRow:
         from resnet_onnx.bench import record, roofline
 
         work, precision = self.work[row.batch], self._precision(row)
@@ -149,7 +152,7 @@ class Measurement:
             layers=self.layers(row),
         )
 
-    def layers(self, row: Row) -> list[Layer] | None:
+    def layers(self, row: Row) -> list[LayerRecord] | None:
         """Returns the layers of a profiled row beside their ideals, or None where it was not profiled."""
         from resnet_onnx.bench.layers import beside_ideal
 
@@ -207,7 +210,7 @@ def measure_model(
         work=work,
         shapes=shapes,
         peaks=_peaks(rows),
-        environment=describe_machine(),
+        environment=typed(Environment, describe_machine()),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 
@@ -278,17 +281,19 @@ def cpu_threads(row: Row) -> int:
     return min(usable_cores(), threads) if isinstance(threads, int) else usable_cores()
 
 
-def _about(model: Model, path: Path | None) -> dict[str, Any]:
+def _about(model: Model, path: Path | None) -> BenchModel:
+    from resnet_onnx.results.bench import BenchModel
+
     checked = files.check_onnx(path) if path is not None else None
     network = model.network
-    return {
-        "name": model.name,
-        "description": model.description,
-        "precision": model.precision,
-        "sha256": checked.sha256 if checked else None,
-        "engine": str(model.engine) if model.engine else None,
-        "weights_sha256": network.weights_sha256 if network else None,
-        "weights": network.weights_source if network else None,
-        "inputs": [str(spec) for spec in specs(model)],
-        "opset": checked.opset if checked else None,
-    }
+    return BenchModel(
+        name=model.name,
+        description=model.description,
+        precision=model.precision,
+        sha256=checked.sha256 if checked else None,
+        engine=str(model.engine) if model.engine else None,
+        weights_sha256=network.weights_sha256 if network else None,
+        weights=network.weights_source if network else None,
+        inputs=[str(spec) for spec in specs(model)],
+        opset=checked.opset if checked else None,
+    )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx import __version__
 from resnet_onnx.models.network import Network
+from resnet_onnx.results.convert import Export, InputForm, Verified
 from resnet_onnx.workflow.feeds import feeds_of
 from resnet_onnx.workflow.request import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, Model, OnnxForm, need_network
 from resnet_onnx.workflow.torch_form import wrapped
@@ -23,11 +24,8 @@ from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource
 
 
-def export(model: Model, path: Path) -> dict[str, Any]:
+def export(model: Model, path: Path) -> Export:
     """Exports a model's torch form, verified before it is kept.
-
-    Returns:
-        ``path, sha256, precision, verified{batches, relative_rmse, runtime}, size_bytes, opset``.
 
     Raises:
         CheckFailed: The file does not compute what torch computes; nothing was written.
@@ -62,22 +60,25 @@ def export(model: Model, path: Path) -> dict[str, Any]:
         manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
     )
     checked = files.check_onnx(path)
-    return {
-        "path": str(path),
-        "sha256": checked.sha256,
-        "precision": "fp32",
-        "verified": {
-            "batches": list(verification.batches),
-            "relative_rmse": verification.relative_rmse,
-            "runtime": verification.runtime,
-        },
-        "size_bytes": checked.size_bytes,
-        "opset": checked.opset,
-        "model": network.name,
-        "weights": network.weights_source,
-        "weights_sha256": network.weights_sha256,
-        "input": {**form.to_json(), "image_size": network.preprocessing.image_size},
-    }
+    return Export(
+        path=str(path),
+        sha256=checked.sha256,
+        precision="fp32",
+        verified=Verified(
+            batches=verification.batches, relative_rmse=verification.relative_rmse, runtime=verification.runtime
+        ),
+        size_bytes=checked.size_bytes,
+        opset=checked.opset,
+        model=network.name,
+        weights=network.weights_source,
+        weights_sha256=network.weights_sha256,
+        input=InputForm(
+            input=form.input,
+            layout=form.layout,
+            batch=form.batch or "dynamic",
+            image_size=network.preprocessing.image_size,
+        ),
+    )
 
 
 def _keep_weights(network: Network) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_onnx import __version__
+from resnet_onnx.results.convert import Convert, Export
+from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision import gate as gates
 from resnet_onnx.workflow.precision.candidates import calibrated, half_candidate, int8_candidate
@@ -28,7 +30,7 @@ from runtimes.errors import UsageError
 
 def convert(
     model: Model, output: Path, wishes: Wishes, *, plot: Path | None = None, progress: Progress = lambda _: None
-) -> dict[str, Any]:
+) -> Convert:
     """Converts a float32 model to another precision and writes it, if it passes the gate.
 
     Args:
@@ -40,7 +42,7 @@ def convert(
         progress: Told what is being done.
 
     Returns:
-        What ``--json`` carries: ``path, precision, agreement, size_ratio`` and how they came about.
+        The document: path, precision, agreement, ratio of sizes and how they came about.
 
     Raises:
         CheckFailed: It loses too much, or is too slow; nothing was written.
@@ -78,7 +80,7 @@ def convert(
         written = graph.write(
             output, candidate, {"made_by": f"resnet-onnx {__version__}", "conversion": _plain(record)}
         )
-    return {
+    found = {
         "path": str(output),
         "sha256": written.sha256,
         "precision": wishes.to,
@@ -97,6 +99,7 @@ def convert(
         "source": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
         **details["shown"],
     }
+    return typed(Convert, found)
 
 
 Made = tuple[Any, dict[str, Any], Comparison, dict[str, Any]]
@@ -153,7 +156,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> dict[str, Any]:
+def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> Export:
     """Exports a network and converts it to half precision in one step.
 
     Returns:
@@ -166,12 +169,17 @@ def export_half(model: Model, output: Path, precision: Any, *, progress: Progres
         plain = Path(name) / output.name
         result = export(model, plain)
         converted = convert(replace(model, onnx=plain), output, Wishes(to=precision), progress=progress)
-    converted["source"] = {**converted["source"], "path": None}
-    return {
-        **result,
-        **{key: converted[key] for key in ("path", "sha256", "precision", "size_bytes", "opset")},
-        "conversion": converted,
-    }
+    if converted.source is not None:
+        converted = replace(converted, source=replace(converted.source, path=None))
+    return replace(
+        result,
+        path=converted.path,
+        sha256=converted.sha256,
+        precision=converted.precision,
+        size_bytes=converted.size_bytes,
+        opset=converted.opset,
+        conversion=converted,
+    )
 
 
 def default_output(model: Model, to: str) -> Path:

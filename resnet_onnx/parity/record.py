@@ -1,0 +1,66 @@
+"""A parity report and what was localised, as the document has them."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from resnet_onnx.parity.compare import Outcome, ParityReport
+from resnet_onnx.parity.localize import Localisation
+from resnet_onnx.results.parity import (
+    BudgetRecord,
+    FirstDifference,
+    LayerError,
+    LocalisationRecord,
+    OriginalDistance,
+    OutputDistance,
+    Parity,
+    ParityPair,
+    ParityRow,
+)
+from resnet_onnx.results.writing import typed
+
+
+def document(report: ParityReport, *, model: str, precision: str, located: Localisation | None = None) -> Parity:
+    """Returns the document of a report.
+
+    Args:
+        report: What was compared.
+        model: Its name.
+        precision: Of the arithmetic in the file.
+        located: What ``--localize`` found, or None where it did not look.
+    """
+    return Parity(
+        model=model,
+        precision=precision,
+        passed=report.passed,
+        gold=report.gold,
+        original=report.original or None,
+        pictures=report.pictures,
+        results=[_row(outcome) for outcome in report.outcomes],
+        pairs=[ParityPair(runtime=a, against=b, relative_rmse=error) for (a, b), error in report.pairs.items()],
+        budgets={name: typed(BudgetRecord, budget) for name, budget in report.budgets.items()},
+        localisation=UNSET if located is None else _localisation(located),
+    )
+
+
+def _row(outcome: Outcome) -> ParityRow:
+    return ParityRow(
+        runtime=outcome.runtime,
+        version=outcome.version,
+        relative_rmse=outcome.relative_rmse,
+        budget=outcome.budget,
+        top1_agreement=outcome.top1_agreement,
+        passed=outcome.passed,
+        reason=outcome.reason,
+        outputs={name: typed(OutputDistance, distance) for name, distance in outcome.distances.items()},
+        original=None if outcome.original is None else typed(OriginalDistance, outcome.original),
+        options=outcome.recorded,
+        seconds=outcome.seconds,
+    )
+
+
+def _localisation(located: Localisation) -> LocalisationRecord:
+    return LocalisationRecord(
+        ladder=[typed(LayerError, rung) for rung in located.rungs],
+        first_differences=[typed(FirstDifference, finding) for finding in located.findings],
+    )

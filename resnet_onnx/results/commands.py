@@ -1,0 +1,582 @@
+"""The documents of the commands whose results are printed only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from resnet_onnx.results.convert import Export
+from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture, check_ends
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """The figures of one epoch; accuracies are shares, times are of the training pass.
+
+    Attributes:
+        train_top1: On augmented pictures, while training.
+        input_seconds: Spent waiting for pictures and changing them.
+        learning_rate: Of the last step.
+        validation_top1: None where nothing is held out.
+    """
+
+    epoch: int
+    steps: int
+    train_loss: float
+    train_top1: float
+    seconds: float
+    images_per_second: float
+    input_seconds: float
+    learning_rate: float
+    validation_loss: float | None
+    validation_top1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestEpoch:
+    """The epoch that was chosen; `top1` is None where nothing is held out."""
+
+    epoch: int
+    top1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Document):
+    """What a training came to.
+
+    Attributes:
+        checkpoint: Folder of the best epoch by validation accuracy.
+        last: Folder of the last epoch.
+        test_top1: Of the best epoch, computed after the choice; None without a test split.
+        resumed_from: The epoch after which it went on, or None.
+        recipe: Every field, as it was used.
+        plot: The curves, or None.
+    """
+
+    kind: ClassVar[str] = "train"
+
+    checkpoint: str
+    last: str
+    epochs: Sequence[EpochRecord]
+    best: BestEpoch
+    test_top1: float | None
+    images_per_second: float
+    resumed_from: int | None
+    recipe: Mapping[str, Any]
+    model: str
+    data: str
+    seed: int
+    processes: int
+    skipped: Sequence[SkippedPicture]
+    plot: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes(Document):
+    """Every named recipe with all its fields: ``train --list-recipes``."""
+
+    kind: ClassVar[str] = "train"
+
+    recipes: Sequence[Mapping[str, Any]]
+
+
+# ---- build -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLayers:
+    """How many layers of one type and precision a parsed network has."""
+
+    type: str
+    precision: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildEngine(Document):
+    """An engine.
+
+    Attributes:
+        key: SHA-256 of everything that changes it.
+        seconds: How long it took to build, now or when the cached one was made.
+        replaced: Why an engine in the cache was built again, or "".
+        target: Compute capability, ``sm86``.
+        shapes: Accepted shapes by input.
+        onnx: What it was built from.
+    """
+
+    kind: ClassVar[str] = "build"
+
+    path: str
+    key: str
+    seconds: float
+    cached: bool
+    replaced: str
+    size_bytes: int
+    sha256: str
+    library: str
+    library_version: str
+    target: str
+    shapes: Mapping[str, str]
+    tf32: bool
+    layers: Sequence[EngineLayers]
+    warnings: Sequence[str]
+    cache_path: str
+    runtime: str
+    model: str
+    precision: str
+    onnx: FileRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildLowered(Document):
+    """An int8 file in the form that one runtime runs fastest.
+
+    Attributes:
+        exact: Whether it clips where the portable file clips.
+        changes: How often each change was made.
+        onnx: The portable file.
+    """
+
+    kind: ClassVar[str] = "build"
+
+    path: str
+    key: str
+    seconds: float
+    cached: bool
+    cache_path: str
+    runtime: str
+    model: str
+    precision: str
+    exact: bool
+    changes: Mapping[str, int]
+    size_bytes: int
+    onnx: FileRecord
+
+
+# ---- compare ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRow:
+    """One row of both results.
+
+    Attributes:
+        device: Of the new one.
+        threads: As requested; None too where a result does not say.
+        verdict: ``same``, ``faster``, ``slower`` or ``inconclusive``, which it is also where one was not measured.
+        ratio: Images per second of NEW over BASE: below 1 is slower. None where one was not measured.
+        ci95: Interval of the ratio; None where one of the two has none.
+        failed: NEW could not be measured, and BASE could.
+        notes: Why it is inconclusive, and what to think of it otherwise.
+    """
+
+    model: str
+    precision: str
+    scope: str
+    runtime: str
+    batch: int
+    streams: int
+    device: str | None
+    threads: int | None
+    scenario: str | None
+    verdict: str
+    ratio: float | None
+    ci95: tuple[float, float] | None
+    base_images_per_second: float | None
+    new_images_per_second: float | None
+    failed: bool
+    notes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        check_ends("ci95", self.ci95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Document):
+    """Two benchmarks compared.
+
+    Attributes:
+        regressed: Whether a row is slower beyond the tolerance, or can't be measured any more.
+        tolerance: As a fraction.
+        rows: What both have, in the order of BASE.
+        missing: Rows that only BASE has, in words.
+        extra: Rows that only NEW has, in words.
+        different_work: Why the two did not time the same; empty unless it was forced.
+        environment_differs: What differs between the machines, libraries and settings.
+    """
+
+    kind: ClassVar[str] = "compare"
+
+    regressed: bool
+    tolerance: float
+    rows: Sequence[ComparedRow]
+    missing: Sequence[str]
+    extra: Sequence[str]
+    different_work: Sequence[str]
+    environment_differs: Sequence[str]
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingRecord:
+    """One sentence on top of the page; `state` is ``good``, ``bad`` or ``doubt``."""
+
+    state: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedFile:
+    """A saved result that is on the page."""
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Document):
+    """The page that was written."""
+
+    kind: ClassVar[str] = "report"
+
+    path: str
+    passed: bool
+    findings: Sequence[FindingRecord]
+    results: Sequence[ReportedFile]
+
+
+# ---- doctor ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeRecord:
+    """Whether a runtime can run here; otherwise why not, and what makes it run."""
+
+    name: str
+    available: bool
+    version: str | None
+    devices: Sequence[str]
+    reason: str | None
+    fix: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Document):
+    """What this machine can run; `gpu` is that of `machine` again."""
+
+    kind: ClassVar[str] = "doctor"
+
+    runtimes: Sequence[RuntimeRecord]
+    machine: Environment
+    gpu: Gpus
+    cache: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheKind:
+    """How much of the cache one kind of file takes."""
+
+    kind: str
+    files: int
+    size_bytes: int
+    about: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedEngineRecord:
+    """An engine in the cache; `last_used` is in seconds since 1970, what is unknown is ""."""
+
+    path: str
+    size_bytes: int
+    last_used: float
+    model: str
+    library: str
+    target: str
+    shapes: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovedRecord:
+    """What was removed from the cache."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache(Document):
+    """What the cache holds: ``doctor --cache``."""
+
+    kind: ClassVar[str] = "doctor"
+
+    cache: str
+    size_bytes: int
+    kinds: Sequence[CacheKind]
+    engines: Sequence[CachedEngineRecord]
+    removed: Sequence[RemovedRecord]
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedError:
+    """A published error, percent, and how it was measured."""
+
+    top1_percent: float | None
+    top5_percent: float | None
+    protocol: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchvisionWeights:
+    """Weights that torchvision offers, and their accuracy, percent."""
+
+    weights: str
+    top1_percent: float
+    top5_percent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRecord:
+    """What was published about a network; multiply-adds in 10⁹, parameters in 10⁶."""
+
+    multiply_adds_g: float | None
+    multiply_adds_source: str | None
+    parameters_m: float | None
+    parameters_source: str | None
+    errors: Sequence[PublishedError]
+    note: str | None
+    torchvision: TorchvisionWeights | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """A network of the catalog, counted."""
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    image_size: int
+    layers: int
+    variant: str | None
+    dataset: str
+    published: PublishedRecord | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models(Document):
+    """Networks of the catalog."""
+
+    kind: ClassVar[str] = "models"
+
+    models: Sequence[ModelRecord]
+
+
+# ---- demo ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoParity:
+    """One runtime against the gold."""
+
+    runtime: str
+    relative_rmse: float | None
+    budget: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSpeed:
+    """One runtime at one batch size."""
+
+    runtime: str
+    batch: int
+    images_per_second: float
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPredicted:
+    """How many of the pictures shown were right, and where they are drawn."""
+
+    shown: int
+    right: int
+    picture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Document):
+    """What the demonstration came to.
+
+    Attributes:
+        report: The HTML page.
+        passed: Accuracy, export and parity are all as promised.
+        seconds: Wall time.
+    """
+
+    kind: ClassVar[str] = "demo"
+
+    report: str
+    passed: bool
+    seconds: float
+    test_top1: float | None
+    required_top1: float
+    training_images_per_second: float
+    export: Export
+    parity: Sequence[DemoParity]
+    bench: Sequence[DemoSpeed]
+    predicted: DemoPredicted
+
+
+# ---- reproduce -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationRow:
+    """One network after its last epoch; errors are shares.
+
+    Attributes:
+        kind: ``plain`` or ``residual``.
+        seconds: Training time, tests after each epoch included.
+    """
+
+    model: str
+    kind: str
+    depth: int
+    parameters: int
+    multiply_adds: int
+    epochs: int
+    steps: int
+    training_error: float
+    training_error_ci95: tuple[float, float]
+    training_loss: float
+    test_error: float
+    test_error_ci95: tuple[float, float]
+    test_loss: float
+    seconds: float
+    images_per_second: float
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthComparison:
+    """The deepest network of a kind against the shallowest.
+
+    Attributes:
+        pictures_of: ``training`` or ``test``.
+        difference: How much more of the pictures the deeper one gets wrong.
+        ci95: Its interval.
+        p_value: Of the exact McNemar test.
+        outcome: The deeper one is ``worse`` or ``better``, or ``undecided``.
+    """
+
+    kind: str
+    pictures_of: str
+    shallow: int
+    deep: int
+    shallow_error: float
+    deep_error: float
+    difference: float
+    ci95: tuple[float, float]
+    p_value: float
+    outcome: str
+    pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortcutCost:
+    """What the shortcut costs on one runtime at one batch size; `ratio` is residual over plain."""
+
+    depth: int
+    runtime: str
+    batch: int
+    plain_images_per_second: float | None
+    residual_images_per_second: float | None
+    ratio: float | None
+    ci95: tuple[float, float] | None
+    doubts: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degradation(Document):
+    """The experiment on plain and residual networks of several depths.
+
+    Attributes:
+        reproduced: Whether the paper's claim came out; None where it is undecided.
+        plot: The figure.
+        csv: The numbers of every epoch.
+    """
+
+    kind: ClassVar[str] = "reproduce"
+
+    experiment: str = "degradation"
+    data: str
+    rows: Sequence[DegradationRow]
+    verdict: str
+    reproduced: bool | None
+    comparisons: Sequence[DepthComparison]
+    shortcut_cost: Sequence[ShortcutCost]
+    plot: str
+    csv: str
+    recipe: Mapping[str, Any]
+    seed: int
+    training_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedStage:
+    """The convolutions whose output has one size, as counted."""
+
+    output: tuple[int, int]
+    convolutions: int
+    channels: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintedStage:
+    """The convolutions whose output has one size, as printed."""
+
+    output: tuple[int, int]
+    convolutions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedNetwork:
+    """One network of table 1, counted, beside what is printed; `differs` says in what it does."""
+
+    model: str
+    layers: int
+    printed_layers: int | None
+    stages: Sequence[CountedStage]
+    printed_stages: Sequence[PrintedStage]
+    parameters: int
+    printed_parameters_m: float | None
+    multiply_adds: int
+    printed_multiply_adds_g: float | None
+    difference: float | None
+    convention: str | None
+    source: str | None
+    differs: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table1(Document):
+    """Table 1 of the ResNet paper, counted."""
+
+    kind: ClassVar[str] = "reproduce"
+
+    experiment: str = "table1"
+    rows: Sequence[CountedNetwork]
+    verdict: str
+    agrees: bool
+    plot: str | None = None

@@ -1,0 +1,112 @@
+"""The documents of ``evaluate`` and ``predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
+
+from resnet_onnx.results.document import Amount, Document, Fraction, SkippedPicture, Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCrop:
+    """What the centre crop alone gives, found in the same run as an average over several views of each picture.
+
+    Attributes:
+        top1: Share of the pictures whose class has the highest output, 0 to 1.
+        top5: Share whose class is among the five highest; None for a model of fewer than five classes.
+    """
+
+    top1: float
+    top5: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRow:
+    """Accuracy on one runtime.
+
+    Attributes:
+        top1: Share of the pictures whose class has the highest output.
+        top5: Share whose class is among the five highest; None for a model of fewer than five classes.
+        images_per_second: In steady state, decoding included.
+        not_finite: Pictures for which the model gave NaN; they count as wrong.
+        one_crop: The centre crop alone, where several views of each picture were averaged.
+        classes_by: How classes were given their outputs: ``name``, ``number`` or ``order``.
+    """
+
+    runtime: str
+    top1: Fraction
+    top5: Fraction | None
+    images: Whole
+    images_per_second: Amount
+    seconds: float | None = None
+    skipped: Sequence[SkippedPicture] = ()
+    not_finite: int = 0
+    one_crop: OneCrop | None = None
+    classes_by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Document):
+    """Accuracy on labelled pictures; the figures of the first runtime stand beside ``results`` too.
+
+    Attributes:
+        data: The pictures.
+        views: What was looked at of each picture, in words: ``1 crop``.
+        resize: Shorter side before the crops, pixels; None is the model's own.
+        scales: Shorter sides of whole pictures, pixels.
+    """
+
+    kind: ClassVar[str] = "evaluate"
+
+    model: str
+    precision: str
+    data: str
+    views: str | None = None
+    crops: int | None = None
+    resize: int | None = None
+    scales: Sequence[int] | None = None
+    runtime: str | None = None
+    top1: float | None = None
+    top5: float | None = None
+    images: int | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    skipped: Sequence[SkippedPicture] = ()
+    not_finite: int | None = None
+    one_crop: OneCrop | None = None
+    classes_by: str | None = None
+    results: Annotated[Sequence[EvaluateRow], Meta(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRecord:
+    """One class that a picture may show; `index` is the model's output, `probability` is 0 to 1."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRecord:
+    """The likeliest classes of one picture, likeliest first."""
+
+    image: str
+    top: Sequence[CandidateRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Document):
+    """What pictures show."""
+
+    kind: ClassVar[str] = "predict"
+
+    model: str
+    runtime: str
+    predictions: Sequence[PredictionRecord]
+    skipped: Sequence[SkippedPicture]
+    plot: str | None
