@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     f"{CIFAR} --weights nowhere": ("'nowhere'", "no such file or folder"),
     f"{CIFAR} --weights ''": ("''", "no such file or folder"),
     f"{CIFAR} --weights {LONG}": (LONG, "File name too long"),
-    f"{CIFAR} --weights folder": ("folder is no checkpoint", "checkpoint.json"),
+    f"{CIFAR} --weights folder": ("folder is not a checkpoint", "checkpoint.json"),
     f"{CIFAR} --weights pipe": ("pipe is a pipe, socket or device",),
     f"{CIFAR} --weights /dev/zero": ("/dev/zero is a pipe, socket or device",),
     f"{CIFAR} --weights text.pth": ("text.pth is no weights file",),
@@ -251,7 +251,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "export w.pth": ("w.pth", "--model NAME"),
     "export w.pth --model cifar-resnet8 --weights w.pth": ("twice",),
     "export net.onnx": ("net.onnx is an ONNX file already",),
-    "export folder": ("folder is no checkpoint",),
+    "export folder": ("folder is not a checkpoint",),
     "parity sound.onnx --weights w.pth --runtimes ort-cpu": ("--model NAME",),
     # ---- where it goes
     "export --depth 18 -o net.txt": ("net.txt", ".onnx"),

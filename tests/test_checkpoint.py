@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.waiting import HANG_S
 
 from resnet_onnx.models.catalog import lookup
 from resnet_onnx.models.configs import with_classes
@@ -162,8 +163,8 @@ def test_100_damages_are_refused_by_name_or_change_nothing(tmp_path: Path) -> No
         (b"", "damaged"),
         (b"\xff\xfe", "damaged"),
         (b"[" * 100_000, "damaged"),
-        (b"[]", "no record of a checkpoint made here"),
-        (b'{"epoch": 3}', "no record of a checkpoint made here"),
+        (b"[]", "not the record of a checkpoint made here"),
+        (b'{"epoch": 3}', "not the record of a checkpoint made here"),
         (b'{"format": "resnet-onnx checkpoint", "version": 2}', "reads version 1"),
         (b'{"format": "resnet-onnx checkpoint", "version": 1, "content": {}}', "SHA-256"),
     ],
@@ -233,7 +234,7 @@ def test_find_checkpoint_takes_the_folder_itself_then_best_then_last(tmp_path: P
     with pytest.raises(BadWeights, match="is a file"):
         find_checkpoint(out / "best" / "model.safetensors")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadWeights, match=r"is no checkpoint: expected checkpoint\.json") as caught:
+    with pytest.raises(BadWeights, match=r"is not a checkpoint: expected checkpoint\.json") as caught:
         find_checkpoint(tmp_path / "empty")
     assert "train --out" in str(caught.value.fix)
 
@@ -309,7 +310,7 @@ def test_a_full_disk_or_kill_9_while_saving_leaves_the_old_or_the_new_checkpoint
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.training_runs import SMALL, small_run
+from support.waiting import HANG_S, wait_for_path
 from torch import nn
 
 from resnet_onnx.training import trainer
@@ -52,7 +52,7 @@ def torchrun(*arguments: str, restarts: int = 0) -> Iterator[subprocess.Popen[st
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, told = process.communicate(timeout=240)
+    out, told = process.communicate(timeout=HANG_S)
     return process.returncode, out, told
 
 
@@ -177,11 +177,7 @@ def test_a_killed_process_is_restarted_and_the_training_goes_on_from_the_last_ch
 ) -> None:
     out = tmp_path / "run"
     with torchrun(*COMMAND, "--epochs", "4", "--out", str(out), "--json", restarts=1) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "history.csv").exists():  # written when the first epoch's checkpoint is there
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_for_path(out / "history.csv", process)  # written when the first epoch's checkpoint is there
         victim = worker(process.pid, rank)
         assert victim is not None
         os.kill(victim.pid, signal.SIGKILL)

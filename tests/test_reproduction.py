@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
+from support.waiting import HANG_S, wait_for_path
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.report.words import counted
 from resnet_onnx.reproduction import degradation, table1
-from resnet_onnx.reproduction.answers import AnswerBook, Answers
-from resnet_onnx.reproduction.degradation import Comparison, conclude, contestants
+from resnet_onnx.reproduction.degradation import Comparison, conclude, variants
 from resnet_onnx.reproduction.forecast import Forecast, duration
-from resnet_onnx.reproduction.judgement import Difference, error_interval, paired_difference
+from resnet_onnx.reproduction.predictions import PredictionCache, Predictions
+from resnet_onnx.reproduction.significance import Difference, error_interval, paired_difference
+from resnet_onnx.training.recipes import lookup_recipe
 from runtimes.errors import BadData, UsageError
 
 SMALL = ("reproduce", "degradation", "--data", "digits", "--depths", "8,14", "--epochs", "1", "--threads", "1")
@@ -48,13 +49,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- judging ---------------------------------------------------------------------------------------------------------
 
 
-def answers(*runs: tuple[int, bool]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def predictions(*runs: tuple[int, bool]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.concatenate([np.full(count, right) for count, right in runs])
 
 
 def test_a_deeper_net_that_loses_pictures_is_worse_by_that_many() -> None:
-    shallow = answers((1000, True))
-    deep = answers((900, True), (100, False))
+    shallow = predictions((1000, True))
+    deep = predictions((900, True), (100, False))
     found = paired_difference(shallow, deep)
     assert found.outcome == "worse"
     assert found.difference == pytest.approx(0.1)
@@ -64,15 +65,15 @@ def test_a_deeper_net_that_loses_pictures_is_worse_by_that_many() -> None:
 
 def test_few_pictures_that_differ_decide_nothing() -> None:
     # Of the pictures on which one alone is right, 5 are lost and 2 won.
-    shallow, deep = answers((5, True), (2, False), (993, True)), answers((5, False), (2, True), (993, True))
+    shallow, deep = predictions((5, True), (2, False), (993, True)), predictions((5, False), (2, True), (993, True))
     found = paired_difference(shallow, deep)
     assert found.outcome == "undecided"
     assert found.p_value == pytest.approx(stats.binomtest(5, 7).pvalue)
     assert found.ci95[0] < 0 < found.ci95[1]
 
 
-def test_the_same_answers_are_undecided() -> None:
-    same = answers((30, True), (40, False))
+def test_the_same_predictions_are_undecided() -> None:
+    same = predictions((30, True), (40, False))
     found = paired_difference(same, same)
     assert (found.outcome, found.difference, found.p_value) == ("undecided", 0.0, 1.0)
     assert found.ci95[0] == -found.ci95[1] != 0
@@ -100,13 +101,13 @@ def test_a_decision_needs_test_and_interval_and_is_mirrored(pairs: list[tuple[bo
     assert found.ci95[0] - 1e-9 <= found.difference <= found.ci95[1] + 1e-9
 
 
-def test_answers_about_different_pictures_are_not_compared() -> None:
+def test_predictions_about_different_pictures_are_not_compared() -> None:
     with pytest.raises(ValueError, match="can't be compared"):
-        paired_difference(answers((3, True)), answers((4, True)))
+        paired_difference(predictions((3, True)), predictions((4, True)))
 
 
 def test_the_interval_of_an_error_holds_it() -> None:
-    low, high = error_interval(answers((90, True), (10, False)))
+    low, high = error_interval(predictions((90, True), (10, False)))
     assert 0.05 < low < 0.1 < high < 0.18
 
 
@@ -146,10 +147,10 @@ def test_the_claim_needs_both_halves(plain: str, residual: str, expected: bool |
 
 
 def test_depths_name_a_plain_and_a_residual_net_each() -> None:
-    assert [c.entry.name for c in contestants([56, 20, 20])] == [
+    assert [c.entry.name for c in variants([56, 20, 20])] == [
         "cifar-plain20", "cifar-resnet20", "cifar-plain56", "cifar-resnet56",
     ]  # fmt: skip
-    assert [c.entry.name for c in contestants([18, 34])] == ["plain18", "resnet18", "plain34", "resnet34"]
+    assert [c.entry.name for c in variants([18, 34])] == ["plain18", "resnet18", "plain34", "resnet34"]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,14 @@ def test_a_mistake_is_told_before_any_work(line: tuple[str, ...], message: str, 
     assert code == 2
     assert message in document["error"]["message"]
     assert not out.exists()
+
+
+def test_an_experiment_that_holds_pictures_out_is_refused(tmp_path: Path) -> None:
+    data, test = degradation.experiment_data("digits", 0)
+    assert (len(data.train), data.validation, len(test)) == (1433, None, 364)
+    recipe = lookup_recipe("digits")
+    with pytest.raises(UsageError, match=r"recipe: validation is 0\.1"):
+        degradation.DegradationPlan(variants=variants([8, 14]), data=data, test=test, recipe=recipe, out=tmp_path)
 
 
 # ---- the experiment --------------------------------------------------------------------------------------------------
@@ -220,12 +229,12 @@ def test_another_schedule_does_not_mix_with_what_is_there(finished: Path, capfd:
 def test_a_net_trained_outside_the_experiment_is_refused(tmp_path: Path, capfd: Any) -> None:
     line = ("--data", "digits", "--epochs", "1", "--threads", "1")
     trained = tmp_path / "cifar-plain8"
-    recipe = degradation.plan("digits", networks=contestants([8, 14]), recipe=None, epochs=1, seed=0, out=tmp_path)
     from resnet_onnx.training.loop import train
     from resnet_onnx.training.plan import TrainingPlan
 
-    entry = recipe.contestants[0].entry
-    train(TrainingPlan(entry=entry, data=recipe.data, recipe=recipe.recipe, out=trained, threads=1))
+    data, _ = degradation.experiment_data("digits", 0)
+    recipe = lookup_recipe("digits").override(epochs=1, validation=0.0)
+    train(TrainingPlan(entry=variants([8, 14])[0].entry, data=data, recipe=recipe, out=trained, threads=1))
     code, document = run_json(
         capfd, "reproduce", "degradation", *line, "--depths", "8,14", "--out", str(tmp_path), "--no-bench"
     )
@@ -241,13 +250,9 @@ def test_an_interrupted_experiment_goes_on_to_the_same_numbers(finished: Path, t
         program = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         names = ["cifar-plain8", "cifar-resnet8", "cifar-plain14", "cifar-resnet14"]
         try:
-            deadline = time.monotonic() + 120
-            while not (tmp_path / names[finished_nets]).exists():
-                assert program.poll() is None, program.stderr and program.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for_path(tmp_path / names[finished_nets], program)
             os.kill(program.pid, ending)
-            assert program.wait(timeout=30) == (130 if ending == signal.SIGINT else -signal.SIGKILL)
+            assert program.wait(timeout=HANG_S) == (130 if ending == signal.SIGINT else -signal.SIGKILL)
         finally:
             program.kill()
             program.communicate()
@@ -277,7 +282,7 @@ def test_the_shortcut_has_a_price_on_each_runtime(finished: Path, capfd: Any) ->
     assert (finished / "cifar-resnet14.onnx").is_file()
 
 
-# ---- forecast and answers --------------------------------------------------------------------------------------------
+# ---- forecast and predictions ----------------------------------------------------------------------------------------
 
 
 def test_the_papers_recipe_starts_slowly_where_one_net_is_110_layers_deep(
@@ -297,16 +302,16 @@ def test_the_papers_recipe_starts_slowly_where_one_net_is_110_layers_deep(
 
 
 def test_the_time_left_scales_with_what_each_net_computes() -> None:
-    entries = [contestant.entry for contestant in contestants([20, 56])]
+    entries = [variant.entry for variant in variants([20, 56])]
     forecast = Forecast(entries=entries, epochs=10)
     assert forecast.seconds_left() is None
-    forecast.saw("cifar-plain20", {"epoch": 1, "seconds": 9.0, "test_seconds": 1.0})
+    forecast.record_epoch("cifar-plain20", {"epoch": 1, "seconds": 9.0, "test_seconds": 1.0})
     first = forecast.seconds_left()
     assert first is not None
     # 9 epochs of plain20, 10 of resnet20, and 20 of nets with three times the work.
     assert first == pytest.approx(10 * (9 + 10 + 20 * 125.49 / 40.55), rel=0.02)
     for name in ("cifar-plain20", "cifar-resnet20", "cifar-plain56", "cifar-resnet56"):
-        forecast.saw(name, {"epoch": 10, "seconds": 9.0, "test_seconds": 1.0})
+        forecast.record_epoch(name, {"epoch": 10, "seconds": 9.0, "test_seconds": 1.0})
     assert forecast.seconds_left() == 0
 
 
@@ -317,19 +322,19 @@ def test_a_duration_is_said_as_people_say_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_answers_are_kept_for_the_same_weights_only(finished: Path, tmp_path: Path) -> None:
-    given = Answers(right=np.array([True, False, True, True, False, True, True, True, True]), loss=0.5)
+def test_predictions_are_kept_for_the_same_weights_only(finished: Path, tmp_path: Path) -> None:
+    given = Predictions(correct=np.array([True, False, True, True, False, True, True, True, True]), loss=0.5)
     path = tmp_path / "answers.json"
     last = finished / "cifar-plain8" / "last"
-    AnswerBook(last, path).write("some pictures", given)
-    back = AnswerBook(last, path).known("some pictures")
+    PredictionCache(last, path).put("some pictures", given)
+    back = PredictionCache(last, path).get("some pictures")
     assert back is not None
-    assert back.right.tolist() == given.right.tolist()
+    assert back.correct.tolist() == given.correct.tolist()
     assert back.loss == 0.5
-    assert AnswerBook(last, path).known("others") is None
-    assert AnswerBook(finished / "cifar-resnet8" / "last", path).known("some pictures") is None
+    assert PredictionCache(last, path).get("others") is None
+    assert PredictionCache(finished / "cifar-resnet8" / "last", path).get("some pictures") is None
     path.write_text(path.read_text()[:40])
-    assert AnswerBook(last, path).known("some pictures") is None
+    assert PredictionCache(last, path).get("some pictures") is None
 
 
 # ---- table 1 ---------------------------------------------------------------------------------------------------------
@@ -371,7 +376,7 @@ def test_table_1_takes_no_options_of_a_training(capfd: Any) -> None:
 
 def test_one_family_of_depths_only() -> None:
     with pytest.raises(UsageError, match="two families"):
-        contestants([34, 56])
+        variants([34, 56])
 
 
 def test_table1_refuses_every_option_that_it_would_ignore(capfd: Any) -> None:

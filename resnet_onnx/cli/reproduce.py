@@ -25,7 +25,7 @@ from runtimes.errors import UsageError
 _GENERAL = frozenset({"experiment", "as_json", "quiet", "verbose", "cache_dir"})
 
 if TYPE_CHECKING:
-    from resnet_onnx.reproduction.degradation import Degradation, Plan
+    from resnet_onnx.reproduction.degradation import Degradation, DegradationPlan
     from resnet_onnx.reproduction.shortcut import Cost
     from resnet_onnx.training.plan import Progress
 
@@ -104,41 +104,51 @@ def _degradation(
     threads: int | None,
 ) -> None:
     from resnet_onnx.reproduction import degradation
-    from resnet_onnx.training.recipes import lookup_recipe
+    from resnet_onnx.training.recipes import default_recipe, lookup_recipe
     from runtimes import registry
 
-    networks = degradation.contestants(depths)
+    variants = degradation.variants(depths)
     # One recipe for all: what the deepest needs at its start, all get.
     recipe = lookup_recipe(recipe_name, depth=max(depths)) if recipe_name else None
     names = registry.parse_names(runtimes) if runtimes is not None else []
     registry.require_all(names)
-    planned = degradation.plan(data, networks=networks, recipe=recipe, epochs=epochs, seed=seed, out=out)
-    terminal.note(_announcement(planned))
+    pictures, test = degradation.experiment_data(data, seed)
+    image_size = variants[0].entry.image_size
+    recipe = recipe or default_recipe(data, image_size=image_size, pictures=len(pictures.train))
+    plan = degradation.DegradationPlan(
+        variants=variants,
+        data=pictures,
+        test=test,
+        recipe=recipe.override(epochs=epochs, validation=0.0),
+        seed=seed,
+        out=out,
+        runtimes=names,
+        device=device,
+        threads=threads,
+        workers=workers,
+    )
+    terminal.note(_announcement(plan))
     with terminal.progress() as display:
         task = display.add_task("training", total=None)
         result = degradation.run(
-            planned,
-            runtimes=names,
-            workers=workers,
-            device=device,
-            threads=threads,
-            tell=terminal.note,
-            progress=lambda name, seen: _show(terminal, display, task, name, seen),
-            busy=lambda text: display.update(task, description=text, completed=0, total=None),
+            plan,
+            log=terminal.note,
+            progress=lambda name, step: _show(terminal, display, task, name, step),
+            status=lambda text: display.update(task, description=text, completed=0, total=None),
         )
     _print(terminal, result)
     terminal.emit({"experiment": "degradation", "data": data, **result.to_json()})
 
 
-def _announcement(planned: Plan) -> str:
-    recipe = planned.recipe
-    names = ", ".join(contestant.entry.name for contestant in planned.contestants)
-    pictures = counted(len(planned.data.train), "picture")
+def _announcement(plan: DegradationPlan) -> str:
+    recipe = plan.recipe
+    names = ", ".join(variant.entry.name for variant in plan.variants)
+    pictures = counted(len(plan.data.train), "picture")
     return (
-        f"{names} on {pictures} of {planned.data.train.name}, {len(planned.test):,} to test on\n"
-        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, seed {planned.seed}\n"
-        "Time and memory are told after the first epoch. An interruption loses at most one epoch: "
-        f"the same command goes on in {planned.out}."
+        f"{names} on {pictures} of {plan.data.train.name}, {len(plan.test):,} to test on\n"
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, seed {plan.seed}\n"
+        "Time and memory are forecast after the first epoch. An interruption loses at most one epoch: "
+        f"the same command goes on in {plan.out}."
     )
 
 
@@ -160,13 +170,13 @@ def _print(terminal: Terminal, result: Degradation) -> None:
         ["network", "parameters", "epochs", "training error %", "test error %", "img/s", "training time"],
         [
             [
-                row["model"],
-                f"{row['parameters']:,}",
-                str(row["epochs"]),
-                f"{100 * row['training_error']:.2f}",
-                f"{100 * row['test_error']:.2f}",
-                f"{row['images_per_second']:.0f}",
-                duration(row["seconds"]),
+                row.model,
+                f"{row.parameters:,}",
+                str(row.epochs),
+                f"{100 * row.training_error:.2f}",
+                f"{100 * row.test_error:.2f}",
+                f"{row.images_per_second:.0f}",
+                duration(row.seconds),
             ]
             for row in result.rows
         ],

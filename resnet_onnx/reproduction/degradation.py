@@ -7,6 +7,7 @@ in the same way and look at *training* error, which more layers could not raise 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.counting import count
 from resnet_onnx.report.words import counted
 from resnet_onnx.reproduction.forecast import Forecast, duration
+from resnet_onnx.training.checkpoint import LAST
 from runtimes import files
 from runtimes.errors import BadWeights, UsageError
 
@@ -26,11 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from resnet_onnx.data.datasets import PictureSet
-    from resnet_onnx.reproduction.answers import Answers
     from resnet_onnx.reproduction.curves import Curve
-    from resnet_onnx.reproduction.judgement import Difference
+    from resnet_onnx.reproduction.predictions import Predictions, Predictor
     from resnet_onnx.reproduction.shortcut import Cost
-    from resnet_onnx.training.feeds import Feed
+    from resnet_onnx.reproduction.significance import Difference
     from resnet_onnx.training.plan import Progress, TrainingResult
     from resnet_onnx.training.recipes import Recipe
     from resnet_onnx.training.splits import TrainingData
@@ -41,11 +42,11 @@ _HELD_OUT = 0.1
 """Share that stands for a test set where the pictures have none."""
 _IMAGENET_DEPTHS = (18, 34)
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contestant:
+class Variant:
     """One of the networks.
 
     Attributes:
@@ -59,30 +60,61 @@ class Contestant:
     entry: CatalogEntry
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What will be trained, settled before any work.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DegradationPlan:
+    """Everything that decides the experiment.
 
     Attributes:
-        contestants: A plain and a residual network of each depth, the shallowest first.
+        variants: A plain and a residual network of each depth, the shallowest first.
         data: What every network learns from; nothing is held out, since nothing is chosen.
-        test: What every network is asked about after each epoch, and never learns from.
-        recipe: Of all networks.
+        test: What every network is evaluated on after each epoch, and never learns from.
+        recipe: Of all networks; it holds nothing out.
         seed: Of all networks.
         out: Folder of the experiment.
+        runtimes: On which throughput is measured; none, to leave that out.
+        device: Of the training, as ``TrainingPlan.device``.
+        threads: CPU threads of the training.
+        workers: Processes that load pictures.
+
+    Raises:
+        UsageError: The recipe holds pictures out.
     """
 
-    contestants: Sequence[Contestant]
+    variants: Sequence[Variant]
     data: TrainingData
     test: PictureSet
     recipe: Recipe
-    seed: int
+    seed: int = 0
     out: Path
+    runtimes: Sequence[str] = ()
+    device: str | None = None
+    threads: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe.validation:
+            raise UsageError(
+                f"recipe: validation is {self.recipe.validation:g}, but this experiment holds nothing out",
+                fix="validation=0",
+            )
 
     @property
     def depths(self) -> list[int]:
         """The depths, rising."""
-        return sorted({contestant.depth for contestant in self.contestants})
+        return sorted({variant.depth for variant in self.variants})
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of every training; the recipe's number of steps may end it earlier than its epochs."""
+        pictures = len(self.data.train)
+        steps = pictures // min(self.recipe.batch_size, pictures)
+        return -(-self.recipe.total_steps(steps) // steps)
+
+    @property
+    def title(self) -> str:
+        """What is trained and how, in one line."""
+        epochs = counted(self.recipe.epochs, "epoch")
+        return f"{self.data.train.name}: recipe {self.recipe.name}, {epochs}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +136,7 @@ class Comparison:
     difference: Difference
 
     def sentence(self) -> str:
-        """Says it in words, with the figures."""
+        """Returns it in words, with the figures."""
         found = self.difference
         what = (
             f"{self.kind} {self.deep} has {100 * found.deep_error:.2f} % {self.pictures} error, "
@@ -126,16 +158,57 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Degradation:
-    """What the experiment came to.
+class VariantResult:
+    """The figures of one network, after its last epoch.
 
     Attributes:
-        rows: Per network: its figures, errors as shares, of the network after its last epoch.
+        model: Its name.
+        kind: ``plain`` or ``residual``.
+        depth: Weighted layers.
+        parameters: Of the network.
+        multiply_adds: For one picture.
+        epochs: Trained.
+        steps: Trained.
+        training_error: On unchanged training pictures, 0 to 1.
+        training_error_ci95: Its 95 % interval.
+        training_loss: Mean cross-entropy on them.
+        test_error: On the test pictures, 0 to 1.
+        test_error_ci95: Its 95 % interval.
+        test_loss: Mean cross-entropy on them.
+        seconds: Of training, tests after each epoch included.
+        images_per_second: Of the last epoch's training.
+        checkpoint: Folder of the last epoch.
+    """
+
+    model: str
+    kind: str
+    depth: int
+    parameters: int
+    multiply_adds: int
+    epochs: int
+    steps: int
+    training_error: float
+    training_error_ci95: tuple[float, float]
+    training_loss: float
+    test_error: float
+    test_error_ci95: tuple[float, float]
+    test_loss: float
+    seconds: float
+    images_per_second: float
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """The outcome of the experiment.
+
+    Attributes:
+        rows: The figures of every network.
         comparisons: Deep against shallow by kind, on training and on test pictures.
         reproduced: Whether the paper's claim came out: the deeper plain network has more training error, the deeper
             residual one less. False where the opposite of either came out, None where one is undecided.
         verdict: In words.
-        costs: What the shortcut costs in throughput; empty where it was not asked for.
+        costs: What the shortcut costs in throughput; empty where it was not measured.
         plot: The figure.
         csv: The numbers of every epoch.
         recipe: As it was used.
@@ -143,7 +216,7 @@ class Degradation:
         seconds: Training time over all networks, tests after each epoch included.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[VariantResult]
     comparisons: list[Comparison]
     reproduced: bool | None
     verdict: str
@@ -157,7 +230,7 @@ class Degradation:
     def to_json(self) -> dict[str, Any]:
         """Returns plain values."""
         return {
-            "rows": self.rows,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
             "verdict": self.verdict,
             "reproduced": self.reproduced,
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
@@ -170,7 +243,7 @@ class Degradation:
         }
 
 
-def contestants(depths: Sequence[int]) -> list[Contestant]:
+def variants(depths: Sequence[int]) -> list[Variant]:
     """Returns a plain and a residual network of each depth: CIFAR nets (6n+2 layers), or ImageNet's of 18 and 34.
 
     Raises:
@@ -190,7 +263,7 @@ def contestants(depths: Sequence[int]) -> list[Contestant]:
         )
     prefix = "" if chosen[0] in _IMAGENET_DEPTHS else "cifar-"
     return [
-        Contestant(
+        Variant(
             kind=kind,
             depth=depth,
             entry=workflow.training_entry(f"{prefix}{'plain' if kind == 'plain' else 'resnet'}{depth}"),
@@ -200,30 +273,17 @@ def contestants(depths: Sequence[int]) -> list[Contestant]:
     ]
 
 
-def plan(
-    spec: str,
-    *,
-    networks: Sequence[Contestant],
-    recipe: Recipe | None,
-    epochs: int | None,
-    seed: int,
-    out: Path,
-) -> Plan:
-    """Settles what is trained on what.
+def experiment_data(spec: str, seed: int) -> tuple[TrainingData, PictureSet]:
+    """Returns what every network learns from, and what it is tested on.
 
     Args:
         spec: Pictures, as ``open_training_data`` takes them. Where they have no test (or validation) split, a tenth of
             every class is held out as one.
-        networks: What ``contestants`` returned.
-        recipe: Of all networks; None chooses by the data.
-        epochs: In place of the recipe's.
-        seed: Decides weights, order, augmentation and what is held out.
-        out: Folder of the experiment.
+        seed: Decides what is held out.
 
     Raises:
         BadData: The pictures are not there, or not fit for training.
     """
-    from resnet_onnx.training.recipes import default_recipe
     from resnet_onnx.training.splits import TrainingData, open_training_data
 
     data = open_training_data(spec)
@@ -231,79 +291,61 @@ def plan(
         data = data.with_validation(_HELD_OUT, seed)
     test = data.test or data.validation
     assert test is not None  # with_validation holds some out, or raises
-    size = networks[0].entry.image_size
-    recipe = recipe or default_recipe(spec, image_size=size, pictures=len(data.train))
-    return Plan(
-        contestants=networks,
-        data=TrainingData(train=data.train),
-        test=test,
-        recipe=recipe.override(epochs=epochs, validation=0.0),
-        seed=seed,
-        out=out,
-    )
+    return TrainingData(train=data.train), test
 
 
 def run(
-    experiment: Plan,
+    plan: DegradationPlan,
     *,
-    runtimes: Sequence[str] = (),
-    threads: int | None = None,
-    workers: int | None = None,
-    device: str | None = None,
-    tell: Tell = lambda _: None,
-    progress: Callable[[str, Progress], None] = lambda name, seen: None,
-    busy: Callable[[str], None] = lambda _: None,
+    log: Log = lambda _: None,
+    progress: Callable[[str, Progress], None] = lambda name, step: None,
+    status: Log = lambda _: None,
 ) -> Degradation:
-    """Trains what is not trained yet, judges, draws, and measures what the shortcut costs.
+    """Trains what is not trained yet, compares, draws, and measures what the shortcut costs.
 
     A second call with the same plan goes on where the first one was stopped.
 
     Args:
-        experiment: What ``plan`` returned.
-        runtimes: On which throughput is measured; none, to leave that out.
-        threads: CPU threads of the training.
-        workers: Processes that load pictures.
-        device: Of the training.
-        tell: Told what is worth a line.
-        progress: Told where a training stands, with the network's name.
-        busy: Told what is going on after the training.
+        plan: Of the experiment.
+        log: Called with a line of text.
+        progress: Called with a network's name and where its training stands.
+        status: Called with what is being done between and after the trainings.
 
     Raises:
         UsageError: The folder holds an experiment of another recipe, seed or data.
         CheckFailed: A training diverged.
         FileProblem: The folder can't be written.
     """
-    from resnet_onnx.reproduction.curves import draw, write_csv
+    from resnet_onnx.reproduction.curves import Curve, draw, write_csv
+    from resnet_onnx.reproduction.predictions import Predictor
     from resnet_onnx.training.device import limited_threads
 
-    figure, table = experiment.out / FIGURE, experiment.out / NUMBERS
-    forecast = Forecast(entries=[c.entry for c in experiment.contestants], epochs=_epochs(experiment))
-    recipe = experiment.recipe
+    figure, table = plan.out / FIGURE, plan.out / NUMBERS
+    forecast = Forecast(entries=[variant.entry for variant in plan.variants], epochs=plan.epochs)
+    recipe = plan.recipe
     curves: list[Curve] = []
-    answers: dict[tuple[int, str], tuple[Answers, Answers]] = {}
-    with contextlib.ExitStack() as stack:
-        pictures = _Pictures(experiment, device=device, workers=workers)
-        stack.callback(pictures.close)
-        stack.enter_context(limited_threads(threads))
-        for number, contestant in enumerate(experiment.contestants, 1):
-            name = contestant.entry.name
-            tell(f"{number} of {len(experiment.contestants)}: {name}")
-            trained = _train(experiment, contestant, pictures, forecast, threads, workers, device, tell, progress)
+    predictions: dict[tuple[int, str], tuple[Predictions, Predictions]] = {}
+    preprocessing = plan.variants[0].entry.preprocessing
+    predictor = Predictor(plan.data.train, plan.test, preprocessing, device=plan.device, workers=plan.workers)
+    with contextlib.closing(predictor), limited_threads(plan.threads):
+        for number, variant in enumerate(plan.variants, 1):
+            name = variant.entry.name
+            log(f"{number} of {len(plan.variants)}: {name}")
+            trained = _train(plan, variant, predictor, forecast, log, progress)
             recipe = trained.recipe
-            curves.append(_curve(contestant, trained))
+            curves.append(Curve(model=name, kind=variant.kind, depth=variant.depth, epochs=trained.epochs))
             write_csv(curves, table)
-            draw(curves, figure, title=_title(experiment))
-            busy(f"asking {name} about its training pictures, without augmentation")
-            answers[contestant.depth, contestant.kind] = pictures.answers(trained.last)
-    comparisons = _compare(experiment.depths, answers)
-    rows = [_row(c, curve, answers[c.depth, c.kind], experiment.out) for c, curve in zip(
-        experiment.contestants, curves, strict=True)]  # fmt: skip
-    costs: list[Cost] = []
-    if runtimes:
-        costs = _measure_cost(experiment, runtimes, busy)
+            draw(curves, figure, title=plan.title)
+            status(f"evaluating {name} on its training pictures, without augmentation")
+            predictions[variant.depth, variant.kind] = predictor.of_checkpoint(trained.last)
+    comparisons = _compare(plan.depths, predictions)
+    costs = _measure_cost(plan, status) if plan.runtimes else []
     reproduced, verdict = conclude(comparisons)
     result = Degradation(
-        rows=rows,
+        rows=[
+            _variant_result(variant, curve, predictions[variant.depth, variant.kind], plan.out)
+            for variant, curve in zip(plan.variants, curves, strict=True)
+        ],
         comparisons=comparisons,
         reproduced=reproduced,
         verdict=verdict,
@@ -311,10 +353,10 @@ def run(
         plot=figure,
         csv=table,
         recipe=recipe,
-        seed=experiment.seed,
-        seconds=sum(epoch["seconds"] + epoch["test_seconds"] for curve in curves for epoch in curve.epochs),
+        seed=plan.seed,
+        seconds=sum(map(_seconds, curves)),
     )
-    files.write_json(experiment.out / RESULT, result.to_json())
+    files.write_json(plan.out / RESULT, result.to_json())
     return result
 
 
@@ -339,73 +381,59 @@ def conclude(comparisons: Sequence[Comparison]) -> tuple[bool | None, str]:
     return reproduced, f"{heading}: {plain.sentence()}; {residual.sentence()}."
 
 
-def _epochs(experiment: Plan) -> int:
-    recipe, pictures = experiment.recipe, len(experiment.data.train)
-    steps = pictures // min(recipe.batch_size, pictures)
-    return -(-recipe.total_steps(steps) // steps)
-
-
-def _title(experiment: Plan) -> str:
-    recipe, epochs = experiment.recipe, counted(experiment.recipe.epochs, "epoch")
-    return f"{experiment.data.train.name}: recipe {recipe.name}, {epochs}, seed {experiment.seed}"
-
-
 def _train(
-    experiment: Plan,
-    contestant: Contestant,
-    pictures: _Pictures,
+    plan: DegradationPlan,
+    variant: Variant,
+    predictor: Predictor,
     forecast: Forecast,
-    threads: int | None,
-    workers: int | None,
-    device: str | None,
-    tell: Tell,
+    log: Log,
     progress: Callable[[str, Progress], None],
 ) -> TrainingResult:
     from resnet_onnx.training.loop import train
     from resnet_onnx.training.plan import TrainingPlan
 
-    entry = contestant.entry
-    said = False
+    name = variant.entry.name
+    announced = False
 
     def follow(step: Progress) -> None:
-        nonlocal said
+        nonlocal announced
         if step.stage == "training" and step.step:
-            forecast.started(entry.name)
+            forecast.record_start()
         if step.finished is not None:
-            forecast.saw(entry.name, step.finished)
-            if not said:
-                said = True
+            forecast.record_epoch(name, step.finished)
+            if not announced:
+                announced = True
                 if line := _forecast_line(forecast):
-                    tell(line)
-        progress(entry.name, step)
+                    log(line)
+        progress(name, step)
 
     def test(epoch: int, module: nn.Module) -> Mapping[str, float]:
         watch = Stopwatch()
-        found = pictures.ask_test(module)
+        found = predictor.predict(module, "test")
         return {"test_top1": 1 - found.error, "test_loss": found.loss, "test_seconds": watch.seconds}
 
-    plan = TrainingPlan(
-        entry=entry,
-        data=experiment.data,
-        recipe=experiment.recipe,
-        out=experiment.out / entry.name,
-        seed=experiment.seed,
+    training = TrainingPlan(
+        entry=variant.entry,
+        data=plan.data,
+        recipe=plan.recipe,
+        out=plan.out / name,
+        seed=plan.seed,
         resume=True,
-        threads=threads,
-        workers=workers,
-        device=device,
+        device=plan.device,
+        threads=plan.threads,
+        workers=plan.workers,
     )
-    result = train(plan, progress=follow, after_epoch=test)
+    result = train(training, progress=follow, after_epoch=test)
     if any("test_top1" not in epoch for epoch in result.epochs):
         raise BadWeights(
-            f"{experiment.out / entry.name} was trained outside this experiment: it has no test error of each epoch",
+            f"{training.out} was trained outside this experiment: it has no test error of each epoch",
             fix="name another folder with --out",
         )
-    forecast.saw(entry.name, result.epochs[-1])
+    forecast.record_epoch(name, result.epochs[-1])
     if result.resumed_from == result.epochs[-1]["epoch"]:
-        tell(f"{entry.name} was trained already")
+        log(f"{name} was trained already")
     elif result.resumed_from is not None:
-        tell(f"{entry.name} went on after epoch {result.resumed_from}")
+        log(f"{name} went on after epoch {result.resumed_from}")
     return result
 
 
@@ -417,79 +445,14 @@ def _forecast_line(forecast: Forecast) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _curve(contestant: Contestant, trained: TrainingResult) -> Curve:
-    from resnet_onnx.reproduction.curves import Curve
-
-    return Curve(model=contestant.entry.name, kind=contestant.kind, depth=contestant.depth, epochs=trained.epochs)
+def _seconds(curve: Curve) -> float:
+    return sum(epoch["seconds"] + epoch["test_seconds"] for epoch in curve.epochs)
 
 
-class _Pictures:
-    """The pictures that networks are asked about, loaded when the first one is asked and kept for the others."""
-
-    def __init__(self, experiment: Plan, *, device: str | None, workers: int | None) -> None:
-        from resnet_onnx.training.distributed import SINGLE_PROCESS
-
-        self._experiment = experiment
-        self._workers = workers
-        self._device = SINGLE_PROCESS.device(device)
-        self._feeds: dict[str, Feed] = {}
-
-    def ask_test(self, module: nn.Module) -> Answers:
-        """Returns a network's answers on the test pictures."""
-        return self._ask("test", module)
-
-    def answers(self, checkpoint: Path) -> tuple[Answers, Answers]:
-        """Returns a checkpoint's answers on the training and on the test pictures."""
-        from resnet_onnx.reproduction.answers import AnswerBook
-        from resnet_onnx.training.splits import names_sha256
-
-        book = AnswerBook(checkpoint, checkpoint.parent / "answers.json")
-        module: nn.Module | None = None
-        found = []
-        for which in ("train", "test"):
-            fingerprint = names_sha256(self._set(which))
-            known = book.known(fingerprint)
-            if known is None:
-                module = module or book.module(self._device)
-                known = self._ask(which, module)
-                book.write(fingerprint, known)
-            found.append(known)
-        self._close("train")  # the next training has its own copy of them
-        return found[0], found[1]
-
-    def close(self) -> None:
-        """Lets go of all pictures."""
-        for which in list(self._feeds):
-            self._close(which)
-
-    def _close(self, which: str) -> None:
-        if which in self._feeds:
-            self._feeds.pop(which).close()
-
-    def _set(self, which: str) -> PictureSet:
-        return self._experiment.data.train if which == "train" else self._experiment.test
-
-    def _ask(self, which: str, module: nn.Module) -> Answers:
-        from resnet_onnx.reproduction.answers import ask
-        from resnet_onnx.training.augmentation import Normaliser
-
-        preprocessing = self._experiment.contestants[0].entry.preprocessing
-        return ask(module, self._feed(which), Normaliser(preprocessing, self._device))
-
-    def _feed(self, which: str) -> Feed:
-        from resnet_onnx.training.feeds import open_feed
-        from resnet_onnx.training.trainer import loading_workers
-
-        if which not in self._feeds:
-            dataset = self._set(which)
-            workers = loading_workers(self._workers, len(dataset))
-            preprocessing = self._experiment.contestants[0].entry.preprocessing
-            self._feeds[which] = open_feed(dataset, preprocessing, self._device, recipe=None, seed=0, workers=workers)
-        return self._feeds[which]
-
-
-def _compare(depths: Sequence[int], answers: Mapping[tuple[int, str], tuple[Answers, Answers]]) -> list[Comparison]:
-    from resnet_onnx.reproduction.judgement import paired_difference
+def _compare(
+    depths: Sequence[int], predictions: Mapping[tuple[int, str], tuple[Predictions, Predictions]]
+) -> list[Comparison]:
+    from resnet_onnx.reproduction.significance import paired_difference
 
     shallow, deep = min(depths), max(depths)
     return [
@@ -498,48 +461,51 @@ def _compare(depths: Sequence[int], answers: Mapping[tuple[int, str], tuple[Answ
             pictures=which,
             shallow=shallow,
             deep=deep,
-            difference=paired_difference(answers[shallow, kind][index].right, answers[deep, kind][index].right),
+            difference=paired_difference(
+                predictions[shallow, kind][index].correct, predictions[deep, kind][index].correct
+            ),
         )
         for kind, (index, which) in itertools.product(KINDS, enumerate(("training", "test")))
     ]
 
 
-def _row(contestant: Contestant, curve: Curve, answers: tuple[Answers, Answers], out: Path) -> dict[str, Any]:
-    from resnet_onnx.reproduction.judgement import error_interval
+def _variant_result(
+    variant: Variant, curve: Curve, predictions: tuple[Predictions, Predictions], out: Path
+) -> VariantResult:
+    from resnet_onnx.reproduction.significance import error_interval
 
-    counts = count(contestant.entry.config, contestant.entry.image_size)
-    training, test = answers
+    counts = count(variant.entry.config, variant.entry.image_size)
+    training, test = predictions
     last = curve.epochs[-1]
-    return {
-        "model": contestant.entry.name,
-        "kind": contestant.kind,
-        "depth": contestant.depth,
-        "parameters": counts.parameters,
-        "multiply_adds": counts.multiply_adds,
-        "epochs": last["epoch"],
-        "steps": sum(epoch["steps"] for epoch in curve.epochs),
-        "training_error": training.error,
-        "training_error_ci95": list(error_interval(training.right)),
-        "training_loss": training.loss,
-        "test_error": test.error,
-        "test_error_ci95": list(error_interval(test.right)),
-        "test_loss": test.loss,
-        "seconds": sum(epoch["seconds"] + epoch["test_seconds"] for epoch in curve.epochs),
-        "images_per_second": last["images_per_second"],
-        "checkpoint": str(out / contestant.entry.name / "last"),
-    }
+    return VariantResult(
+        model=variant.entry.name,
+        kind=variant.kind,
+        depth=variant.depth,
+        parameters=counts.parameters,
+        multiply_adds=counts.multiply_adds,
+        epochs=last["epoch"],
+        steps=sum(epoch["steps"] for epoch in curve.epochs),
+        training_error=training.error,
+        training_error_ci95=error_interval(training.correct),
+        training_loss=training.loss,
+        test_error=test.error,
+        test_error_ci95=error_interval(test.correct),
+        test_loss=test.loss,
+        seconds=_seconds(curve),
+        images_per_second=last["images_per_second"],
+        checkpoint=str(out / variant.entry.name / LAST),
+    )
 
 
-def _measure_cost(experiment: Plan, runtimes: Sequence[str], busy: Callable[[str], None]) -> list[Cost]:
+def _measure_cost(plan: DegradationPlan, status: Log) -> list[Cost]:
     from resnet_onnx.reproduction.shortcut import measure_cost
-    from resnet_onnx.training.checkpoint import LAST
 
     models = {}
-    for contestant in experiment.contestants:
-        name = contestant.entry.name
-        busy(f"exporting {name}")
-        onnx = experiment.out / f"{name}.onnx"
-        trained = workflow.resolve(workflow.Request(model=str(experiment.out / name / LAST)))
+    for variant in plan.variants:
+        name = variant.entry.name
+        status(f"exporting {name}")
+        onnx = plan.out / f"{name}.onnx"
+        trained = workflow.resolve(workflow.Request(model=str(plan.out / name / LAST)))
         workflow.export(trained, onnx)
-        models[contestant.depth, contestant.kind] = workflow.resolve(workflow.Request(model=str(onnx)))
-    return measure_cost(models, runtimes, progress=busy)
+        models[variant.depth, variant.kind] = workflow.resolve(workflow.Request(model=str(onnx)))
+    return measure_cost(models, plan.runtimes, progress=status)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.counting import layer_table
+from resnet_onnx.training.history import EpochRow
 
 
 @dataclass(kw_only=True)
 class Forecast:
-    """Seconds and bytes still to come, scaled from what was seen by what each network computes and keeps.
+    """Seconds and bytes still to come, scaled from the epochs done by what each network computes and keeps.
 
     Attributes:
         entries: The networks, in the order of their training.
@@ -28,13 +28,13 @@ class Forecast:
     _idle_bytes: int | None = None
     _peak: tuple[str, int] | None = None
 
-    def started(self, name: str) -> None:
-        """Notes that the pictures are loaded and the first step of a network is done."""
+    def record_start(self) -> None:
+        """Records that the pictures are loaded and a network's first step is done; the first call counts."""
         if self._idle_bytes is None:
             self._idle_bytes = _resident_bytes()
 
-    def saw(self, name: str, epoch: Mapping[str, Any]) -> None:
-        """Takes the last finished epoch of a network; it tells the pace."""
+    def record_epoch(self, name: str, epoch: EpochRow) -> None:
+        """Records the last finished epoch of a network, which gives its speed."""
         self._done[name] = epoch["epoch"]
         self._seconds[name] = epoch["seconds"] + epoch["test_seconds"]
         if self._idle_bytes is not None and self._peak is None and (peak := _peak_bytes()) is not None:
@@ -53,7 +53,7 @@ class Forecast:
         return left
 
     def peak_bytes(self) -> int | None:
-        """Returns the memory that the largest network will need at its peak; None where it can't be told."""
+        """Returns the memory that the largest network will need at its peak; None where it is not known."""
         if self._peak is None or self._idle_bytes is None:
             return None
         name, peak = self._peak
@@ -83,7 +83,7 @@ def _peak_bytes() -> int | None:
 
 
 def duration(seconds: float) -> str:
-    """Writes a time as a person would say it: ``40 s``, ``12 min``, ``1 h 05 min``."""
+    """Returns a time in words: ``40 s``, ``12 min``, ``1 h 05 min``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -64,7 +64,7 @@ def measure_cost(
     Args:
         models: By depth and kind (``plain`` or ``residual``), both kinds of every depth.
         names: Runtimes.
-        progress: Told what is going on.
+        progress: Called with what is being done.
     """
     from resnet_onnx.bench.measure import measure
     from resnet_onnx.bench.plan import BenchPlan

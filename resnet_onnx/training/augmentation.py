@@ -58,7 +58,7 @@ def augment(
 
     Args:
         pictures: uint8 [batch, channel, height, width].
-        recipe: Says what is done.
+        recipe: Decides what is done.
         fill: uint8 [channel], the colour that is padded with.
         generator: On the CPU; drawn from in the same way whatever the device and the number of processes.
         shard: Of the step's batch; None where `pictures` are all of it.
@@ -86,7 +86,7 @@ def colour_shift(pictures: torch.Tensor, recipe: Recipe, generator: torch.Genera
 
     Args:
         pictures: [batch, channel, height, width]; only their number and device matter.
-        recipe: Says how strongly.
+        recipe: Decides how strongly.
         generator: On the CPU.
         shard: Of the step's batch.
 
@@ -107,7 +107,7 @@ def mix(
         inputs: float32 [batch, channel, height, width].
         labels: int64 [batch].
         classes: Of the data set.
-        recipe: Gives the α of each.
+        recipe: Has the α of each.
         seed: Decides which, and how much.
 
     Returns:
@@ -115,20 +115,20 @@ def mix(
     """
     from torchvision.transforms import v2
 
-    ways: list[Any] = []
+    transforms: list[Any] = []
     if recipe.mixup:
-        ways.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
+        transforms.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
     if recipe.cutmix:
-        ways.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
-    with _drawing_from(seed):
-        way = ways[int(torch.randint(len(ways), ()))]
-        mixed: tuple[torch.Tensor, torch.Tensor] = way(inputs, labels)
+        transforms.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
+    with _seeded(seed):
+        transform = transforms[int(torch.randint(len(transforms), ()))]
+        mixed: tuple[torch.Tensor, torch.Tensor] = transform(inputs, labels)
     return mixed
 
 
 @contextlib.contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Lets torchvision, which draws from torch's own generator on the CPU, draw from `seed`; those of GPUs stay."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's generator on the CPU, which torchvision draws from, while the block runs; GPUs' are unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -153,7 +153,7 @@ class BatchAugmentation:
     """What a recipe changes in the batches of one epoch: crop and flip, normalisation, colour, mixing.
 
     Args:
-        recipe: Says what is done.
+        recipe: Decides what is done.
         normaliser: Of the network.
         classes: Of the data set.
         generator: Of the epoch, on the CPU; drawn from in the same way whatever the number of processes.
@@ -189,15 +189,15 @@ class BatchAugmentation:
         return inputs, labels
 
 
-def changed_picture(
+def augmented_picture(
     picture: NDArray[np.uint8], preprocessing: Preprocessing, recipe: Recipe, seed: int
 ) -> torch.Tensor:
-    """Does what the recipe changes in a picture while it is loaded: crops that need all of it, and RandAugment.
+    """Applies what a recipe changes in a picture while it is loaded: crops that need all of it, and RandAugment.
 
     Args:
         picture: uint8 [height, width, 3].
-        preprocessing: Gives the size and the filter.
-        recipe: Says what is done.
+        preprocessing: Has the size and the filter.
+        recipe: Decides what is done.
         seed: Decides it.
 
     Returns:
@@ -212,7 +212,7 @@ def changed_picture(
     if recipe.randaugment:
         from torchvision.transforms import v2
 
-        with _drawing_from(seed):
+        with _seeded(seed):
             cut = v2.RandAugment(recipe.randaugment, recipe.randaugment_magnitude)(cut)
     return cut
 
@@ -224,7 +224,7 @@ def random_resized_crop(
 
     Args:
         picture: uint8 [height, width, 3].
-        preprocessing: Gives the size and the filter.
+        preprocessing: Has the size and the filter.
         smallest_area: Least share of the picture's area that the box covers.
         seed: Decides the box.
 
@@ -243,7 +243,7 @@ def random_scaled_crop(
 
     Args:
         picture: uint8 [height, width, 3].
-        preprocessing: Gives the size and the filter.
+        preprocessing: Has the size and the filter.
         shorter_side: Bounds of that length, pixels, both included; at least the network's size.
         seed: Decides length and place.
 

@@ -41,14 +41,14 @@ BEST, LAST = "best", "last"
 FORMAT = "resnet-onnx checkpoint"
 VERSION = 1
 LARGEST_RECORD_BYTES = 64 * 2**20
-"""No honest record is larger; a larger file is not worth parsing."""
+"""No record that a training writes is larger, so a larger file is not parsed."""
 
 Tensors = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint, already verified.
+    """A verified checkpoint.
 
     Attributes:
         folder: Where it lies.
@@ -56,7 +56,7 @@ class Checkpoint:
         config: The network's architecture.
         preprocessing: How the network wants its pictures.
         labels: Class names in the order of the outputs, or None.
-        recipe: The resolved recipe, as ``Recipe.to_json`` gives it.
+        recipe: The resolved recipe, as ``Recipe.to_json`` returns it.
         epoch: Epochs trained.
         metrics: Figures of this epoch.
         progress: What a resumed training needs beside tensors; plain JSON.
@@ -138,7 +138,7 @@ class Checkpoint:
         try:
             return load(data)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise BadWeights(f"{self.folder / name} is no safetensors file ({error})") from error
+            raise BadWeights(f"{self.folder / name} is not a safetensors file ({error})") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,7 +151,7 @@ class CheckpointContent:
         preprocessing: How the network wants its pictures.
         labels: Class names in the order of the outputs, or None.
         module_state: The network's ``state_dict``.
-        recipe: The resolved recipe, as ``Recipe.to_json`` gives it.
+        recipe: The resolved recipe, as ``Recipe.to_json`` returns it.
         epoch: Epochs trained.
         metrics: Figures of this epoch; finite.
         progress: What a resumed training needs beside tensors; plain JSON.
@@ -230,10 +230,10 @@ def find_checkpoint(path: Path) -> Path:
     """Returns the checkpoint folder that `path` means: itself, or its ``best`` (else ``last``) from training.
 
     Raises:
-        BadWeights: There is no checkpoint there.
+        BadWeights: There is not a checkpoint there.
     """
     if not path.exists():
-        raise BadWeights(f"there is no checkpoint {path}: no such folder", fix="check the path")
+        raise BadWeights(f"there is not a checkpoint {path}: no such folder", fix="check the path")
     if not path.is_dir():
         raise BadWeights(f"{path} is a file, expected a checkpoint folder with {RECORD}")
     for folder in (path, path / BEST, path / LAST):
@@ -242,7 +242,7 @@ def find_checkpoint(path: Path) -> Path:
         if (folder / RECORD).is_file():
             return folder
     raise BadWeights(
-        f"{path} is no checkpoint: expected {RECORD} in it, or in its folder '{BEST}' or '{LAST}'",
+        f"{path} is not a checkpoint: expected {RECORD} in it, or in its folder '{BEST}' or '{LAST}'",
         fix="name the folder that was given to train --out",
     )
 
@@ -273,7 +273,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_RECORD_BYTES:
             raise BadWeights(f"{path} is too large to be a checkpoint's record")
     except OSError as error:
-        raise BadWeights(f"{folder} is no checkpoint: can't read {RECORD} ({error.strerror})") from error
+        raise BadWeights(f"{folder} is not a checkpoint: can't read {RECORD} ({error.strerror})") from error
     damaged = f"{path} is damaged"
     fix = "use another checkpoint of the run ('best' or 'last'), or train again"
     try:
@@ -281,7 +281,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadWeights(f"{damaged}: {error}", fix=fix) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise BadWeights(f"{path} is no record of a checkpoint made here (format '{FORMAT}' expected)", fix=fix)
+        raise BadWeights(f"{path} is not the record of a checkpoint made here (expected format '{FORMAT}')", fix=fix)
     if record.get("version") != VERSION:
         raise BadWeights(
             f"{path} has format version {record.get('version')!r}, this program reads version {VERSION}",

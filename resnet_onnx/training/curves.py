@@ -17,7 +17,7 @@ _FEW = 30
 
 
 def check_format(path: Path) -> None:
-    """Raises ``UsageError`` where the ending of a picture's name means no format that is drawn here."""
+    """Raises ``UsageError`` where the suffix of a file name is not one of ``FORMATS``."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
             f"the curves can't be drawn as '{path.name}': its ending names no format",

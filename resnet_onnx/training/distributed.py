@@ -320,7 +320,7 @@ class _Rendezvous:
         self._numbers = itertools.count()
 
     def next_store(self) -> Any:
-        """Returns a store for one purpose; every process must ask for its stores in the same order."""
+        """Returns a store for one purpose; every process must request its stores in the same order."""
         import torch.distributed as dist
 
         return dist.PrefixStore(f"purpose {next(self._numbers)}", self._store)  # type: ignore[attr-defined]

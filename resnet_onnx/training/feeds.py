@@ -18,7 +18,7 @@ from resnet_onnx.data.batches import batches, prepared_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.training.augmentation import changed_picture, seed_for
+from resnet_onnx.training.augmentation import augmented_picture, seed_for
 from resnet_onnx.training.recipes import Recipe
 from runtimes.errors import BadPicture, ToolkitError, Unavailable
 
@@ -32,12 +32,12 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Feed(abc.ABC):
-    """Gives the pictures of a data set in any order, batch by batch.
+    """Yields the pictures of a data set in any order, batch by batch.
 
     Args:
         labels: int64 [pictures], class indices.
-        side: Height and width of the pictures that it gives, pixels.
-        device: Where batches are wanted.
+        side: Height and width of the pictures, pixels.
+        device: Where the batches are.
     """
 
     def __init__(self, labels: NDArray[np.int64], side: int, device: torch.device) -> None:
@@ -60,7 +60,7 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends worker processes and lets go of the pictures."""
+        """Ends worker processes and releases the pictures."""
 
 
 @final
@@ -72,18 +72,18 @@ class MemoryFeed(Feed):
         self.pictures = pictures.to(device)
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
-        """Yields batches, as ``Feed.batches`` says."""
+        """Yields batches, as ``Feed.batches`` describes."""
         for index in torch.split(order.to(self.device), batch_size):
             yield self.pictures[index], self.labels[index]
 
     def close(self) -> None:
-        """Lets go of the pictures."""
+        """Releases the pictures."""
         self.pictures = self.pictures[:0]
 
 
 @final
 class StreamFeed(Feed):
-    """Pictures read, decoded and scaled by worker processes for every epoch anew."""
+    """Pictures that worker processes read, decode and scale again in every epoch."""
 
     def __init__(
         self,
@@ -109,12 +109,12 @@ class StreamFeed(Feed):
         )
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
-        """Yields batches, as ``Feed.batches`` says."""
+        """Yields batches, as ``Feed.batches`` describes."""
         self._order.batches = [[(epoch, i) for i in part.tolist()] for part in torch.split(order, batch_size)]
-        with _told_of_dead_workers():
+        with _dead_workers_reported():
             loaded = iter(self._loader)
         while True:
-            with _told_of_dead_workers():
+            with _dead_workers_reported():
                 item = next(loaded, None)
             if item is None:
                 return
@@ -129,7 +129,7 @@ class StreamFeed(Feed):
 
 
 @contextlib.contextmanager
-def _told_of_dead_workers() -> Iterator[None]:
+def _dead_workers_reported() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch has no class of its own for it
@@ -180,7 +180,7 @@ class _Pictures(Dataset[_Loaded]):
         except ToolkitError as error:
             return error
         seed = seed_for(self._seed, "crop", epoch, index)
-        return changed_picture(picture, self._preprocessing, self._recipe, seed), index
+        return augmented_picture(picture, self._preprocessing, self._recipe, seed), index
 
 
 def _collate(items: Sequence[_Loaded]) -> tuple[torch.Tensor, torch.Tensor, ToolkitError | None]:
@@ -205,9 +205,9 @@ def open_feed(
     Args:
         dataset: The pictures.
         preprocessing: From a picture to the network's input.
-        device: Where batches are wanted.
-        recipe: Says what changes in a picture while it is loaded; None where every picture is only scaled and cropped
-            at the centre.
+        device: Where the batches are.
+        recipe: Decides what changes in a picture while it is loaded; None where every picture is only scaled and
+            cropped at the centre.
         seed: Decides random crops.
         workers: Worker processes; 0 loads in this process.
 

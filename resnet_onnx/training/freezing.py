@@ -1,4 +1,4 @@
-"""Layers that a training leaves as they are."""
+"""Frozen layers: parameters and statistics that a training does not change."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from runtimes.errors import UsageError
 
 
 def freeze(module: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Takes the gradient from the parameters that the patterns name.
+    """Turns off the gradients of the parameters that the patterns match.
 
     Args:
         module: The network.
-        patterns: Shell patterns of parameters (``conv1.weight``) or modules (``layer[12]``), whose parameters are then
-            all meant.
+        patterns: Shell patterns of parameters (``conv1.weight``) or modules (``layer[12]``), all of whose
+            parameters then match.
 
     Returns:
         The batch norms whose parameters are all frozen: they must be kept in evaluation mode, so that their statistics
         stay too.
 
     Raises:
-        UsageError: A pattern names nothing, or nothing is left to train.
+        UsageError: A pattern matches nothing, or nothing is left to train.
     """
     parameters = dict(module.named_parameters())
     for pattern in patterns:
-        meant = [name for name in parameters if any(fnmatch.fnmatchcase(part, pattern) for part in _enclosing(name))]
-        if not meant:
+        matching = [name for name in parameters if any(fnmatch.fnmatchcase(part, pattern) for part in _enclosing(name))]
+        if not matching:
             parts = dict.fromkeys(name.partition(".")[0] for name in parameters)
             raise UsageError(
                 f"freeze '{pattern}' names no layer of this network", fix=f"its parts are {', '.join(parts)}"
             )
-        for name in meant:
+        for name in matching:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UsageError(f"freeze {', '.join(patterns)} leaves nothing to train", fix="leave out at least the head, fc")

@@ -36,7 +36,7 @@ class EpochRow(TypedDict):
         learning_rate: Of the last step.
         validation_loss: Mean cross-entropy on the validation pictures, or None.
         validation_top1: Accuracy on them, 0 to 1, or None.
-        test_top1: Accuracy on the test pictures, in experiments that look at it after every epoch.
+        test_top1: Accuracy on the test pictures, in experiments that compute it after every epoch.
         test_loss: Mean cross-entropy on them.
         test_seconds: Spent on it.
     """

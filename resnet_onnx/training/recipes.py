@@ -32,7 +32,7 @@ class Recipe:
     """How a network is trained. SGD with momentum throughout, as in the paper.
 
     Attributes:
-        name: What ``--recipe`` calls it.
+        name: As in ``--recipe``.
         source: Where the numbers come from.
         epochs: Passes over the training pictures.
         steps: The training ends after so many steps, where that is before `epochs` are over; 0 sets no such end.
@@ -50,7 +50,7 @@ class Recipe:
         start_rate: Their learning rate.
         milestones: Shares of all steps at which ``step`` decays.
         decay: Factor at each milestone or plateau.
-        patience: Epochs without a lower error that ``plateau`` bears.
+        patience: Epochs without a lower error that ``plateau`` allows.
         crop: ``pad`` (pad by `pad` pixels, crop back at random), ``resized`` (random area and aspect, scaled to the
             network's size), ``scaled`` (shorter side scaled to a random length, then a random crop of the network's
             size) or ``none``.
@@ -249,7 +249,7 @@ class Recipe:
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**fields)
         except TypeError as error:
-            raise UsageError(f"this is no recipe: {dict(values)}") from error
+            raise UsageError(f"not a recipe: {dict(values)}") from error
 
     def override(self, **changes: Any) -> Recipe:
         """Returns a copy with some fields changed; ``None`` leaves a field as it is.
@@ -268,7 +268,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
     """Returns what ``Recipe.override`` takes for texts like ``momentum=0.95`` or ``milestones=0.5,0.75``.
 
     Raises:
-        UsageError: A text is no assignment, or its value has not the field's type.
+        UsageError: A text is not an assignment, or its value does not have the field's type.
     """
     types = {field.name: str(field.type) for field in dataclasses.fields(Recipe) if field.name not in _FIXED}
     found: dict[str, Any] = {}
@@ -276,7 +276,7 @@ def read_assignments(texts: Sequence[str]) -> dict[str, Any]:
         name, sign, value = (part.strip() for part in text.partition("="))
         name = name.replace("-", "_")
         if not sign or not name:
-            raise UsageError(f"'{text}' is no assignment; expected FIELD=VALUE, as in momentum=0.95")
+            raise UsageError(f"'{text}' is not an assignment; expected FIELD=VALUE, as in momentum=0.95")
         if name not in types:
             raise _no_field(name)
         try:
@@ -323,7 +323,7 @@ _RECIPES = {
     for recipe in (
         Recipe(
             name="digits",
-            source="ours, measured: CIFAR ResNet-20 on scikit-learn's digits. No flip: a mirrored digit is no digit",
+            source="ours, measured: CIFAR ResNet-20 on scikit-learn's digits. No flip: a mirrored digit is not a digit",
             epochs=6,
             batch_size=32,
             learning_rate=0.1,

@@ -1,4 +1,4 @@
-"""Which pictures are learned from, which choose the best epoch, and which are only looked at when that is done."""
+"""The splits of a training: pictures to learn from, to choose the best epoch by, and to test the choice on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two networks is better on the same pictures, and whether that could be chance."""
+"""Which of two networks is better on the same pictures, and whether the difference is significant."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
     chance too. Decided is what test and interval agree on.
 
     Args:
-        shallow: bool [pictures], where the shallower network is right.
-        deep: bool [pictures], where the deeper one is, in the same order.
+        shallow: bool [pictures], whether the shallower network's predictions are correct.
+        deep: bool [pictures], the deeper one's, in the same order.
 
     Raises:
         ValueError: They are not about the same number of pictures, or about none.
@@ -72,7 +72,7 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
     from scipy import stats
 
     if shallow.shape != deep.shape or shallow.size == 0:
-        raise ValueError(f"answers of shapes {shallow.shape} and {deep.shape} can't be compared")
+        raise ValueError(f"predictions of shapes {shallow.shape} and {deep.shape} can't be compared")
     lost, won = int((shallow & ~deep).sum()), int((~shallow & deep).sum())
     p_value = float(stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
     low, high = paired_interval(lost, won, shallow.size)
@@ -89,10 +89,10 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
     )
 
 
-def error_interval(right: NDArray[np.bool_]) -> tuple[float, float]:
+def error_interval(correct: NDArray[np.bool_]) -> tuple[float, float]:
     """Returns the 95 % interval of an error, 0 to 1: of pictures like these, for this network.
 
     Args:
-        right: bool [pictures], at least one.
+        correct: bool [pictures], at least one.
     """
-    return share_interval(int((~right).sum()), right.size)
+    return share_interval(int((~correct).sum()), correct.size)

@@ -1,0 +1,20 @@
+"""Waiting for another process, without a verdict that depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+HANG_S = 900
+"""Who waits longer hangs; a loaded machine does not."""
+
+
+def wait_for_path(path: Path, process: subprocess.Popen[Any]) -> None:
+    """Waits until a path exists that a running process makes."""
+    deadline = time.monotonic() + HANG_S
+    while not path.exists():
+        assert process.poll() is None, f"the process ended with {process.returncode} before it made {path.name}"
+        assert time.monotonic() < deadline, f"the process hangs before it makes {path.name}"
+        time.sleep(0.02)
