@@ -18,7 +18,7 @@ import numpy as np
 
 from converters.lowering import lowered_file
 from resnet_onnx import workflow
-from resnet_onnx.data.batches import batches
+from resnet_onnx.data.batches import Batches
 from resnet_onnx.data.datasets import open_dataset
 from runtimes import ModelSource, RuntimeOptions, files, open_runtime
 
@@ -86,8 +86,9 @@ def measure(shared: Path, network: str, folder: Path) -> tuple[list[Row], float,
     model = exported(shared, network, folder)
     assert model.preprocessing is not None
     test = open_dataset(data, split="test")
-    decoded = [(b.pictures, b.labels) for b in batches(test, model.preprocessing, batch_size=200)]
-    pictures, labels = [p for p, _ in decoded], np.concatenate([t for _, t in decoded])
+    decoded = list(Batches(test, model.preprocessing, batch_size=200))
+    pictures = [model.preprocessing.normalise(batch.pictures) for batch in decoded]
+    labels = np.concatenate([batch.labels for batch in decoded])
     fp32 = decisions("ort-cpu", folder / f"{network}.onnx", pictures)
     right = 100 * float((fp32 == labels).mean())
     rows = [Row(network=network, form="fp32 ort-cpu", top1=right, drop=0.0, equal=100.0, largest_drop=0.0)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +12,14 @@ from numpy.typing import NDArray
 from resnet_onnx.bench.clock import Watch
 from resnet_onnx.data.batches import Batches, Skipped, decoded_picture
 from resnet_onnx.data.datasets import PictureSet
+from resnet_onnx.data.feeds import filled, picture_input, with_channels
 from resnet_onnx.data.labels import MatchedBy
 from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
-from resnet_onnx.models.preprocessing import Layout, Preprocessing
+from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.document import SkippedPicture
 from resnet_onnx.results.evaluate import EvaluateRow, OneCrop
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, BadPicture, UsageError
-from runtimes.spec import Dimension
 
 Progress = Callable[[int, int], None]
 """Called with the pictures done and the pictures in all."""
@@ -90,7 +89,6 @@ class PictureModel:
         preprocessing: The model's.
 
     Attributes:
-        as_bytes: Whether the model takes bytes and normalises them itself.
         classes: How many scores it gives, or None where the model leaves that open.
         fixed_batch: The batch size that the model insists on, or None.
         any_size: Whether it takes pictures of any height and width.
@@ -100,32 +98,30 @@ class PictureModel:
     """
 
     def __init__(self, runtime: Runtime, preprocessing: Preprocessing) -> None:
-        self._runtime = runtime
+        self._runtime, self._preprocessing = runtime, preprocessing
         self._model = runtime.source.name
-        if len(runtime.inputs) != 1:
-            raise BadModel(
-                f"{self._model}: has {len(runtime.inputs)} inputs "
-                f"({', '.join(str(spec) for spec in runtime.inputs)}), expected one for pictures"
-            )
-        self._input = runtime.inputs[0]
+        self._input = picture_input(with_channels(runtime.inputs), self._model)
         self._output = runtime.outputs[0]
-        self._layout = _layout(self._model, str(self._input), self._input.shape, preprocessing.image_size)
-        self.as_bytes = self._input.dtype == np.uint8
-        if not self.as_bytes and self._input.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
-            raise BadModel(f"{self._model}: input {self._input} is neither bytes nor floating point")
+        side = preprocessing.image_size
+        if self._input.size not in (None, side):
+            raise BadModel(
+                f"{self._model}: input {self._input.spec} is of another size than the {side}×{side} that its "
+                "preprocessing makes",
+                fix="export the model with the --image-size it is used with",
+            )
         batch, *rest = self._output.shape or (0,)
         if not rest or any(extent != 1 for extent in rest[1:]):
             raise BadModel(f"{self._model}: first output {self._output} is not [batch, classes]")
         self.classes = rest[0] if isinstance(rest[0], int) else None
-        sides = self._input.shape[2:] if self._layout == "NCHW" else self._input.shape[1:3]
-        self.any_size = not any(isinstance(extent, int) for extent in sides)
-        self.fixed_batch = next((extent for extent in (self._input.shape[0], batch) if isinstance(extent, int)), None)
+        self.any_size = self._input.size is None
+        batches = self._input.spec.shape[0], batch
+        self.fixed_batch = next((extent for extent in batches if isinstance(extent, int)), None)
 
-    def scores(self, pictures: NDArray[Any], *, at_once: int | None = None) -> NDArray[np.float64]:
-        """Runs the model, in pieces and with padding where it insists on a batch size.
+    def scores(self, pictures: NDArray[np.uint8], *, at_once: int | None = None) -> NDArray[np.float64]:
+        """Runs the model, in pieces and filled up where it insists on a batch size.
 
         Args:
-            pictures: What ``Batch.pictures`` holds with this model's `as_bytes`.
+            pictures: uint8 [n, height, width, 3], RGB, resized and cropped.
             at_once: Run no more pictures at once; a model that insists on a batch size keeps its own.
 
         Returns:
@@ -134,26 +130,15 @@ class PictureModel:
         step = self.fixed_batch or at_once or len(pictures)
         return np.concatenate([self._run(pictures[start : start + step]) for start in range(0, len(pictures), step)])
 
-    def warm_up(self, batch_size: int, preprocessing: Preprocessing) -> NDArray[np.float64]:
-        """Runs once on grey, since a first run also allocates, plans and compiles; returns float64 [n, classes]."""
-        side = preprocessing.image_size
-        return self.scores(
-            np.full((batch_size, side, side, 3), 127, np.uint8)
-            if self.as_bytes
-            else np.zeros((batch_size, 3, side, side), np.float32)
-        )
+    def warm_up(self, batch_size: int) -> NDArray[np.float64]:
+        """Runs once on black, since a first run also allocates, plans and compiles; returns float64 [n, classes]."""
+        side = self._preprocessing.image_size
+        return self.scores(np.zeros((batch_size, side, side, 3), np.uint8))
 
-    def _run(self, pictures: NDArray[Any]) -> NDArray[np.float64]:
+    def _run(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
         count = len(pictures)
-        if self.fixed_batch is not None and count < self.fixed_batch:
-            padding = np.zeros((self.fixed_batch - count, *pictures.shape[1:]), pictures.dtype)
-            pictures = np.concatenate([pictures, padding])
-        if self._layout == "NCHW" and self.as_bytes:
-            pictures = pictures.transpose(0, 3, 1, 2)
-        elif self._layout == "NHWC" and not self.as_bytes:
-            pictures = pictures.transpose(0, 2, 3, 1)
-        feeds = {self._input.name: np.ascontiguousarray(pictures, dtype=self._input.dtype)}
-        output = self._runtime.run(feeds)[self._output.name]
+        pictures = filled(pictures, self.fixed_batch)
+        output = self._runtime.run(self._input.feeds(pictures, self._preprocessing))[self._output.name]
         if output.ndim < 2 or output.shape[0] != len(pictures) or output.size != output.shape[0] * output.shape[1]:
             raise BadModel(f"{self._model}: gave {list(output.shape)} for {len(pictures)} pictures")
         return output.reshape(len(pictures), -1)[:count].astype(np.float64)
@@ -217,11 +202,10 @@ def evaluate(
         batch_size=batch_size,
         crops=crops,
         workers=workers,
-        as_bytes=model.as_bytes,
         skip_bad=skip_bad,
         take_turns=runtime.device == "cpu",
     ) as batches:
-        model.warm_up(min(batch_size * crops, at_once), preprocessing)  # while the workers start
+        model.warm_up(min(batch_size * crops, at_once))  # while the workers start
         ahead = batches.wait_for_first()
         steady, before = Watch(), 0
         for batch in batches:
@@ -290,14 +274,14 @@ def evaluate_scales(
         raise UsageError(f"batch size must be at least 1 and a scale named, not {batch_size} and {list(scales)}")
     dataset = _selection(dataset, limit)
     model = PictureModel(runtime, preprocessing)
-    if not model.any_size or model.fixed_batch is not None or model.as_bytes:
+    if not model.any_size or model.fixed_batch is not None:
         raise BadModel(f"{runtime.source.name}: does not take pictures of any size, as scales need")
     targets = _targets(model, runtime, dataset, class_map)
     tally, centre = _Tally(targets), _Tally(targets)
     skipped: list[Skipped] = []
     pixels = batch_size * preprocessing.image_size**2
     watch = Watch()
-    model.warm_up(1, preprocessing)
+    model.warm_up(1)
     steady = Watch()
     for start in range(0, len(dataset), batch_size):
         good: list[int] = []
@@ -317,8 +301,8 @@ def evaluate_scales(
                 pictures.append(whole(picture, scale, preprocessing.interpolation))
         if good:
             indices = np.asarray(good, dtype=np.int64)
-            centre.add(indices, _scores_by_shape(model, preprocessing, crops, pixels))
-            found = [probabilities(_scores_by_shape(model, preprocessing, pictures, pixels)) for pictures in sizes]
+            centre.add(indices, _scores_by_shape(model, crops, pixels))
+            found = [probabilities(_scores_by_shape(model, pictures, pixels)) for pictures in sizes]
             tally.add(indices, np.mean(found, axis=0))
         if progress is not None:
             progress(tally.images + len(skipped), len(dataset))
@@ -332,14 +316,12 @@ def evaluate_scales(
     )
 
 
-def _scores_by_shape(
-    model: PictureModel, preprocessing: Preprocessing, pictures: Sequence[NDArray[np.uint8]], pixels: int
-) -> NDArray[np.float64]:
+def _scores_by_shape(model: PictureModel, pictures: Sequence[NDArray[np.uint8]], pixels: int) -> NDArray[np.float64]:
     """Runs pictures of one shape together, `pixels` of them at most or one picture; returns float64 [n, classes]."""
     scores: dict[int, NDArray[np.float64]] = {}
     for places in _alike(pictures, pixels):
-        batch = preprocessing.normalise(np.stack([pictures[place] for place in places]))
-        scores.update(zip(places, model.scores(batch), strict=True))
+        found = model.scores(np.stack([pictures[place] for place in places]))
+        scores.update(zip(places, found, strict=True))
     return np.stack([scores[place] for place in range(len(pictures))])
 
 
@@ -473,21 +455,3 @@ class _Tally:
         self.images += len(scores)
         self.not_finite += int((~usable).sum())
         self.predictions[indices] = np.where(usable, scores.argmax(axis=1), NOT_PREDICTED)
-
-
-def _layout(model: str, spec: str, shape: tuple[Dimension, ...], side: int) -> Layout:
-    def fits(height: Dimension, width: Dimension) -> bool:
-        return all(not isinstance(extent, int) or extent == side for extent in (height, width))
-
-    if len(shape) != 4:
-        raise BadModel(f"{model}: input {spec} is no batch of pictures, expected four dimensions")
-    if (shape[1] == 3 or (3 not in shape and not isinstance(shape[1], int))) and fits(shape[2], shape[3]):
-        return "NCHW"
-    if shape[3] == 3 and fits(shape[1], shape[2]):
-        return "NHWC"
-    if 3 in (shape[1], shape[3]):
-        raise BadModel(
-            f"{model}: input {spec} is of another size than the {side}×{side} that its preprocessing makes",
-            fix="export the model with the --image-size it is used with",
-        )
-    raise BadModel(f"{model}: input {spec} has no axis of three colour channels")

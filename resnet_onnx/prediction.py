@@ -134,7 +134,6 @@ def predict(
         preprocessing,
         batch_size=model.fixed_batch or min(_BATCH, len(pictures)),
         workers=workers,
-        as_bytes=model.as_bytes,
         skip_bad=skip_bad,
     ) as batches:
         for batch in batches:

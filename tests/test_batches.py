@@ -10,14 +10,13 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from resnet_onnx.data.batches import Batches, batches
+from resnet_onnx.data.batches import Batches
 from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
 from resnet_onnx.data.samples import sample_pictures
 from resnet_onnx.models.preprocessing import Preprocessing
@@ -45,7 +44,7 @@ def spoil(folder: Path, *names: str) -> None:
 class TestOrder:
     def test_every_picture_once_in_order_with_its_label(self, folder: Path, workers: int) -> None:
         dataset = open_dataset(folder)
-        with batches(dataset, SMALL, batch_size=8, workers=workers, as_bytes=True) as found:
+        with Batches(dataset, SMALL, batch_size=8, workers=workers) as found:
             taken = list(found)
         assert [len(batch.labels) for batch in taken] == [8, 8, 8, 8, 5]
         pictures = np.concatenate([batch.pictures for batch in taken])
@@ -55,15 +54,6 @@ class TestOrder:
         assert np.concatenate([batch.labels for batch in taken]).tolist() == [0] * 20 + [1] * 17
         assert [Path(name).stem for batch in taken for name in batch.names] == [f"{i:02d}" for i in range(37)]
         assert np.concatenate([batch.indices for batch in taken]).tolist() == list(range(37))
-
-    def test_floats_are_the_bytes_normalised(self, folder: Path, workers: int) -> None:
-        dataset = open_dataset(folder)
-        given: dict[str, Any] = {"batch_size": 16, "workers": workers}
-        with batches(dataset, SMALL, as_bytes=True, **given) as as_bytes, batches(dataset, SMALL, **given) as as_floats:
-            for plain, normalised in zip(as_bytes, as_floats, strict=True):
-                assert normalised.pictures.shape[1:] == (3, 32, 32)
-                assert normalised.pictures.dtype == np.float32
-                assert np.array_equal(normalised.pictures, SMALL.normalise(plain.pictures))
 
     def test_a_bad_picture_stops_by_name(self, folder: Path, workers: int) -> None:
         spoil(folder, "b/21.png")
@@ -77,7 +67,7 @@ class TestOrder:
 
     def test_bad_pictures_are_skipped_counted_and_named(self, folder: Path, workers: int) -> None:
         spoil(folder, "a/00.png", "a/19.png", "b/20.png", "b/36.png")
-        with Batches(open_dataset(folder), SMALL, batch_size=8, workers=workers, as_bytes=True, skip_bad=True) as found:
+        with Batches(open_dataset(folder), SMALL, batch_size=8, workers=workers, skip_bad=True) as found:
             taken = list(found)
         assert [len(batch.labels) for batch in taken] == [8, 8, 8, 8, 1]
         levels = np.concatenate([batch.pictures[:, 0, 0, 0] for batch in taken]).tolist()
@@ -95,14 +85,14 @@ class TestOrder:
 
     def test_a_zip_is_read_in_place(self, shared_data: Path, workers: int) -> None:
         photos = open_dataset(shared_data / "imagenet-photos-100.zip").subset(range(20))
-        with batches(photos, Preprocessing(), batch_size=20, workers=workers, as_bytes=True) as found:
+        with Batches(photos, Preprocessing(), batch_size=20, workers=workers) as found:
             batch = next(found)
         assert batch.pictures.shape == (20, 224, 224, 3)
         assert 60 < batch.pictures.mean() < 180
         assert len(np.unique(batch.pictures.reshape(20, -1).mean(axis=1))) == 20
 
     def test_leaving_early_leaves_no_process(self, folder: Path, workers: int) -> None:
-        with batches(open_dataset(folder), SMALL, batch_size=2, workers=workers) as found:
+        with Batches(open_dataset(folder), SMALL, batch_size=2, workers=workers) as found:
             next(found)
             running = _worker_processes()
         found.close()
@@ -123,13 +113,13 @@ def _worker_processes() -> list[psutil.Process]:
 class TestWorkers:
     def test_a_set_much_larger_than_what_is_on_its_way_comes_whole(self, shared_data: Path) -> None:
         dataset = open_dataset(shared_data / "cifar10-jpeg.zip").subset(range(0, 10_000, 4))
-        with batches(dataset, SMALL, batch_size=10, workers=2) as found:
+        with Batches(dataset, SMALL, batch_size=10, workers=2) as found:
             indices = [index for batch in found for index in batch.indices]
         assert indices == list(range(2500))
 
     def test_a_killed_worker_is_an_error_and_no_hang(self, shared_data: Path) -> None:
         dataset = open_dataset(shared_data / "imagenet-photos-100.zip").subset(np.arange(2000) % 100)
-        with batches(dataset, Preprocessing(), batch_size=8, workers=2) as found:
+        with Batches(dataset, Preprocessing(), batch_size=8, workers=2) as found:
             next(found)
             _worker_processes()[0].send_signal(signal.SIGKILL)
             start = time.monotonic()
@@ -140,7 +130,7 @@ class TestWorkers:
 
     def test_sets_in_memory_start_none(self) -> None:
         dataset = from_arrays("mine", sample_pictures(5, SMALL))
-        with batches(dataset, SMALL, batch_size=4, workers=2) as found:
+        with Batches(dataset, SMALL, batch_size=4, workers=2) as found:
             assert len(next(found).labels) == 4
             assert _worker_processes() == []
 
@@ -153,12 +143,12 @@ class TestWorkers:
             textwrap.dedent("""
                 import sys, time
                 import numpy as np
-                from resnet_onnx.data.batches import batches
+                from resnet_onnx.data.batches import Batches
                 from resnet_onnx.data.datasets import open_dataset
                 from resnet_onnx.models.preprocessing import Preprocessing
                 if __name__ == "__main__":
                     photos = open_dataset(sys.argv[1]).subset(np.arange(5000) % 100)
-                    with batches(photos, Preprocessing(), batch_size=8, workers=2) as found:
+                    with Batches(photos, Preprocessing(), batch_size=8, workers=2) as found:
                         next(found)
                         print("ready", flush=True)
                         time.sleep(60)
@@ -193,7 +183,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(shared_data: Path) -> 
 
     def pass_over(dataset: PictureSet) -> int:
         highest = 0
-        with batches(dataset, SMALL, batch_size=64) as found:
+        with Batches(dataset, SMALL, batch_size=64) as found:
             for number, _ in enumerate(found):
                 if number % 8 == 0:
                     highest = max(highest, process.memory_info().rss)
@@ -207,9 +197,9 @@ def test_memory_does_not_grow_with_the_number_of_pictures(shared_data: Path) -> 
 def test_bad_arguments() -> None:
     dataset = from_arrays("mine", sample_pictures(2, SMALL))
     with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
-        batches(dataset, SMALL, batch_size=0)
+        Batches(dataset, SMALL, batch_size=0)
     with pytest.raises(UsageError, match="workers must be 0 or more, not -1"):
-        batches(dataset, SMALL, batch_size=1, workers=-1)
+        Batches(dataset, SMALL, batch_size=1, workers=-1)
 
 
 class TestSamples:
@@ -234,7 +224,7 @@ class TestSamples:
 
 
 def test_digits_are_scaled_up() -> None:
-    with batches(open_dataset("digits"), SMALL, batch_size=64, as_bytes=True) as found:
+    with Batches(open_dataset("digits"), SMALL, batch_size=64) as found:
         batch = next(found)
     assert batch.pictures.shape == (64, 32, 32, 3)
     small = np.stack([np.asarray(open_dataset("digits").read(index).data) for index in range(8)])
@@ -246,7 +236,7 @@ def test_prepared_pictures_do_not_depend_on_the_workers(shared_data: Path) -> No
     photos = open_dataset(shared_data / "imagenet-photos-100.zip").subset(range(0, 100, 7))
     taken = []
     for workers in (0, 1, 2):
-        with batches(photos, Preprocessing(), batch_size=4, workers=workers, as_bytes=True) as found:
+        with Batches(photos, Preprocessing(), batch_size=4, workers=workers) as found:
             taken.append(np.concatenate([batch.pictures for batch in found]))
     assert np.array_equal(taken[0], taken[1])
     assert np.array_equal(taken[0], taken[2])

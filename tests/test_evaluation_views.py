@@ -184,7 +184,7 @@ class TestTenCrops:
                 return np.concatenate([batch.pictures for batch in found])
 
         here = crops(0)
-        assert here.shape == (8, 10, 3, 8, 8)
+        assert here.shape == (8, 10, 8, 8, 3)
         assert np.array_equal(here, crops(2))
 
     def test_without_room_to_move_it_is_refused(self) -> None:

@@ -57,15 +57,14 @@ class Batch:
     """Some pictures in the data set's order.
 
     Attributes:
-        pictures: float32 [n, 3, size, size], normalised; or uint8 [n, size, size, 3] where bytes were asked for. With
-            ten crops [n, 10, …].
+        pictures: uint8 [n, size, size, 3], RGB; with ten crops [n, 10, size, size, 3].
         labels: int64 [n], index into the data set's classes, −1 where it has none.
         names: The pictures' names.
         indices: int64 [n], their places in the data set.
         skipped: What was left out since the batch before.
     """
 
-    pictures: NDArray[Any]
+    pictures: NDArray[np.uint8]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
     indices: NDArray[np.int64]
@@ -114,28 +113,6 @@ def start_worker_server() -> None:
         forkserver.ensure_running()
 
 
-def batches(
-    dataset: PictureSet,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    as_bytes: bool = False,
-    skip_bad: bool = False,
-    take_turns: bool = False,
-) -> Batches:
-    """Returns an iterator over `dataset`; see ``Batches``."""
-    return Batches(
-        dataset,
-        preprocessing,
-        batch_size=batch_size,
-        workers=workers,
-        as_bytes=as_bytes,
-        skip_bad=skip_bad,
-        take_turns=take_turns,
-    )
-
-
 class Batches(Iterator[Batch]):
     """An iterator over a data set that decodes ahead; use it as a context manager, or run it to its end.
 
@@ -148,7 +125,6 @@ class Batches(Iterator[Batch]):
         crops: How many crops of each picture; see ``transforms.ten_crops``.
         batch_size: Pictures a batch; the last may have fewer, and others where bad pictures were left out.
         workers: Worker processes; 0 decodes in this process.
-        as_bytes: Give uint8 NHWC instead of normalised float32 NCHW, for models that normalise themselves.
         skip_bad: Leave bad pictures out, counted and named in ``skipped``, instead of raising.
         take_turns: Decode a few batches on all cores while the caller waits, then leave the cores to the caller. For a
             caller that computes on the same cores: a worker that runs beside two computing threads stops both, since
@@ -171,7 +147,6 @@ class Batches(Iterator[Batch]):
         batch_size: int,
         crops: Crops = 1,
         workers: int = 0,
-        as_bytes: bool = False,
         skip_bad: bool = False,
         take_turns: bool = False,
     ) -> None:
@@ -181,10 +156,8 @@ class Batches(Iterator[Batch]):
             raise UsageError(f"the number of workers must be 0 or more, not {workers}")
         self.skipped: list[Skipped] = []
         self._dataset = dataset
-        self._preprocessing = preprocessing
         self._batch_size = batch_size
         self._shape = _prepared_shape(preprocessing, crops)
-        self._as_bytes = as_bytes
         self._skip_bad = skip_bad
         self._reported = 0
         self._chunks: Iterator[_Chunk] = iter(())
@@ -207,9 +180,7 @@ class Batches(Iterator[Batch]):
             self._chunks = _in_process(dataset, preprocessing, crops, min(chunk, batch_size))
 
     def __next__(self) -> Batch:
-        *many, side, _, channels = self._shape
-        shape = self._shape if self._as_bytes else (*many, channels, side, side)
-        pictures = np.empty((self._batch_size, *shape), np.uint8 if self._as_bytes else np.float32)
+        pictures = np.empty((self._batch_size, *self._shape), np.uint8)
         indices: list[int] = []
         while len(indices) < self._batch_size:
             chunk = self._rest.popleft() if self._rest else self._take_chunk()
@@ -221,10 +192,7 @@ class Batches(Iterator[Batch]):
             if left is not None:
                 self._rest.appendleft(left)
             self._note(taken.bad)
-            here: NDArray[Any] = taken.pictures
-            if not self._as_bytes:
-                here = self._preprocessing.normalise(here.reshape(-1, *self._shape[-3:])).reshape(-1, *shape)
-            pictures[start : start + len(taken.pictures)] = here
+            pictures[start : start + len(taken.pictures)] = taken.pictures
             indices.extend(taken.indices)
         if not indices:
             self.close()

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_onnx.data.batches import batches, prepared_picture
+from resnet_onnx.data.batches import Batches, prepared_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
@@ -219,7 +219,7 @@ def open_feed(
     if changing is not None or len(dataset) * 3 * size * size > IN_MEMORY_BYTES:
         return StreamFeed(dataset, preprocessing, device, recipe=changing, seed=seed, workers=workers)
     pictures = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
-    with batches(dataset, preprocessing, batch_size=LOADING_BATCH, workers=workers, as_bytes=True) as loaded:
+    with Batches(dataset, preprocessing, batch_size=LOADING_BATCH, workers=workers) as loaded:
         for batch in loaded:
             pictures[torch.from_numpy(batch.indices)] = torch.from_numpy(batch.pictures).permute(0, 3, 1, 2)
     return MemoryFeed(pictures, dataset.labels, device)

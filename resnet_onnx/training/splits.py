@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.data.batches import Skipped, batches
+from resnet_onnx.data.batches import Batches, Skipped
 from resnet_onnx.data.datasets import NoSplit, PictureSet, open_dataset
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadData
@@ -85,9 +85,7 @@ class TrainingData:
         """
         found: dict[str, list[Skipped]] = {}
         for name, pictures in self._splits().items():
-            with batches(
-                pictures, preprocessing, batch_size=256, workers=workers, as_bytes=True, skip_bad=True
-            ) as decoded:
+            with Batches(pictures, preprocessing, batch_size=256, workers=workers, skip_bad=True) as decoded:
                 for _ in decoded:
                     pass
                 found[name] = list(decoded.skipped)

@@ -6,7 +6,7 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 
 from resnet_onnx.workflow.accuracy import check_scales, evaluate_on, evaluate_scales_on, predict_on
 from resnet_onnx.workflow.decoding import decoding
-from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
+from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import (
@@ -67,7 +67,6 @@ __all__ = [
     "lowered_path",
     "measure_model",
     "onnx_path",
-    "picture_input",
     "predict_on",
     "profile",
     "resolve",

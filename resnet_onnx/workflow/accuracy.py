@@ -163,7 +163,7 @@ def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> tuple[NDAr
 
 
 def class_count(model: Model, opened: Runtime) -> int:
-    """Returns how many scores a picture gets; where the file leaves that open, a grey one is looked at.
+    """Returns how many scores a picture gets; where the file leaves that open, a black one is looked at.
 
     Raises:
         BadModel: The model is no picture classifier.
@@ -172,8 +172,7 @@ def class_count(model: Model, opened: Runtime) -> int:
 
     classes = classes_of(opened.outputs)
     if classes is None:
-        preprocessing = need_preprocessing(model)
-        classes = PictureModel(opened, preprocessing).warm_up(1, preprocessing).shape[1]
+        classes = PictureModel(opened, need_preprocessing(model)).warm_up(1).shape[1]
     return classes
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resnet_onnx.bench.feed_factory import FeedFactory
+from resnet_onnx.data.feeds import PictureInput
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.workflow.feeds import PictureInput, need_picture_input, need_preprocessing, picture_feeds
+from resnet_onnx.workflow.feeds import need_picture_input, need_preprocessing
 from resnet_onnx.workflow.request import Model, refuse_special
 from runtimes.errors import BadData, UsageError
 from runtimes.spec import Feeds
@@ -87,6 +88,6 @@ def feeds_from_files(
     def feeds() -> Feeds:
         places = [next(turn) for _ in range(batch)]
         pictures = np.stack(list(pool.map(one, places) if pool is not None else map(one, places)))
-        return picture_feeds(picture, preprocessing, pictures)
+        return picture.feeds(pictures, preprocessing)
 
     return feeds

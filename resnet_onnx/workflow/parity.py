@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx import __version__
+from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, picture_input, sample_feeds, specs
+from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
 from resnet_onnx.workflow.opening import gold_source, source, tensor_names, tuned
 from resnet_onnx.workflow.request import METADATA_PREFIX, UNTUNED, Model, Request, refuse_special
@@ -132,7 +133,7 @@ def _truth(model: Model, gold: str | None) -> Model:
         return truth
     if METADATA_PREFIX + "network" in files.check_onnx(truth.onnx).metadata:
         return truth
-    picture = picture_input(specs(truth))
+    picture = find_picture_input(specs(truth))
     side = picture.size if picture is not None and picture.size else model.preprocessing.image_size
     resize = max(side, model.preprocessing.resize)
     return replace(truth, preprocessing=replace(model.preprocessing, image_size=side, resize=resize))
@@ -327,7 +328,7 @@ def _parity_feeds(
     A quantised model has no adversarial pictures: they are outside of what it was calibrated for, and where its numbers
     are cut off there it does what it should and is still far from the network that it was made from.
     """
-    if picture_input(specs(model)) is None or model.preprocessing is None:
+    if not takes_pictures(model) or model.preprocessing is None:
         if data is not None:
             raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
         count = max(1, min(images, 4))

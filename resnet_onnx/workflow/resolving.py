@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from resnet_onnx.data.feeds import find_picture_input, with_channels
 from resnet_onnx.data.labels import match_classes
 from resnet_onnx.models import catalog
 from resnet_onnx.models.configs import check_image_size
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.workflow.feeds import input_spec, picture_input
+from resnet_onnx.workflow.feeds import input_spec
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model, OnnxForm, Request, check_request, entry_of, kind_of
 from resnet_onnx.workflow.weights import (
     fitted_weights,
@@ -196,7 +197,7 @@ def _original_weights(request: Request, network: Network) -> Network:
 def _foreign(request: Request, checked: files.CheckedModel) -> Model:
     """An ONNX file that was not made here: what can be told from its inputs, and what the user says."""
     checked = replace(checked, inputs=_with_channels(checked))
-    picture = picture_input(checked.inputs)
+    picture = find_picture_input(checked.inputs)
     notes: list[str] = []
     preprocessing: Preprocessing | None = None
     form = OnnxForm(opset=checked.opset)
@@ -243,18 +244,17 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
 
 def _with_channels(checked: files.CheckedModel) -> tuple[TensorSpec, ...]:
     """Returns the inputs of a file; where one leaves its channels open and a convolution of 3 reads it, they are 3."""
-    spec = checked.inputs[0] if len(checked.inputs) == 1 else None
-    if spec is None or len(spec.shape) != 4 or 3 in spec.shape or not isinstance(spec.shape[1], str):
-        return checked.inputs
-    if not checked.opset:  # an engine
+    known = with_channels(checked.inputs)
+    if known == checked.inputs or not checked.opset:  # an engine has no operator set
         return checked.inputs
     import onnx
 
+    name = known[0].name
     graph = onnx.load(str(checked.path), load_external_data=False).graph
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    readers = [node for node in graph.node if spec.name in node.input]
+    readers = [node for node in graph.node if name in node.input]
     rgb = readers and all(n.op_type == "Conv" and weights.get(n.input[1], (0, 0))[1] == 3 for n in readers)
-    return (replace(spec, shape=(spec.shape[0], 3, *spec.shape[2:])),) if rgb else checked.inputs
+    return known if rgb else checked.inputs
 
 
 def classes_of(outputs: Sequence[TensorSpec]) -> int | None:

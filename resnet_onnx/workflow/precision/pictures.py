@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.data.feeds import filled
 from resnet_onnx.parity.budget import LABELLED_NEEDED
 from resnet_onnx.workflow.accuracy import class_count
-from resnet_onnx.workflow.feeds import feeds_of, picture_input, sample_feeds, specs
+from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, takes_pictures
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model, refuse_special
@@ -55,7 +56,7 @@ class Pictures:
         self._targets: NDArray[np.int64] | None = None
         self.chance = 1.0
         self.skipped: dict[str, str] = {}
-        self.pictures = picture_input(specs(model)) is not None and model.preprocessing is not None
+        self.pictures = takes_pictures(model)
         if wishes.calibration is None:
             if wishes.to == "int8" and model.trained is not False:
                 if not self.pictures:
@@ -152,7 +153,7 @@ class Pictures:
             yield feeds
 
     def _cropped(self, count: int, batch: int) -> Iterator[Feeds]:
-        from resnet_onnx.data.pictures import decode
+        from resnet_onnx.data.batches import decoded_picture
         from resnet_onnx.data.transforms import prepare
 
         found, preprocessing = self._calibrating, self._model.preprocessing
@@ -161,15 +162,11 @@ class Pictures:
         random = np.random.default_rng(self._wishes.seed)
         size = self._model.form.batch or batch
 
-        def read(index: int) -> NDArray[np.uint8]:
-            item = found.read(index)
-            return decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
-
         good = list(range(len(found)))
         if self._wishes.skip_bad:
             for index in range(len(found)):
                 try:
-                    read(index)
+                    decoded_picture(found, index)
                 except BadPicture as error:
                     self.skipped[found.item_name(index)] = error.message
             good = [index for index in good if found.item_name(index) not in self.skipped]
@@ -178,7 +175,7 @@ class Pictures:
         for start in range(0, count, size):
             pictures = []
             for number in range(start, start + size):
-                pixels = read(good[number % len(good)])
+                pixels = decoded_picture(found, good[number % len(good)])
                 if number >= len(good):
                     height, width = pixels.shape[:2]
                     side = max(1, round(min(height, width) * random.uniform(0.5, 1.0)))
@@ -215,13 +212,11 @@ class Pictures:
         if preprocessing is None:
             return
         skip = self._wishes.skip_bad
-        with Batches(pictures, preprocessing, batch_size=fixed or batch, as_bytes=True, skip_bad=skip) as found:
+        with Batches(pictures, preprocessing, batch_size=fixed or batch, skip_bad=skip) as found:
             for taken in found:
                 self.skipped |= {one.name: one.reason for one in taken.skipped}
                 whole, places = taken.pictures, taken.indices
                 if not len(whole):
                     continue
-                if fixed is not None and len(whole) < fixed:  # filled up; `places` says how many count
-                    whole = np.resize(whole, (fixed, *whole.shape[1:]))
-                yield feeds_of(self._model, whole), places
+                yield feeds_of(self._model, filled(whole, fixed)), places  # `places` says how many count
             self.skipped |= {one.name: one.reason for one in found.skipped}  # after the last good picture, too
