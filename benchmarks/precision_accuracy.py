@@ -20,7 +20,7 @@ from converters.lowering import lowered_file
 from resnet_onnx import workflow
 from resnet_onnx.data.batches import Batches
 from resnet_onnx.data.datasets import open_dataset
-from runtimes import ModelSource, RuntimeOptions, files, open_runtime
+from runtimes import ModelSource, RuntimeOptions, onnx_gate, open_runtime
 
 NETWORKS = ("cifar-resnet20", "cifar-resnet32")
 LARGEST_DROP = {"fp32": 0.1, "fp16": 0.1, "bf16": 0.3, "int8": 0.3}
@@ -53,7 +53,7 @@ def decisions(runtime: str, path: Path, pictures: list[np.ndarray], *, optimize:
 
 def lowered(path: Path, runtime: str) -> Path:
     """Returns the int8 file in the form of a runtime."""
-    made = lowered_file(files.check_onnx(path), runtime)
+    made = lowered_file(onnx_gate.check_onnx(path), runtime)
     return path if made is None else made.path
 
 

@@ -27,7 +27,7 @@ from resnet_onnx.workflow.precision.candidates import calibrated, int8_candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.pictures import Pictures
 from resnet_onnx.workflow.precision.work import Work
-from runtimes import files
+from runtimes import onnx_gate
 
 _CHOOSING, _JUDGING = 1_024, 5_000
 
@@ -103,7 +103,7 @@ def measure(shared: Path, network: str, method: str, seed: int, folder: Path) ->
     model = exported(shared, network, folder)
     wishes = Wishes(to="int8", calibration=str(shared / "cifar10-jpeg.zip"), method=method, seed=seed)
     pictures = TrainingPictures(model, wishes)
-    plain = files.check_onnx(folder / f"{network}.onnx")
+    plain = onnx_gate.check_onnx(folder / f"{network}.onnx")
     work = Work(model=model, source=plain, wishes=wishes, data=pictures, folder=folder, progress=lambda _: None)
     candidate, _ = int8_candidate(work, calibrated(work))
     seen = work.judge_on(candidate, "choosing")

@@ -29,7 +29,7 @@ from bench_throughput import Turn, benchmark_app, ours, speaking
 from converters import calibration, graph, int8
 from resnet_onnx import workflow
 from resnet_onnx.bench.statistics import median_interval
-from runtimes import ModelSource, files
+from runtimes import ModelSource, onnx_gate
 
 TARGETS = (
     ("ort-cpu int8", "ort-cpu fp32", 2.8),
@@ -48,7 +48,7 @@ def converted(model: workflow.Model, plain: Path, folder: Path) -> Path:
     """Returns the portable int8 file as ``convert`` makes it, without its gate, which deep random nets don't pass."""
     path = folder / f"{model.name}-int8.onnx"
     if not path.is_file():
-        plan = int8.plan(int8.prepared(graph.load(files.check_onnx(plain)), what=model.name))
+        plan = int8.plan(int8.prepared(graph.load(onnx_gate.check_onnx(plain)), what=model.name))
         pictures = [workflow.sample_feeds(model, 2, seed=seed) for seed in range(_CALIBRATION // 2)]
         seen = calibration.observe(plan.model, plan.observed, pictures, folder=folder, what=model.name)
         graph.write(path, int8.quantise(plan, seen.ranges("mse")), {})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import files, onnx_types
+from runtimes import onnx_gate, onnx_types
 from runtimes.errors import UnsupportedModel
 
 MAX_BYTES = 2**31 - 2**20
@@ -130,7 +130,7 @@ def name_of(node: Any) -> str:
     return str(node.name or node.output[0])
 
 
-def load(checked: files.CheckedModel) -> Any:
+def load(checked: onnx_gate.CheckedModel) -> Any:
     """Reads a model that passed the gate, its external data included.
 
     Raises:
@@ -204,7 +204,7 @@ def element_types(model: Any) -> dict[str, int]:
     """Returns the ONNX element type of every value whose type shape inference finds."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(files.without_weights(model), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     found = {value.name: int(value.type.tensor_type.elem_type) for value in values if value.type.tensor_type.elem_type}
     return found | {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
@@ -214,7 +214,7 @@ def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
     """Returns the shape of every value that shape inference finds; an open extent is a name or None."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(files.without_weights(model), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
     found: dict[str, tuple[int | str | None, ...]] = {}
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         kind = value.type.tensor_type
@@ -227,16 +227,16 @@ def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
     return found
 
 
-def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> files.CheckedModel:
+def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> onnx_gate.CheckedModel:
     """Writes a model as one self-contained file with its manifest, and passes it through the gate.
 
     Raises:
         FileProblem: The file can't be written; what was there before is untouched.
     """
     data = model.SerializeToString()
-    with files.atomic_model(path, manifest) as temporary:
+    with onnx_gate.atomic_model(path, manifest) as temporary:
         temporary.write_bytes(data)
-    return files.check_onnx(path)
+    return onnx_gate.check_onnx(path)
 
 
 def expose(model: Any, names: Iterable[str]) -> Any:
@@ -249,7 +249,7 @@ def expose(model: Any, names: Iterable[str]) -> Any:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    inferred = onnx.shape_inference.infer_shapes(files.without_weights(model), data_prop=True)
+    inferred = onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
     known = {value.name: value for value in (*inferred.graph.value_info, *model.graph.output)}
     del copy.graph.output[:]
     for name in names:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtimes import engines, files, nvidia, trt_shim
+from runtimes import engines, files, nvidia, onnx_gate, trt_shim
 from runtimes.engines import Profile, ShapeRange
 from runtimes.errors import BadModel, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import TensorSpec
@@ -301,7 +301,7 @@ def _describe_targets(targets: Sequence[str]) -> str:
 
 
 def build_engine(
-    model: Path | files.CheckedModel,
+    model: Path | onnx_gate.CheckedModel,
     *,
     library: trt_shim.LibraryName,
     target: str | None = None,
@@ -337,7 +337,7 @@ def build_engine(
     options = options or EngineOptions()
     nvidia.check_tf32_override(options.tf32)
     loaded, chosen = _prepare(library, target, device)
-    checked = model if isinstance(model, files.CheckedModel) else files.check_onnx(model)
+    checked = model if isinstance(model, onnx_gate.CheckedModel) else onnx_gate.check_onnx(model)
     profile = fit_profile(checked.inputs, shapes)
     key = engine_key(checked, loaded, chosen.name, profile, options, gpu=chosen.gpu)
     job = _Job(checked, loaded, chosen, profile, options, progress or _no_progress)
@@ -383,7 +383,7 @@ def _prepare(library: trt_shim.LibraryName, target: str | None, device: str) -> 
 
 
 def engine_key(
-    checked: files.CheckedModel,
+    checked: onnx_gate.CheckedModel,
     library: trt_shim.Library,
     target: str,
     profile: Profile,
@@ -422,7 +422,7 @@ def _no_progress(phase: str, done: int, steps: int) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    checked: files.CheckedModel
+    checked: onnx_gate.CheckedModel
     library: trt_shim.Library
     target: _Target
     profile: Profile
@@ -565,7 +565,7 @@ def _interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     return results[0]
 
 
-def _read_checked(checked: files.CheckedModel) -> bytes:
+def _read_checked(checked: onnx_gate.CheckedModel) -> bytes:
     """Returns the bytes that passed the gate; refuses a file that was changed since."""
     data = checked.path.read_bytes()
     if hashlib.sha256(data).hexdigest() != checked.sha256:

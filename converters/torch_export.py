@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.errors import CheckFailed, UsageError
 
 OPSETS = range(18, 25)
@@ -182,7 +182,7 @@ def write_verified(
         CheckFailed: The file does not compute what the module computes; the old file, if any, is untouched.
         FileProblem: The file can't be written.
     """
-    with files.atomic_model(path, manifest) as temporary:
+    with onnx_gate.atomic_model(path, manifest) as temporary:
         export(module, example, temporary, options, metadata)
         verification = verify(
             module, temporary, batches, options=options, evaluate=evaluate, runtime=runtime, bound=bound

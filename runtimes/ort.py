@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import engines, files, nvidia, onnx_types, ort_gpu
+from runtimes import engines, nvidia, onnx_gate, onnx_types, ort_gpu
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import (
@@ -69,7 +69,7 @@ class OrtRuntime(Runtime):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
         if self.source.path is None:
             raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
-        checked = files.check_onnx(self.source.path)
+        checked = onnx_gate.check_onnx(self.source.path)
         self._ort = self._library()
         self._checked = checked
         settings = self._settings()
@@ -101,7 +101,7 @@ class OrtRuntime(Runtime):
             "graph_optimization": "all" if self.options.optimize else "none",
         }  # fmt: skip
 
-    def _precision(self, checked: files.CheckedModel) -> dict[str, Any]:
+    def _precision(self, checked: onnx_gate.CheckedModel) -> dict[str, Any]:
         """Returns the precision of a file below float32, and in what it is computed really."""
         precision = onnx_types.precision_of(checked.metadata, checked.path)
         upcast = precision == "fp16" and self.provider == ort_gpu.CPU and not _half_on_cpu(self._ort)
@@ -120,12 +120,12 @@ class OrtRuntime(Runtime):
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return settings
 
-    def _start(self, checked: files.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
+    def _start(self, checked: onnx_gate.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
         """Returns a session and its providers with their options, the one asked for first."""
         providers: dict[str, dict[str, str]] = {self.provider: {}}
         return self._session_on(checked, settings, providers), providers
 
-    def _session_on(self, checked: files.CheckedModel, settings: Any, providers: dict[str, dict[str, str]]) -> Any:
+    def _session_on(self, checked: onnx_gate.CheckedModel, settings: Any, providers: dict[str, dict[str, str]]) -> Any:
         # With its own fallback on, ONNX Runtime answers a provider's error by starting again on the CPU.
         return self._ort.InferenceSession(
             str(checked.path), settings, providers=list(providers.items()), enable_fallback=0
@@ -362,7 +362,7 @@ class OrtCudaRuntime(OrtRuntime):
         self._graphs = itertools.count(1)
         return super()._settings()
 
-    def _start(self, checked: files.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
+    def _start(self, checked: onnx_gate.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
         providers = self._providers(checked)
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
@@ -373,7 +373,7 @@ class OrtCudaRuntime(OrtRuntime):
         # It does not say which nodes, or whether the provider started at all: a session that is only looked at does.
         return self._session_on(checked, super()._settings(), providers), providers
 
-    def _providers(self, checked: files.CheckedModel) -> dict[str, dict[str, str]]:
+    def _providers(self, checked: onnx_gate.CheckedModel) -> dict[str, dict[str, str]]:
         if self.options.cuda_graph and self.streams > 1:  # ONNX Runtime: CUDA Execution Provider, "Using CUDA Graphs"
             raise UnsupportedModel(
                 f"{self.name} replays CUDA graphs from one thread only, not in {self.streams} streams",
@@ -450,7 +450,7 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
         ort_gpu.settle_tf32(self.options.tf32)
         return super()._settings()
 
-    def _start(self, checked: files.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
+    def _start(self, checked: onnx_gate.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
         self._key = ort_gpu.engine_key(
             checked,
             options=self.options,
@@ -463,13 +463,13 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
             self._folder = folder
             return super()._start(checked, settings)
 
-    def _providers(self, checked: files.CheckedModel) -> dict[str, dict[str, str]]:
+    def _providers(self, checked: onnx_gate.CheckedModel) -> dict[str, dict[str, str]]:
         return {
             self.provider: self._tensorrt_options(checked, str(self._folder)),
             ort_gpu.CUDA: ort_gpu.cuda_options(self._index, self.options),
         }
 
-    def _tensorrt_options(self, checked: files.CheckedModel, folder: str) -> dict[str, str]:
+    def _tensorrt_options(self, checked: onnx_gate.CheckedModel, folder: str) -> dict[str, str]:
         precisions = ort_gpu.graph_precisions(checked.path)
         return ort_gpu.tensorrt_options(self._index, self.options, folder=folder, precisions=precisions)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from runtimes import files, nvidia
+from runtimes import files, nvidia, onnx_gate
 from runtimes.engines import Profile
 from runtimes.errors import FileProblem, RuntimeUnavailable, UnsupportedModel
 from runtimes.spec import NodePlacement, RuntimeOptions
@@ -245,7 +245,7 @@ def check_placement(rows: Sequence[NodePlacement], provider: str, *, runtime: st
 
 
 def engine_key(
-    checked: files.CheckedModel,
+    checked: onnx_gate.CheckedModel,
     *,
     options: RuntimeOptions,
     provider_options: Mapping[str, str],

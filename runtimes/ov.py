@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import files, onnx_types
+from runtimes import onnx_gate, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, is_out_of_memory
@@ -53,7 +53,7 @@ class OpenVINORuntime(Runtime):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
         if self.source.path is None:
             raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
-        checked = files.check_onnx(self.source.path)
+        checked = onnx_gate.check_onnx(self.source.path)
         self._ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
         self._path = checked.path
         precision = onnx_types.precision_of(checked.metadata, checked.path)

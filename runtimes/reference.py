@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
@@ -49,7 +49,7 @@ class ReferenceRuntime(Runtime):
     def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
         if self.source.path is None:
             raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
-        checked = files.check_onnx(self.source.path)
+        checked = onnx_gate.check_onnx(self.source.path)
         onnx = load_library("onnx", runtime=self.name, package="resnet-onnx")
         reference = load_library("onnx.reference", runtime=self.name, package="resnet-onnx")
         model = onnx.load(str(checked.path))

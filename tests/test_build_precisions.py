@@ -12,7 +12,7 @@ from support.rtx import TARGETS, build, count, needs_rtx
 from converters import calibration, graph, int8
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from runtimes import files
+from runtimes import onnx_gate
 
 pytestmark = needs_rtx
 
@@ -35,7 +35,7 @@ def plain(network: str, folder: Path) -> Path:
 def in_int8(path: Path, network: str, folder: Path) -> Path:
     """The int8 file as ``convert`` makes it, without the gate: random weights of deep networks don't pass it."""
     model = workflow.resolve(workflow.Request(model=network))
-    plan = int8.plan(int8.prepared(graph.load(files.check_onnx(path)), what=network))
+    plan = int8.plan(int8.prepared(graph.load(onnx_gate.check_onnx(path)), what=network))
     pictures = [workflow.sample_feeds(model, 2, seed=seed) for seed in range(2)]
     seen = calibration.observe(plan.model, plan.observed, pictures, folder=folder, what=network)
     target = folder / "int8.onnx"

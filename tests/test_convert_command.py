@@ -19,7 +19,7 @@ from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
 from resnet_onnx.workflow.precision import Comparison, gate, pictures
 from resnet_onnx.workflow.precision.work import Work
-from runtimes import files
+from runtimes import files, onnx_gate
 from runtimes.errors import CheckFailed
 
 
@@ -63,12 +63,12 @@ def test_int8_on_trained_weights_keeps_its_decisions_and_says_how(
     assert (gate["kind"], gate["images"]) == ("top1", 2000)
     low, high = gate["drop_ci95"]
     assert low < gate["drop_points"] < high <= 1.0
-    metadata = files.check_onnx(target).metadata
+    metadata = onnx_gate.check_onnx(target).metadata
     record = json.loads(metadata["resnet_onnx.conversion"])
     assert record["from_sha256"] == files.sha256_file(trained)
     assert record["calibration"]["images"] == 256
     assert len(record["calibration"]["sha256"]) == 64
-    assert metadata["resnet_onnx.network"] == files.check_onnx(trained).metadata["resnet_onnx.network"]
+    assert metadata["resnet_onnx.network"] == onnx_gate.check_onnx(trained).metadata["resnet_onnx.network"]
 
 
 def ruined(trained: Path, path: Path) -> Path:
@@ -110,7 +110,7 @@ def test_a_ruined_model_is_refused_and_nothing_is_written(
     assert "layer1.0.conv" in result["error"]["message"]
     assert "--per-tensor" in result["error"]["fix"]
     assert target.read_bytes() == b"what was there before"
-    assert not files.manifest_path(target).exists()
+    assert not onnx_gate.manifest_path(target).exists()
 
 
 def test_labels_of_something_else_do_not_judge(
@@ -226,7 +226,7 @@ def test_half_precision_looks_at_as_many_pictures_as_it_says(
     )  # fmt: skip
     assert code == 0
     assert sum(seen) == used
-    record = json.loads(files.check_onnx(tmp_path / "x.onnx").metadata["resnet_onnx.conversion"])
+    record = json.loads(onnx_gate.check_onnx(tmp_path / "x.onnx").metadata["resnet_onnx.conversion"])
     assert record["calibration"]["images"] == used
     assert result["agreement_computed_in"] == "fp32"  # ONNX Runtime's CPU kernels upcast
 
@@ -272,7 +272,7 @@ def test_every_output_is_judged(tmp_path: Path, capfd: Any) -> None:
     model.graph.node.append(helper.make_node("Mul", ["small", "back"], ["z"], name="head2"))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 5]))
     onnx.save(model, path)
-    source = files.check_onnx(path)
+    source = onnx_gate.check_onnx(path)
     wrong = onnx.load(path)
     for tensor in wrong.graph.initializer:
         if tensor.name == "tiny":

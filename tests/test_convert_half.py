@@ -14,12 +14,12 @@ from support import precision_models
 from converters import graph, half
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from runtimes import ModelSource, files, onnx_types, open_runtime
+from runtimes import ModelSource, files, onnx_gate, onnx_types, open_runtime
 from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
 
 
 def converted(path: Path, folder: Path, precision: Any, **options: Any) -> tuple[half.HalfModel, Path]:
-    model = graph.load(files.check_onnx(path))
+    model = graph.load(onnx_gate.check_onnx(path))
     made = half.convert(model, precision, precision_models.feeds(), folder=folder, what="net", **options)
     target = folder / f"{path.stem}-{precision}.onnx"
     graph.write(target, made.model, {})
@@ -45,7 +45,7 @@ def test_every_layer_computes_in_half_with_inputs_and_outputs_in_float32(
     assert made.kept == ()
     assert made.converted == 11
     assert made.casts == 2
-    checked = files.check_onnx(path)
+    checked = onnx_gate.check_onnx(path)
     assert [str(s.dtype) for s in (*checked.inputs, *checked.outputs)] == ["float32", "float32"]
     assert {str(a.data_type) for a in onnx.load(path).graph.initializer if len(a.dims) > 1} == {
         str(half._half_element(precision))  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def test_every_layer_computes_in_half_with_inputs_and_outputs_in_float32(
 def test_half_io_changes_the_types_of_inputs_and_outputs(tmp_path: Path) -> None:
     plain = precision_models.residual(tmp_path / "net.onnx")
     made, path = converted(plain, tmp_path, "fp16", half_io=True)
-    checked = files.check_onnx(path)
+    checked = onnx_gate.check_onnx(path)
     assert [str(s.dtype) for s in (*checked.inputs, *checked.outputs)] == ["float16", "float16"]
     assert made.casts == 0
     assert relative_rmse(outputs(plain), outputs(path)) < 2e-3
@@ -105,7 +105,7 @@ def test_foreign_models_of_older_operator_sets_convert_too(tmp_path: Path, opset
     want = outputs(plain)
     assert relative_rmse(want, outputs(converted(plain, tmp_path, "fp16")[1])) < 2e-3
     _, path = converted(plain, tmp_path, "bf16")
-    assert files.check_onnx(path).opset == half.BF16_OPSET
+    assert onnx_gate.check_onnx(path).opset == half.BF16_OPSET
     assert relative_rmse(want, outputs(path, "openvino")) < 2e-2
 
 
@@ -121,7 +121,7 @@ def test_models_from_before_ir_version_4_convert_too(to: str, tmp_path: Path, ca
     target = tmp_path / "out.onnx"
     more = ["--calibration", "digits", "--count", "32", "--method", "minmax"] if to == "int8" else []
     assert main(["convert", str(path), "--to", to, *more, "-o", str(target)]) == 0, capfd.readouterr().err
-    assert [spec.name for spec in files.check_onnx(target).inputs] == ["x"]
+    assert [spec.name for spec in onnx_gate.check_onnx(target).inputs] == ["x"]
 
 
 def test_nan_in_the_float32_model_is_said(tmp_path: Path) -> None:
@@ -182,10 +182,10 @@ def test_export_in_half_says_so_in_file_and_answer(tmp_path: Path, capfd: Any) -
     assert result["path"] == str(path)
     assert result["sha256"] == files.sha256_file(path)
     assert result["conversion"]["sqnr_db"] > 50
-    metadata = files.check_onnx(path).metadata
+    metadata = onnx_gate.check_onnx(path).metadata
     assert metadata["precision"] == "fp16"
     assert json.loads(metadata["resnet_onnx.network"])["weights_sha256"] == result["weights_sha256"]
-    assert json.loads(files.manifest_path(path).read_text())["conversion"]["to"] == "fp16"
+    assert json.loads(onnx_gate.manifest_path(path).read_text())["conversion"]["to"] == "fp16"
 
 
 def test_the_precision_of_a_file_without_metadata_is_read_from_its_graph(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from support.quantised_models import observed, outputs, planned, quantised, sqnr
 from converters import calibration, graph, int8
 from converters.calibration import METHODS, Histogram
 from converters.graph import Graph
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.errors import UnsupportedModel, UsageError
 
 
@@ -56,7 +56,7 @@ class TestPlacement:
     def test_batch_norm_of_foreign_models_is_folded(self, tmp_path: Path) -> None:
         path = precision_models.residual(tmp_path / "net.onnx", opset=11, batch_norm=True)
         want = outputs(path)
-        model = int8.prepared(graph.load(files.check_onnx(path)), what="net")
+        model = int8.prepared(graph.load(onnx_gate.check_onnx(path)), what="net")
         assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
         graph.write(tmp_path / "folded.onnx", model, {})
         np.testing.assert_allclose(outputs(tmp_path / "folded.onnx"), want, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from support import precision_models
 from converters import calibration, graph, int8, switches
 from resnet_onnx.cli.main import main
 from resnet_onnx.workflow.precision import search
-from runtimes import ModelSource, RuntimeOptions, files, open_runtime
+from runtimes import ModelSource, RuntimeOptions, onnx_gate, open_runtime
 
 
 def run_json(capfd: Any, *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -26,7 +26,7 @@ def run_json(capfd: Any, *arguments: str) -> tuple[int, dict[str, Any]]:
 @pytest.fixture
 def plan(tmp_path: Path) -> int8.Plan:
     path = precision_models.residual(tmp_path / "net.onnx")
-    return int8.plan(int8.prepared(graph.load(files.check_onnx(path)), what="net"))
+    return int8.plan(int8.prepared(graph.load(onnx_gate.check_onnx(path)), what="net"))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_the_search_keeps_the_ruined_layers_and_writes_the_rest(shared_data: Pat
     weights = {node.name: node.input[1] for node in quantised.graph.node if node.op_type in int8.PRODUCTS}
     makers = {name for node in quantised.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     assert {name for name, weight in weights.items() if weight not in makers} == kept
-    assert json.loads(files.check_onnx(target).metadata["resnet_onnx.conversion"])["kept_fp32"] == sorted(kept)
+    assert json.loads(onnx_gate.check_onnx(target).metadata["resnet_onnx.conversion"])["kept_fp32"] == sorted(kept)
     assert drawing.read_bytes().startswith(b"\x89PNG")
 
 

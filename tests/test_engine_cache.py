@@ -323,9 +323,9 @@ ONE_OF_EIGHT = """
 import json, sys, time
 from pathlib import Path
 from converters.tensorrt_family import build_engine
-from runtimes import files, trt_shim
+from runtimes import files, onnx_gate, trt_shim
 model, folder = Path(sys.argv[1]), Path(sys.argv[2])
-files.check_onnx(model)
+onnx_gate.check_onnx(model)
 trt_shim.load("tensorrt-rtx")
 for round in ("cold", "damaged"):
     (folder / f"ready-{round}-{sys.argv[3]}").touch()

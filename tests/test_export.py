@@ -18,7 +18,7 @@ from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
 from resnet_onnx.data.samples import sample_pictures
 from resnet_onnx.workflow import Request
-from runtimes import ModelSource, files, open_runtime
+from runtimes import ModelSource, files, onnx_gate, open_runtime
 from runtimes.errors import CheckFailed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,13 +42,13 @@ def test_the_file_says_what_it_is(tmp_path: Path, capfd: Any) -> None:
     assert result["sha256"] == files.sha256_file(path)
     assert result["verified"]["batches"] == [1, 3, 64]
     assert 0 < result["verified"]["relative_rmse"] < 1e-5
-    metadata = files.check_onnx(path).metadata
+    metadata = onnx_gate.check_onnx(path).metadata
     network = json.loads(metadata["resnet_onnx.network"])
     assert network["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
     assert network["labels"][0] == "airplane"
     assert network["weights_sha256"] == result["weights_sha256"]
     assert metadata["precision"] == "fp32"
-    manifest = json.loads(files.manifest_path(path).read_text())
+    manifest = json.loads(onnx_gate.manifest_path(path).read_text())
     assert manifest["model"]["sha256"] == result["sha256"]
     model = onnx.load(path)
     assert [i.name for i in model.graph.input] == ["input"]
@@ -97,7 +97,7 @@ def test_a_fixed_batch_is_fixed(tmp_path: Path, capfd: Any) -> None:
     code, result = run_json(capfd, "export", "cifar-resnet8", "--batch", "4", "--opset", "21", "-o", str(path))
     assert code == 0
     assert result["verified"]["batches"] == [4, 4, 4]
-    checked = files.check_onnx(path)
+    checked = onnx_gate.check_onnx(path)
     assert checked.inputs[0].shape[0] == 4
     assert checked.opset == 21
 

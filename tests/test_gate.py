@@ -22,7 +22,7 @@ from PIL import Image
 from support.bad_models import BAD, deep_if, laughing, model, node, sound
 
 from resnet_onnx.cli.main import main
-from runtimes import ModelSource, files, open_runtime
+from runtimes import ModelSource, files, onnx_gate, open_runtime
 from runtimes.errors import BadModel, UnsupportedModel
 from runtimes.testing import CASES
 
@@ -48,7 +48,7 @@ def no_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
 def refused(path: Path, *says: str) -> str:
     """Asserts that the gate and every runtime refuse the file with one and the same message; returns it."""
     with pytest.raises(BadModel) as caught:
-        files.check_onnx(path)
+        onnx_gate.check_onnx(path)
     message = caught.value.message
     for runtime in OPENERS:
         with pytest.raises(BadModel) as again:
@@ -145,18 +145,18 @@ def test_the_gate_needs_no_more_memory_than_the_file(tmp_path: Path) -> None:
         from pathlib import Path
         import onnx, onnx.checker, onnx.shape_inference
         from support.bad_models import BAD, sound
-        from runtimes import files
+        from runtimes import files, onnx_gate
         from runtimes.errors import BadModel, UnsupportedModel
         folder = Path(sys.argv[1])
         path = folder / "sound.onnx"
         path.write_bytes(sound().SerializeToString())
-        files.check_onnx(path)
+        onnx_gate.check_onnx(path)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for index, (write, _) in enumerate(BAD.values()):
             path = folder / f"{index}.onnx"
             write(path)
             try:
-                files.check_onnx(path)
+                onnx_gate.check_onnx(path)
             except BadModel:
                 pass
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -172,7 +172,7 @@ def test_the_gate_needs_no_more_memory_than_the_file(tmp_path: Path) -> None:
 def test_a_sound_file_passes(tmp_path: Path) -> None:
     path = tmp_path / "sound.onnx"
     path.write_bytes(sound().SerializeToString())
-    checked = files.check_onnx(path)
+    checked = onnx_gate.check_onnx(path)
     assert (checked.opset, checked.has_manifest, checked.external_data) == (18, False, ())
     assert [str(s) for s in (*checked.inputs, *checked.outputs)] == [
         "x: float32[batch, 3, 8, 8]",
@@ -202,7 +202,7 @@ def test_every_model_of_the_onnx_wheel_passes_or_is_refused_for_its_strings() ->
     reasons = []
     for path in models:
         try:
-            files.check_onnx(path)
+            onnx_gate.check_onnx(path)
         except BadModel as error:
             reasons.append(error.message)
     assert all("type string" in reason or "sequence_type" in reason for reason in reasons), reasons
@@ -217,7 +217,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real network as the command line exports it, manifest and all."""
     path = tmp_path_factory.mktemp("exported") / "net.onnx"
     assert main(["export", "--model", "cifar-resnet8", "-o", str(path), "--quiet"]) == 0
-    assert files.check_onnx(path).has_manifest
+    assert onnx_gate.check_onnx(path).has_manifest
     return path
 
 
@@ -225,9 +225,9 @@ def copied(exported: Path, folder: Path) -> tuple[Path, bytes]:
     path = folder / "net.onnx"
     data = exported.read_bytes()
     path.write_bytes(data)
-    manifest = json.loads(files.manifest_path(exported).read_text())
-    files.write_json(files.manifest_path(path), manifest)
-    assert files.check_onnx(path).sha256 == files.check_onnx(exported).sha256
+    manifest = json.loads(onnx_gate.manifest_path(exported).read_text())
+    files.write_json(onnx_gate.manifest_path(path), manifest)
+    assert onnx_gate.check_onnx(path).sha256 == onnx_gate.check_onnx(exported).sha256
     return path, data
 
 
@@ -239,7 +239,7 @@ def test_200_cuts_are_refused(exported: Path, tmp_path: Path) -> None:
     for length in lengths:
         path.write_bytes(data[:length])
         with pytest.raises(BadModel, match=r"damaged or was changed|is empty"):
-            files.check_onnx(path)
+            onnx_gate.check_onnx(path)
     assert len(lengths) == 200
     path.write_bytes(data + b"\0")
     refused(path, "damaged")
@@ -254,7 +254,7 @@ def test_300_single_flipped_bits_are_refused(exported: Path, tmp_path: Path) -> 
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         with pytest.raises(BadModel, match="damaged or was changed"):
-            files.check_onnx(path)
+            onnx_gate.check_onnx(path)
     message = refused(path, "its manifest says")
     assert files.sha256_file(exported)[:12] in message
 
@@ -264,7 +264,7 @@ def test_a_repaired_file_passes_again(exported: Path, tmp_path: Path) -> None:
     path.write_bytes(data[:-1] + b"\xff")
     refused(path, "damaged")
     path.write_bytes(data)
-    assert files.check_onnx(path).has_manifest
+    assert onnx_gate.check_onnx(path).has_manifest
 
 
 MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -291,7 +291,7 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.usefixtures("no_sessions")
 def test_a_damaged_manifest_is_refused(exported: Path, tmp_path: Path, what: str) -> None:
     path, _ = copied(exported, tmp_path)
-    place = files.manifest_path(path)
+    place = onnx_gate.manifest_path(path)
     changed = MANIFESTS[what](json.loads(place.read_text()))
     if isinstance(changed, bytes):
         place.write_bytes(changed)
@@ -300,13 +300,13 @@ def test_a_damaged_manifest_is_refused(exported: Path, tmp_path: Path, what: str
     message = refused(path)
     assert "manifest" in message
     place.unlink()
-    assert not files.check_onnx(path).has_manifest
+    assert not onnx_gate.check_onnx(path).has_manifest
 
 
 def test_a_manifest_that_is_a_folder_is_refused(exported: Path, tmp_path: Path) -> None:
     path, _ = copied(exported, tmp_path)
-    files.manifest_path(path).unlink()
-    files.manifest_path(path).mkdir()
+    onnx_gate.manifest_path(path).unlink()
+    onnx_gate.manifest_path(path).mkdir()
     refused(path, "manifest")
 
 
@@ -459,8 +459,8 @@ def test_external_data_hides_nowhere(inside: Path, where: str) -> None:
 def test_external_data_in_the_folder_works(inside: Path, location: str, runtime: str, manifest: bool) -> None:
     path = with_external(inside / "net.onnx", location)
     if manifest:
-        files.write_manifest(path)
-    assert files.check_onnx(path).external_data == (location,)
+        onnx_gate.write_manifest(path)
+    assert onnx_gate.check_onnx(path).external_data == (location,)
     with open_runtime(runtime, ModelSource(path=path)) as opened:
         x = np.ones((2, 3, 8, 8), np.float32)
         np.testing.assert_array_equal(opened.run({"x": x})["y"], x + WEIGHT)
@@ -468,27 +468,27 @@ def test_external_data_in_the_folder_works(inside: Path, location: str, runtime:
 
 def test_the_manifest_covers_external_data(inside: Path) -> None:
     path = with_external(inside / "net.onnx", "sub/w.bin")
-    manifest = files.write_manifest(path)
+    manifest = onnx_gate.write_manifest(path)
     assert [row["file"] for row in manifest["external_data"]] == ["sub/w.bin"]
-    assert files.check_onnx(path).has_manifest
+    assert onnx_gate.check_onnx(path).has_manifest
     changed = bytearray(WEIGHT.tobytes())
     changed[5] ^= 1
     (inside / "sub" / "w.bin").write_bytes(changed)
     refused(path, "sub/w.bin is damaged or was changed")
-    files.write_json(files.manifest_path(path), {**manifest, "external_data": []})
+    files.write_json(onnx_gate.manifest_path(path), {**manifest, "external_data": []})
     refused(path, "external data 'sub/w.bin' that its manifest does not list")
 
 
 @pytest.mark.usefixtures("no_sessions")
 def test_what_was_checked_is_checked_again_when_it_changed(inside: Path) -> None:
     path = with_external(inside / "net.onnx", "w.bin")
-    assert files.check_onnx(path).external_data == ("w.bin",)
+    assert onnx_gate.check_onnx(path).external_data == ("w.bin",)
     (inside / "w.bin").unlink()
     (inside / "w.bin").symlink_to(inside.parent / "secret.bin")
     refused(path, "symbolic link")
     (inside / "w.bin").unlink()
     (inside / "w.bin").write_bytes(WEIGHT.tobytes())
-    assert files.check_onnx(path).external_data == ("w.bin",)
+    assert onnx_gate.check_onnx(path).external_data == ("w.bin",)
     os.link(inside / "w.bin", inside / "second-name")
     refused(path, "hard link")
 
@@ -498,7 +498,7 @@ def test_a_model_reached_through_a_link_is_the_file_itself(tmp_path: Path) -> No
     target.write_bytes(sound().SerializeToString())
     link = tmp_path / "b.onnx"
     link.symlink_to(target)
-    first = files.check_onnx(link)
+    first = onnx_gate.check_onnx(link)
     path = CASES["fixed"].write(tmp_path)
     target.write_bytes(path.read_bytes())
-    assert files.check_onnx(link).sha256 == files.sha256_file(path) != first.sha256
+    assert onnx_gate.check_onnx(link).sha256 == files.sha256_file(path) != first.sha256

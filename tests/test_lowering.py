@@ -18,7 +18,7 @@ from converters.graph import Graph
 from converters.lowering import portable
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from runtimes import ModelSource, files, onnx_types, open_runtime
+from runtimes import ModelSource, files, onnx_gate, onnx_types, open_runtime
 from runtimes.registry import runtimes_that
 
 
@@ -28,7 +28,7 @@ def int8_file(tmp_path: Path) -> Path:
 
 
 def lowered(path: Path, runtime: str, *, exact: bool = False) -> lowering.Lowering:
-    made = lowering.lowered_file(files.check_onnx(path), runtime, exact=exact)
+    made = lowering.lowered_file(onnx_gate.check_onnx(path), runtime, exact=exact)
     assert made is not None
     return made
 
@@ -182,8 +182,8 @@ def test_files_in_another_form_are_opened_as_they_are(int8_file: Path) -> None:
     made = lowered(int8_file, "ort-cpu")
     assert lowering.lowered_file(made.checked, "ort-cpu") is None
     assert lowering.lowered_file(made.checked, "openvino") is None
-    assert lowering.lowered_file(files.check_onnx(int8_file), "tensorrt-rtx") is None
-    assert lowering.lowered_file(files.check_onnx(int8_file.with_name("net.onnx")), "ort-cpu") is None
+    assert lowering.lowered_file(onnx_gate.check_onnx(int8_file), "tensorrt-rtx") is None
+    assert lowering.lowered_file(onnx_gate.check_onnx(int8_file.with_name("net.onnx")), "ort-cpu") is None
 
 
 def test_the_cache_is_used_and_a_damaged_entry_is_made_again(int8_file: Path) -> None:
@@ -218,7 +218,7 @@ def test_build_writes_the_form_of_a_runtime(int8_file: Path, tmp_path: Path, cap
     result = json.loads(capfd.readouterr().out)
     assert result["path"] == str(target)
     assert set(result) >= {"path", "key", "seconds", "cached"}
-    assert json.loads(files.check_onnx(target).metadata[onnx_types.LOWERED])["runtime"] == "ort-cpu"
+    assert json.loads(onnx_gate.check_onnx(target).metadata[onnx_types.LOWERED])["runtime"] == "ort-cpu"
     np.testing.assert_array_equal(outputs(target), outputs(lowered(int8_file, "ort-cpu").path))
 
 
@@ -248,10 +248,10 @@ def test_an_engine_of_every_precision_builds_for_two_targets(int8_file: Path, tm
     paths = [int8_file]
     for precision in ("fp16", "bf16"):
         made = half.convert(
-            graph.load(files.check_onnx(plain)), precision, precision_models.feeds(), folder=tmp_path, what="net"
+            graph.load(onnx_gate.check_onnx(plain)), precision, precision_models.feeds(), folder=tmp_path, what="net"
         )
         paths.append(tmp_path / f"{precision}.onnx")
         graph.write(paths[-1], made.model, {})
     for path in paths:
         for target in ("sm86", "sm120"):
-            assert build_engine(files.check_onnx(path), library="tensorrt-rtx", target=target).size_bytes > 1000
+            assert build_engine(onnx_gate.check_onnx(path), library="tensorrt-rtx", target=target).size_bytes > 1000

@@ -24,7 +24,7 @@ from onnx import TensorProto, helper
 from support.gpus import A6000
 from support.onnx_models import save, small_conv, weight
 
-from runtimes import environment, files, nvidia, ort, ort_gpu, pytorch, registry
+from runtimes import environment, files, nvidia, onnx_gate, ort, ort_gpu, pytorch, registry
 from runtimes.engines import ShapeRange
 from runtimes.errors import BadFeeds, OutOfMemory, RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
@@ -392,7 +392,7 @@ def key_of(model: Path, **changes: Any) -> str:
         "gpu": A6000,
         **changes,
     }
-    return ort_gpu.engine_key(files.check_onnx(model), options=options, **given)
+    return ort_gpu.engine_key(onnx_gate.check_onnx(model), options=options, **given)
 
 
 def test_everything_that_changes_an_engine_changes_its_folder(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from support.rtx import TARGETS
 
 from converters import tensorrt_family
 from converters.tensorrt_family import EngineOptions, build_engine, default_profile, fit_profile, parse_shapes
-from runtimes import engines, files, nvidia, registry, trt, trt_shim
+from runtimes import engines, nvidia, onnx_gate, registry, trt, trt_shim
 from runtimes.engines import ShapeRange
 from runtimes.errors import (
     BadFeeds,
@@ -645,7 +645,7 @@ def test_options_reach_the_builder_and_the_key(tmp_path: Path) -> None:
 
 
 def test_tf32_is_off_unless_asked(rtx: trt_shim.Library, cache: Path, tmp_path: Path) -> None:
-    checked = files.check_onnx(small_conv(tmp_path / "net.onnx"))
+    checked = onnx_gate.check_onnx(small_conv(tmp_path / "net.onnx"))
     profile = default_profile(checked.inputs)
     builder = rtx.trt.Builder(rtx.logger)
     for tf32 in (False, True):
@@ -716,7 +716,7 @@ def test_an_interrupted_build_stops_at_its_next_step(tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("rtx", "cache")
 def test_a_model_changed_after_the_gate_is_refused(tmp_path: Path) -> None:
     model = small_conv(tmp_path / "net.onnx")
-    checked = files.check_onnx(model)
+    checked = onnx_gate.check_onnx(model)
     small_conv(model, side=16)
     with pytest.raises(BadModel, match="was changed while it was being used"):
         build_engine(checked, library="tensorrt-rtx", target="sm86")

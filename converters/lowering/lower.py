@@ -12,7 +12,7 @@ from typing import Any
 
 from converters import graph as graphs
 from converters.lowering.portable import is_portable
-from runtimes import files, onnx_types
+from runtimes import files, onnx_gate, onnx_types
 from runtimes.errors import BadModel
 from runtimes.registry import adapter
 
@@ -38,7 +38,7 @@ class Lowering:
     key: str
     cached: bool
     changes: Mapping[str, int]
-    checked: files.CheckedModel
+    checked: onnx_gate.CheckedModel
 
 
 def lower(model: Any, runtime: str, *, exact: bool = False) -> dict[str, int] | None:
@@ -57,7 +57,7 @@ def lower(model: Any, runtime: str, *, exact: bool = False) -> dict[str, int] | 
     return changes
 
 
-def lowered_file(checked: files.CheckedModel, runtime: str, *, exact: bool = False) -> Lowering | None:
+def lowered_file(checked: onnx_gate.CheckedModel, runtime: str, *, exact: bool = False) -> Lowering | None:
     """Returns a portable int8 file in a runtime's form, from the cache or made now.
 
     Args:
@@ -90,16 +90,16 @@ def lowered_file(checked: files.CheckedModel, runtime: str, *, exact: bool = Fal
     return Lowering(path=path, key=key, cached=False, changes=made, checked=written)
 
 
-def _cached(path: Path) -> files.CheckedModel | None:
+def _cached(path: Path) -> onnx_gate.CheckedModel | None:
     """Returns the file in the cache where it is sound; its manifest must be there, since only a hash finds damage."""
     try:
-        checked = files.check_onnx(path)
+        checked = onnx_gate.check_onnx(path)
     except BadModel:
         return None
     return checked if checked.has_manifest and METADATA in checked.metadata else None
 
 
-def _key(checked: files.CheckedModel, runtime: str, exact: bool) -> str:
+def _key(checked: onnx_gate.CheckedModel, runtime: str, exact: bool) -> str:
     external = [files.sha256_file(checked.path.parent / name) for name in checked.external_data]
     what = {"onnx": checked.sha256, "external": external, "runtime": runtime, "exact": exact, "version": _VERSION}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

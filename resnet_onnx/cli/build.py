@@ -62,7 +62,7 @@ def command(
     """
     from converters import tensorrt_family
     from resnet_onnx import workflow
-    from runtimes import engines, files, registry
+    from runtimes import engines, onnx_gate, registry
 
     adapter = registry.adapter(runtime)
     if adapter.lowers_int8:
@@ -95,7 +95,7 @@ def command(
 
     with terminal.status("preparing the model"):
         model = workflow.resolve(request)
-        source = files.check_onnx(workflow.onnx_path(model))
+        source = onnx_gate.check_onnx(workflow.onnx_path(model))
     with _progress(terminal) as report:
         built = tensorrt_family.build_engine(
             source,
@@ -127,7 +127,7 @@ def _build_lowered(
 ) -> None:
     """Makes the form of an int8 file that a runtime runs fastest, for users who deploy with the plain library."""
     from resnet_onnx import workflow
-    from runtimes import files
+    from runtimes import onnx_gate
 
     if misplaced:
         raise UsageError(f"{', '.join(misplaced)}: for engines, not for the ONNX file that {runtime} loads")
@@ -138,7 +138,7 @@ def _build_lowered(
         made = workflow.build_lowered(model, runtime, output, exact=exact)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
-    checked = files.check_onnx(Path(made["path"]))
+    checked = onnx_gate.check_onnx(Path(made["path"]))
     when = "made earlier, from the cache" if made["cached"] else f"made now in {made['seconds']:.2f} s"
     terminal.line(f"{made['path']}  {size_text(checked.size_bytes)}  {model.description}, for {runtime} ({when})")
     changes = made["changes"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from resnet_onnx.parity.budget import MARGIN_MULTIPLE, Budget, allowance, quantised_allowance
 from resnet_onnx.parity.metrics import Decisions, DecisionSum, Distance, DistanceSum
 from resnet_onnx.parity.records import Outputs, Records, rebatched
-from runtimes import files
+from runtimes import files, onnx_gate
 from runtimes.errors import RunFailed, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
@@ -583,7 +583,7 @@ def summation_lengths(path: Path) -> list[int]:
     """
     import onnx
 
-    checked = files.check_onnx(path)
+    checked = onnx_gate.check_onnx(path)
     model = onnx.load(str(checked.path), load_external_data=False)
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     lengths = []

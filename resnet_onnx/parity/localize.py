@@ -21,7 +21,7 @@ from converters.graph import constants_from_nodes, name_of
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
 from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.metrics import distance
-from runtimes import files
+from runtimes import files, onnx_gate
 from runtimes.spec import Feeds, ModelSource
 
 JUMP = 8.0
@@ -109,7 +109,7 @@ class Graph:
     def __init__(self, path: Path) -> None:
         import onnx
 
-        checked = files.check_onnx(path)
+        checked = onnx_gate.check_onnx(path)
         self.path = checked.path
         self._model = onnx.load(str(checked.path))
         constants_from_nodes(self._model)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.localize import Graph
-from runtimes import files
+from runtimes import files, onnx_gate
 from runtimes.errors import UnsupportedModel
 from runtimes.spec import Feeds, ModelSource
 
@@ -157,7 +157,7 @@ def float32_twin(path: Path, target: Path) -> Path:
 
     from runtimes.reference import widen
 
-    model = onnx.load(str(files.check_onnx(path).path))
+    model = onnx.load(str(onnx_gate.check_onnx(path).path))
     given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     widen(model, "FLOAT")
     for value in model.graph.input:  # takes what the model takes

@@ -16,7 +16,7 @@ from resnet_onnx.workflow.feeds import sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.opening import runnable, source, tuned
 from resnet_onnx.workflow.request import UNTUNED, Model
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.environment import describe_machine
 from runtimes.errors import UsageError
 from runtimes.spec import Feeds, RuntimeOptions, Target, TensorSpec
@@ -284,7 +284,7 @@ def cpu_threads(row: Row) -> int:
 def _about(model: Model, path: Path | None) -> BenchModel:
     from resnet_onnx.results.bench import BenchModel
 
-    checked = files.check_onnx(path) if path is not None else None
+    checked = onnx_gate.check_onnx(path) if path is not None else None
     network = model.network
     return BenchModel(
         name=model.name,

@@ -17,7 +17,7 @@ from resnet_onnx.workflow.feeds import feeds_of
 from resnet_onnx.workflow.request import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, Model, OnnxForm, need_network
 from resnet_onnx.workflow.torch_form import wrapped
 from resnet_onnx.workflow.weights import digest
-from runtimes import files
+from runtimes import files, onnx_gate
 from runtimes.environment import package_version
 from runtimes.errors import BadModel, UsageError
 from runtimes.registry import open_runtime
@@ -59,7 +59,7 @@ def export(model: Model, path: Path) -> Export:
         bound=SAME_FUNCTION,
         manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
     )
-    checked = files.check_onnx(path)
+    checked = onnx_gate.check_onnx(path)
     return Export(
         path=str(path),
         sha256=checked.sha256,
@@ -144,7 +144,7 @@ def onnx_path(model: Model) -> Path:
     folder = files.cache_dir("onnx", key)
     path = folder / f"{network.name}.onnx"
     with FileLock(str(folder / "lock")):
-        if not (path.is_file() and files.manifest_path(path).is_file() and _still_sound(path)):
+        if not (path.is_file() and onnx_gate.manifest_path(path).is_file() and _still_sound(path)):
             export(replace(model, form=form), path)
     return path
 
@@ -156,7 +156,7 @@ def graph_path(model: Model) -> Path | None:
 
 def _still_sound(path: Path) -> bool:
     try:
-        files.check_onnx(path)
+        onnx_gate.check_onnx(path)
     except BadModel:
         return False
     return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_onnx.workflow.feeds import specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
-from runtimes import files, registry
+from runtimes import onnx_gate, registry
 from runtimes.errors import RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
 from runtimes.spec import ModelForm, ModelSource, RuntimeOptions, TensorSpec
 
@@ -104,7 +104,7 @@ def lowered_path(path: Path, runtime: str, *, exact: bool = False) -> Path:
     """
     from converters.lowering import lowered_file
 
-    made = lowered_file(files.check_onnx(path), runtime, exact=exact)
+    made = lowered_file(onnx_gate.check_onnx(path), runtime, exact=exact)
     return path if made is None else made.path
 
 
@@ -121,7 +121,7 @@ def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOpti
 
     path = onnx_path(model)
     try:
-        shapes = profile(files.check_onnx(path).inputs, batches)
+        shapes = profile(onnx_gate.check_onnx(path).inputs, batches)
     except UsageError as problem:
         raise UsageError(
             problem.message,
@@ -180,7 +180,7 @@ def tensor_names(model: Model) -> tuple[str, str]:
     """Returns the names of the input and of the first output in the ONNX form of a model."""
     if model.onnx is None:
         return INPUT_NAME, OUTPUT_NAME
-    checked = files.check_onnx(model.onnx)
+    checked = onnx_gate.check_onnx(model.onnx)
     return checked.inputs[0].name, checked.outputs[0].name
 
 

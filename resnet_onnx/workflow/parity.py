@@ -21,7 +21,7 @@ from resnet_onnx.workflow.opening import gold_source, source, tensor_names, tune
 from resnet_onnx.workflow.request import METADATA_PREFIX, UNTUNED, Model, Request, refuse_special
 from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
-from runtimes import files, registry
+from runtimes import files, onnx_gate, registry
 from runtimes.environment import package_version
 from runtimes.errors import BadData, UsageError
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
@@ -116,7 +116,7 @@ def check_parity(
 
 def _output_names(model: Model, truth: Model) -> set[str]:
     """Returns the names by which outputs are judged: gold's, and the model's own where each has one output."""
-    ours, golds = ({spec.name for spec in files.check_onnx(onnx_path(one)).outputs} for one in (model, truth))
+    ours, golds = ({spec.name for spec in onnx_gate.check_onnx(onnx_path(one)).outputs} for one in (model, truth))
     return ours if len(ours) == len(golds) == 1 else golds
 
 
@@ -131,7 +131,7 @@ def _truth(model: Model, gold: str | None) -> Model:
     truth = resolve(Request(model=gold, form=replace(model.form, opset=None)))
     if truth.onnx is None or truth.preprocessing is None or model.preprocessing is None:
         return truth
-    if METADATA_PREFIX + "network" in files.check_onnx(truth.onnx).metadata:
+    if METADATA_PREFIX + "network" in onnx_gate.check_onnx(truth.onnx).metadata:
         return truth
     picture = find_picture_input(specs(truth))
     side = picture.size if picture is not None and picture.size else model.preprocessing.image_size
@@ -221,7 +221,7 @@ def _gold_key(truth: Model, runtime: str) -> str:
     else:
         what, tool = {}, "onnx"
     if runtime == registry.GRAPH_RUNTIME:
-        checked = files.check_onnx(onnx_path(truth))
+        checked = onnx_gate.check_onnx(onnx_path(truth))
         data = [files.sha256_file(checked.path.parent / name) for name in checked.external_data]
         what, tool = {"onnx": checked.sha256, "data": data}, "onnx"
     tools = {tool: package_version(tool), "resnet-onnx": __version__}

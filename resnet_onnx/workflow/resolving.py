@@ -27,7 +27,7 @@ from resnet_onnx.workflow.weights import (
     random_weights,
     read_network,
 )
-from runtimes import files, onnx_types
+from runtimes import files, onnx_gate, onnx_types
 from runtimes.errors import BadData, BadModel, BadWeights, UsageError, UserError
 from runtimes.spec import TensorSpec
 
@@ -44,7 +44,7 @@ def resolve(request: Request) -> Model:
     check_request(request)
     kind = kind_of(request)
     if kind == "onnx":
-        return _from_onnx(request, files.check_onnx(Path(str(request.model))))
+        return _from_onnx(request, onnx_gate.check_onnx(Path(str(request.model))))
     if kind == "engine":
         return _from_engine(request, Path(str(request.model)))
     if kind == "folder":
@@ -95,7 +95,7 @@ def _from_engine(request: Request, path: Path) -> Model:
 
     record = engines.read_record(path)
     inputs, outputs = engines.described_specs(record)
-    checked = files.CheckedModel(
+    checked = onnx_gate.CheckedModel(
         path=path,
         sha256=record.key.model_sha256,
         size_bytes=record.size_bytes,
@@ -110,7 +110,7 @@ def _from_engine(request: Request, path: Path) -> Model:
     return replace(model, onnx=None, engine=path, form=replace(model.form, opset=None))
 
 
-def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
+def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
     path = checked.path
     record = checked.metadata.get(METADATA_PREFIX + "network")
     if record is None:
@@ -160,7 +160,7 @@ def _from_onnx(request: Request, checked: files.CheckedModel) -> Model:
     )
 
 
-def _check_form(checked: files.CheckedModel, network: Network, form: OnnxForm) -> None:
+def _check_form(checked: onnx_gate.CheckedModel, network: Network, form: OnnxForm) -> None:
     """Raises ``BadModel`` where the metadata describes another input than the graph has."""
     told = input_spec(network.preprocessing, form)
     found = checked.inputs[0]
@@ -194,7 +194,7 @@ def _original_weights(request: Request, network: Network) -> Network:
     return replace(network, weights=stored[0], weights_sha256=stored[1])
 
 
-def _foreign(request: Request, checked: files.CheckedModel) -> Model:
+def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
     """An ONNX file that was not made here: what can be told from its inputs, and what the user says."""
     checked = replace(checked, inputs=_with_channels(checked))
     picture = find_picture_input(checked.inputs)
@@ -242,7 +242,7 @@ def _foreign(request: Request, checked: files.CheckedModel) -> Model:
     )
 
 
-def _with_channels(checked: files.CheckedModel) -> tuple[TensorSpec, ...]:
+def _with_channels(checked: onnx_gate.CheckedModel) -> tuple[TensorSpec, ...]:
     """Returns the inputs of a file; where one leaves its channels open and a convolution of 3 reads it, they are 3."""
     known = with_channels(checked.inputs)
     if known == checked.inputs or not checked.opset:  # an engine has no operator set

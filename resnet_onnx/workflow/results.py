@@ -11,7 +11,7 @@ from resnet_onnx.results.document import Artifacts, Document, Environment, Saved
 from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.request import Model
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.environment import describe_machine
 
 BodyT = TypeVar("BodyT", bound=Document)
@@ -23,7 +23,7 @@ def saved_result(model: Model, result: BodyT) -> Saved[BodyT]:
     # What parity judged in several runtimes is the file that bench measures in them, exported or not.
     path = graph_path(model) if result.kind == "parity" else model.onnx
     if path is not None:
-        hashes["onnx_sha256"] = files.check_onnx(path).sha256
+        hashes["onnx_sha256"] = onnx_gate.check_onnx(path).sha256
     return Saved(
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         tool=f"resnet-onnx {__version__}",

@@ -12,7 +12,7 @@ import pytest
 from converters import tensorrt_family
 from converters.tensorrt_family import EngineOptions
 from resnet_onnx import workflow
-from runtimes import files, registry
+from runtimes import onnx_gate, registry
 from runtimes.base import Runtime
 from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource, RuntimeOptions
@@ -58,7 +58,7 @@ class Networks:
 
 def source_of(path: Path, runtime: str, **build: Any) -> ModelSource:
     """What a runtime opens of an ONNX file: the file, or an engine built from it."""
-    files.check_onnx(path)
+    onnx_gate.check_onnx(path)
     if runtime in FAMILY:
         return ModelSource(path=tensorrt_family.build_engine(path, library=runtime, device=DEVICE, **build).path)
     return ModelSource(path=path)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from converters import calibration, graph, int8
-from runtimes import ModelSource, RuntimeOptions, files, open_runtime
+from runtimes import ModelSource, RuntimeOptions, onnx_gate, open_runtime
 from support import precision_models
 
 
 def planned(path: Path, **options: Any) -> int8.Plan:
-    return int8.plan(int8.prepared(graph.load(files.check_onnx(path)), what="net"), **options)
+    return int8.plan(int8.prepared(graph.load(onnx_gate.check_onnx(path)), what="net"), **options)
 
 
 def observed(plan: int8.Plan, folder: Path) -> calibration.Observed:

@@ -24,7 +24,7 @@ from resnet_onnx.workflow.precision.sensitivity import sensitivity
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.precision.work import Progress, Work
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def convert(
         from runtimes.registry import require_all
 
         require_all(wishes.runtimes)
-    source = files.check_onnx(onnx_path(model))
+    source = onnx_gate.check_onnx(onnx_path(model))
     if output.resolve() == source.path.resolve():
         raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
     data = Pictures(model, wishes)
@@ -144,7 +144,7 @@ def _int8(work: Work, plot: Path | None) -> Made:
     return candidate, details, judged, verdict.gate
 
 
-def _total_bytes(checked: files.CheckedModel) -> int:
+def _total_bytes(checked: onnx_gate.CheckedModel) -> int:
     return checked.size_bytes + sum((checked.path.parent / name).stat().st_size for name in checked.external_data)
 
 

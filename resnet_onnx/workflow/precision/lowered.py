@@ -8,7 +8,7 @@ from typing import Any
 from resnet_onnx import __version__
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import Model
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.errors import UsageError
 
 
@@ -37,7 +37,7 @@ def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: boo
             f"where that is {model.precision}",
             fix=f"make the ONNX file: resnet-onnx export, or an int8 one: resnet-onnx convert {model.name} --to int8",
         )
-    checked = files.check_onnx(onnx_path(model))
+    checked = onnx_gate.check_onnx(onnx_path(model))
     watch = Watch()
     made = lowered_file(checked, runtime, exact=exact)
     if made is None:

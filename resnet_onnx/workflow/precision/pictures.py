@@ -19,7 +19,7 @@ from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model, refuse_special
 from resnet_onnx.workflow.resolving import classes_of
-from runtimes import files
+from runtimes import onnx_gate
 from runtimes.errors import BadData, BadModel, BadPicture, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource
@@ -105,7 +105,7 @@ class Pictures:
             path = onnx_path(self._model)
             # Labels that don't name the model's outputs can't judge it; the noise of the outputs still can.
             with contextlib.suppress(BadData, BadModel):
-                classes = classes_of(files.check_onnx(path).outputs)
+                classes = classes_of(onnx_gate.check_onnx(path).outputs)
                 if classes is None:
                     with open_runtime("ort-cpu", ModelSource(path=path, label=self._model.name)) as opened:
                         classes = class_count(self._model, opened)

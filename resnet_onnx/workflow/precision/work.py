@@ -15,7 +15,7 @@ from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.pictures import Pictures
 from resnet_onnx.workflow.precision.wishes import Wishes
 from resnet_onnx.workflow.request import Model
-from runtimes import files, registry
+from runtimes import onnx_gate, registry
 from runtimes.base import Runtime
 from runtimes.errors import BadData
 from runtimes.registry import open_runtime
@@ -44,7 +44,7 @@ class Work:
     """
 
     model: Model
-    source: files.CheckedModel
+    source: onnx_gate.CheckedModel
     wishes: Wishes
     data: Pictures
     folder: Path
