@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from resnet_onnx.data.batches import Batches, Skipped, prepared_picture
 from resnet_onnx.data.datasets import PictureSet, picture_files
 from resnet_onnx.evaluation import PictureModel, Progress, probabilities
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.results.evaluate import Candidate, PredictionRecord
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, UsageError
 from runtimes.files import atomic_file
@@ -24,21 +25,6 @@ MAX_DRAWN = 48
 
 _COLUMNS = 4
 _BATCH = 16
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One class that a picture may show.
-
-    Attributes:
-        label: Class name.
-        index: The model's output.
-        probability: 0 to 1.
-    """
-
-    label: str
-    index: int
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -59,15 +45,9 @@ class Prediction:
     position: int = field(repr=False, compare=False)
     preprocessing: Preprocessing = field(repr=False, compare=False)
 
-    def to_json(self) -> dict[str, Any]:
+    def record(self) -> PredictionRecord:
         """Returns what ``--json`` carries."""
-        return {
-            "image": self.image,
-            "top": [
-                {"label": candidate.label, "index": candidate.index, "probability": candidate.probability}
-                for candidate in self.top
-            ],
-        }
+        return PredictionRecord(image=self.image, top=self.top)
 
 
 class Predictions(Sequence[Prediction]):
@@ -149,7 +129,11 @@ def predict(
                 raise BadModel(f"{runtime.source.name}: gave NaN or Inf for {name}", fix="check it with parity")
             for name, row, index in zip(batch.names, probabilities(scores), batch.indices, strict=True):
                 top = tuple(
-                    Candidate(labels[best] if labels is not None else f"class {best}", int(best), float(share))
+                    Candidate(
+                        label=labels[best] if labels is not None else f"class {best}",
+                        index=int(best),
+                        probability=float(share),
+                    )
                     for best, share in _likeliest(row, top_k)
                 )
                 found.append(Prediction(name, top, pictures, int(index), preprocessing))

@@ -14,15 +14,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import msgspec
 import onnx
 import psutil
 import pytest
 from PIL import Image
+from support import precision_models
 from support.bad_models import sound
+from support.quantised_models import quantised
+from support.saved_results import SCHEMA_1
 
 from resnet_onnx import __version__
 from resnet_onnx.cli.main import COMMANDS, cli, main
 from resnet_onnx.models import catalog
+from resnet_onnx.results.bench import Bench
+from resnet_onnx.results.commands import (
+    BuildLowered,
+    Cache,
+    Compare,
+    Doctor,
+    Models,
+    Recipes,
+    Report,
+    Table1,
+    Train,
+)
+from resnet_onnx.results.convert import Convert, Export
+from resnet_onnx.results.document import Document
+from resnet_onnx.results.evaluate import Evaluate, Predict
+from resnet_onnx.results.parity import Parity
+from resnet_onnx.results.writing import encode
 from runtimes import errors
 
 Capture = pytest.CaptureFixture[str]
@@ -118,31 +139,67 @@ def one_document(text: str) -> dict[str, object]:
     return document
 
 
-def test_every_result_is_one_document(exported: Path, foreign: Path, picture: Path, capfd: Capture) -> None:
-    lines: dict[str, tuple[list[str], set[str]]] = {
-        "models": (["models"], {"models"}),
-        "doctor": (["doctor"], {"runtimes"}),
-        "export": (
-            ["export", "--model", "cifar-resnet8", "-o", str(picture.with_name("new.onnx"))],
-            {"path", "sha256", "precision", "verified"},
-        ),
-        "parity": (["parity", str(exported), "--runtimes", "torch,ort-cpu,openvino"], {"passed", "results"}),
-        "evaluate": (
-            ["evaluate", str(foreign), "--data", str(picture.parent / "set"), "--labels", str(picture.parent / "l")],
-            {"top1", "top5", "images", "images_per_second"},
-        ),
-        "predict": (["predict", str(foreign), str(picture)], {"predictions"}),
-        "bench": (["bench", str(exported), "--runtime", "ort-cpu", "--batch", "1", "--duration", "0.2"], {"results"}),
-    }
+@pytest.fixture
+def labelled(picture: Path) -> Path:
+    """A folder of two classes, a, b, and a file with the labels of the foreign model beside it."""
     (picture.parent / "l").write_text("a\nb\nc\nd\ne\n")
     for name in "ab":
         (picture.parent / "set" / name).mkdir(parents=True)
         (picture.parent / "set" / name / "1.png").write_bytes(picture.read_bytes())
-    for command, (line, fields) in lines.items():
-        assert main([*line, "--json", "--quiet"]) == 0, capfd.readouterr().err
-        out, err = capfd.readouterr()
-        assert set(one_document(out)) >= fields, command
-        assert err == "", command
+    return picture.parent / "set"
+
+
+LINES: dict[str, tuple[type[Document], str, set[str]]] = {
+    "models": (Models, "models", {"models"}),
+    "doctor": (Doctor, "doctor", {"runtimes"}),
+    "doctor --cache": (Cache, "doctor --cache", {"kinds"}),
+    "train": (
+        Train, "train --model cifar-resnet8 --epochs 1 --set steps=1 --out {folder}/run", {"checkpoint", "epochs"},
+    ),
+    "train --list-recipes": (Recipes, "train --list-recipes", {"recipes"}),
+    "export": (
+        Export, "export --model cifar-resnet8 -o {folder}/new.onnx", {"path", "sha256", "precision", "verified"},
+    ),
+    "export --precision": (
+        Export, "export --model cifar-resnet8 -o {folder}/half.onnx --precision fp16", {"conversion"},
+    ),
+    "convert": (Convert, "convert {exported} --to bf16 -o {folder}/c.onnx", {"path", "precision", "agreement"}),
+    "build": (BuildLowered, "build {int8} --runtime ort-cpu", {"path", "key", "seconds", "cached"}),
+    "parity": (Parity, "parity {exported} --runtimes torch,ort-cpu --images 2 --localize", {"passed", "results"}),
+    "evaluate": (
+        Evaluate, "evaluate {foreign} --data {labelled} --labels {labels}",
+        {"top1", "top5", "images", "images_per_second"},
+    ),
+    "predict": (Predict, "predict {foreign} {picture}", {"predictions"}),
+    "bench": (Bench, "bench {exported} --runtime ort-cpu --batch 1 --duration 0.2", {"results"}),
+    "compare": (Compare, "compare {saved} {saved}", {"rows"}),
+    "report": (Report, "report {saved} --out {folder}/page.html", {"path"}),
+    "reproduce table1": (Table1, "reproduce table1", {"rows", "verdict", "plot"}),
+}  # fmt: skip
+"""The type of each command's document, a command line, and fields that other programs read."""
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_every_result_is_one_document(
+    name: str, exported: Path, foreign: Path, labelled: Path, picture: Path, capfd: Capture
+) -> None:
+    form, line, fields = LINES[name]
+    folder = picture.parent
+    if "{int8}" in line:
+        quantised(precision_models.residual(folder / "net.onnx"), folder)
+    places = {
+        "folder": folder, "exported": exported, "foreign": foreign, "labelled": labelled, "labels": folder / "l",
+        "picture": picture, "saved": SCHEMA_1 / "bench.json", "int8": folder / "net-int8.onnx",
+    }  # fmt: skip
+    assert main([*shlex.split(line.format(**places)), "--json", "--quiet"]) == 0, capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert err == ""
+    found = one_document(out)
+    assert set(found) >= fields
+    assert list(found)[:2] == ["schema", "kind"]
+    assert (found["schema"], found["kind"]) == (1, line.split()[0])
+    again = encode(msgspec.json.decode(out, type=form))
+    assert one_document(again.decode()) == found, "the type has every field"
 
 
 def test_one_document_from_a_real_process(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from resnet_onnx.data.datasets import open_dataset
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.prediction import MAX_DRAWN, draw, predict, probabilities
+from resnet_onnx.results.evaluate import Candidate, PredictionRecord
 from runtimes.errors import BadData, BadModel, BadPicture, FileProblem, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
 from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
@@ -73,8 +74,8 @@ class TestPredict:
 
     def test_json(self, pictures: Path) -> None:
         (found,) = predict(runtime(1000), [pictures / "a_red.png"], PLAIN, labels=COLOURS, top_k=1)
-        expected = {"image": str(pictures / "a_red.png"), "top": [{"label": "red", "index": 0, "probability": 1.0}]}
-        assert found.to_json() == expected
+        top = (Candidate(label="red", index=0, probability=1.0),)
+        assert found.record() == PredictionRecord(image=str(pictures / "a_red.png"), top=top)
 
     def test_a_data_set(self) -> None:
         digits = open_dataset("digits").subset(range(20))

@@ -11,16 +11,13 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
-from support.saved_results import document, noisy, row
+from support.saved_results import SCHEMA_1, document, noisy, row
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.results.bench import Bench, Latency
 from resnet_onnx.results.document import ErrorDocument, ErrorRecord
 from resnet_onnx.results.reading import KINDS, read, read_bench
 from resnet_onnx.results.writing import encode, typed, write
-
-SCHEMA_1 = Path(__file__).parent / "support" / "schema_1"
-"""A result of each kind, as the program wrote it before there were types for it."""
 
 
 def without(value: Any, *names: str) -> Any:

@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from resnet_onnx.cli.terminal import Terminal
+from resnet_onnx.results.commands import Report
 
 Capture = pytest.CaptureFixture[str]
+DOCUMENT = Report(path="é", passed=True, findings=[], results=[])
+FIELDS = {"schema": 1, "kind": "report", "path": "é", "passed": True, "findings": [], "results": []}
 
 
 def test_without_a_temporary_folder_a_command_works(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
@@ -50,9 +53,9 @@ def test_chatter_is_caught_and_kept_for_a_fault_report(capfd: Capture) -> None:
     terminal = Terminal(as_json=True)
     with terminal.without_chatter():
         chatter()
-        terminal.emit({"a": 1})
+        terminal.emit(DOCUMENT)
     out, err = capfd.readouterr()
-    assert (json.loads(out), err) == ({"a": 1}, "")
+    assert (json.loads(out), err) == (FIELDS, "")
     for source in ("from Python", "from the system call", "from a child", "from C", "on stderr"):
         assert source in terminal.chatter()
 
@@ -61,9 +64,9 @@ def test_chatter_is_shown_on_stderr_when_asked_for(capfd: Capture) -> None:
     terminal = Terminal(as_json=True, verbose=True)
     with terminal.without_chatter():
         chatter()
-        terminal.emit({"a": 1})
+        terminal.emit(DOCUMENT)
     out, err = capfd.readouterr()
-    assert json.loads(out) == {"a": 1}
+    assert json.loads(out) == FIELDS
     for source in ("from Python", "from the system call", "from a child", "from C", "on stderr"):
         assert source in err
 
@@ -102,11 +105,11 @@ def test_every_kind_of_text_has_its_stream(as_json: bool, quiet: bool, capfd: Ca
             progress.advance(progress.add_task("pictures", total=2))
         with terminal.status("working") as status:
             status.update("still working")
-        terminal.emit({"name": "é"})
+        terminal.emit(DOCUMENT)
     out, err = capfd.readouterr()
     assert err == ("" if quiet else "a note\n")
     if as_json:
-        assert out == '{\n  "name": "é"\n}\n'
+        assert out == json.dumps(FIELDS, indent=2, ensure_ascii=False) + "\n"
     else:
         assert [line.rstrip() for line in out.splitlines()] == [
             "a line",
@@ -123,7 +126,8 @@ def test_an_error_is_one_message_even_when_quiet(as_json: bool, capfd: Capture) 
         terminal.error("usage", "what was given", "what to do\nand where")
     out, err = capfd.readouterr()
     assert err == "error: what was given\n  what to do\n  and where\n"
-    document = {"error": {"kind": "usage", "message": "what was given", "fix": "what to do\nand where"}}
+    error = {"kind": "usage", "message": "what was given", "fix": "what to do\nand where"}
+    document = {"schema": 1, "kind": "error", "error": error}
     assert (json.loads(out) if as_json else out) == (document if as_json else "")
 
 
@@ -199,13 +203,14 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from resnet_onnx.cli.terminal import Terminal
+        from resnet_onnx.results.commands import Report
         terminal = Terminal(as_json=sys.argv[1] == "json")
         with terminal.without_chatter():
             for number in range(20_000):
                 terminal.line("a line that is long enough to fill a pipe")
                 terminal.note("a note")
             terminal.table(["a"], [["b"]])
-            terminal.emit({"a": "b" * 200_000})
+            terminal.emit(Report(path="b" * 200_000, passed=True, findings=[], results=[]))
         Path(sys.argv[2]).write_text("the work was done")
         sys.exit(5)
     """

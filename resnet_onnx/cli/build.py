@@ -62,6 +62,8 @@ def command(
     """
     from converters import tensorrt_family
     from resnet_onnx import workflow
+    from resnet_onnx.results.commands import BuildEngine
+    from resnet_onnx.results.writing import typed
     from runtimes import engines, onnx_gate, registry
 
     adapter = registry.adapter(runtime)
@@ -109,17 +111,16 @@ def command(
         )
     path = built.path if output is None else engines.copy_engine(built.file, _target_file(output, model, built))
     _print(terminal, model, built, source, path)
-    terminal.emit(
-        {
-            **built.to_json(),
-            "path": str(path),
-            "cache_path": str(built.path),
-            "runtime": runtime,
-            "model": model.name,
-            "precision": model.precision,
-            "onnx": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
-        }
-    )
+    found = {
+        **built.to_json(),
+        "path": str(path),
+        "cache_path": str(built.path),
+        "runtime": runtime,
+        "model": model.name,
+        "precision": model.precision,
+        "onnx": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
+    }
+    terminal.emit(typed(BuildEngine, found))
 
 
 def _build_lowered(
@@ -127,6 +128,8 @@ def _build_lowered(
 ) -> None:
     """Makes the form of an int8 file that a runtime runs fastest, for users who deploy with the plain library."""
     from resnet_onnx import workflow
+    from resnet_onnx.results.commands import BuildLowered
+    from resnet_onnx.results.writing import typed
     from runtimes import onnx_gate
 
     if misplaced:
@@ -135,18 +138,18 @@ def _build_lowered(
         raise UsageError(f"--output {output}: {runtime} loads an ONNX file", fix=f"--output {output}.onnx")
     with terminal.status("preparing the model"):
         model = workflow.resolve(request)
-        made = workflow.build_lowered(model, runtime, output, exact=exact)
+        made = typed(BuildLowered, workflow.build_lowered(model, runtime, output, exact=exact))
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
-    checked = onnx_gate.check_onnx(Path(made["path"]))
-    when = "made earlier, from the cache" if made["cached"] else f"made now in {made['seconds']:.2f} s"
-    terminal.line(f"{made['path']}  {size_text(checked.size_bytes)}  {model.description}, for {runtime} ({when})")
-    changes = made["changes"]
+    checked = onnx_gate.check_onnx(Path(made.path))
+    when = "made earlier, from the cache" if made.cached else f"made now in {made.seconds:.2f} s"
+    terminal.line(f"{made.path}  {size_text(checked.size_bytes)}  {model.description}, for {runtime} ({when})")
+    changes = made.changes
     terminal.line(
         f"{changes['unsigned']} tensors unsigned from 0, {changes['shifted']} shifted by 128, "
         f"{changes['absorbed_relu']} ReLUs absorbed, {changes['int32_bias']} biases as int32"
     )
-    terminal.line(f"Next: resnet-onnx bench {made['path']} --runtime {runtime}")
+    terminal.line(f"Next: resnet-onnx bench {made.path} --runtime {runtime}")
     terminal.emit(made)
 
 

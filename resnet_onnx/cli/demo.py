@@ -25,6 +25,6 @@ def command(terminal: Terminal, *, out: Path, seed: int) -> None:
     terminal.line(f"  resnet-onnx evaluate {out / 'digits.onnx'} --data digits --runtime all")
     terminal.line("  resnet-onnx bench resnet50 --runtime torch,ort-cpu,openvino")
     terminal.line("  resnet-onnx export --depth 101")
-    terminal.emit({"report": str(result.report), "passed": result.passed, "seconds": result.seconds, **result.figures})
+    terminal.emit(result)
     if not result.passed:
         raise click.exceptions.Exit(CheckFailed.exit_code)

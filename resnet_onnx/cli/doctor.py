@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +13,7 @@ from resnet_onnx.cli.options import make_command
 from resnet_onnx.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from resnet_onnx.results.document import Environment
     from runtimes.base import Availability
 
 
@@ -24,10 +25,13 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     if show_cache or prune is not None:
         _cache(terminal, prune)
         return
+    from resnet_onnx.results.commands import Doctor, RuntimeRecord
+    from resnet_onnx.results.document import Environment, Gpus
+    from resnet_onnx.results.writing import typed
     from runtimes import files, registry
     from runtimes.environment import describe_machine
 
-    machine = describe_machine()
+    machine = typed(Environment, describe_machine())
     with terminal.status("trying every runtime"):
         answers = [registry.probe(name) for name in registry.runtime_names()]
     _print_machine(terminal, machine)
@@ -35,58 +39,64 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     terminal.line()
     _print_runtimes(terminal, answers)
     terminal.emit(
-        {
-            "runtimes": [
-                {
-                    "name": answer.name,
-                    "available": answer.available,
-                    "version": answer.version,
-                    "devices": answer.devices,
-                    "reason": answer.reason or None,
-                    "fix": answer.fix or None,
-                }
+        Doctor(
+            runtimes=[
+                RuntimeRecord(
+                    name=answer.name,
+                    available=answer.available,
+                    version=answer.version,
+                    devices=answer.devices,
+                    reason=answer.reason or None,
+                    fix=answer.fix or None,
+                )
                 for answer in answers
             ],
-            "machine": machine,
-            "gpu": machine["gpu"],
-            "cache": str(files.cache_root()),
-        }
+            machine=machine,
+            gpu=machine.gpu or Gpus(),
+            cache=str(files.cache_root()),
+        )
     )
 
 
-def _print_machine(terminal: Terminal, machine: Mapping[str, Any]) -> None:
-    cpu, gpu = machine["cpu"], machine["gpu"]
-    parts = [cpu["model"], f"{cpu['usable_cores']} usable cores"]
-    if cpu["clock_mhz"]:
-        parts.append(f"{cpu['clock_mhz']:.0f} MHz now")
-    terminal.line(", ".join([*parts, f"{machine['memory_bytes'] / 2**30:.0f} GiB memory"]))
-    terminal.line(f"Instruction sets: {', '.join(cpu['instruction_sets']) or 'none that matter here'}")
-    terminal.line(f"{machine['system']} · Python {machine['python']}")
-    if not gpu["gpus"]:
-        terminal.line(f"GPUs: {gpu['reason'] or 'none'}")
+def _print_machine(terminal: Terminal, machine: Environment) -> None:
+    cpu, gpu = machine.cpu, machine.gpu
+    parts = [cpu.model, f"{cpu.usable_cores} usable cores"]
+    if cpu.clock_mhz:
+        parts.append(f"{cpu.clock_mhz:.0f} MHz now")
+    terminal.line(", ".join([*parts, f"{(machine.memory_bytes or 0) / 2**30:.0f} GiB memory"]))
+    terminal.line(f"Instruction sets: {', '.join(cpu.instruction_sets) or 'none that matter here'}")
+    terminal.line(f"{machine.system} · Python {machine.python}")
+    if gpu is None or not gpu.gpus:
+        terminal.line(f"GPUs: {(gpu.reason if gpu else '') or 'none'}")
         return
-    terminal.line(f"NVIDIA driver {gpu['driver'] or 'of unknown version'}, CUDA up to {gpu['cuda']}")
+    terminal.line(f"NVIDIA driver {gpu.driver or 'of unknown version'}, CUDA up to {gpu.cuda}")
     terminal.line()
     terminal.table(
         ["device", "GPU", "compute capability", "memory", "clock MHz", "at most", "memory MHz", "limit W", "°C"],
         [
             [
-                row["device"],
-                row["name"],
-                row["compute_capability"],
-                f"{row['memory_bytes'] / 2**30:.0f} GiB",
+                row.device,
+                row.name,
+                row.compute_capability,
+                f"{row.memory_bytes / 2**30:.0f} GiB",
                 *(
-                    "–" if row[name] is None else f"{row[name]:.0f}"
-                    for name in ("clock_mhz", "max_clock_mhz", "memory_clock_mhz", "power_limit_w", "temperature_c")
+                    "–" if value is None else f"{value:.0f}"
+                    for value in (
+                        row.clock_mhz,
+                        row.max_clock_mhz,
+                        row.memory_clock_mhz,
+                        row.power_limit_w,
+                        row.temperature_c,
+                    )
                 ),
             ]
-            for row in gpu["gpus"]
+            for row in gpu.gpus
         ],
         left=3,
     )
-    for row in gpu["gpus"]:
-        if row["throttled"]:
-            terminal.line(f"{row['device']} is held down: {', '.join(row['throttled'])}")
+    for row in gpu.gpus:
+        if row.throttled:
+            terminal.line(f"{row.device} is held down: {', '.join(row.throttled)}")
 
 
 def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None:
@@ -116,6 +126,8 @@ def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None
 def _cache(terminal: Terminal, prune: int | None) -> None:
     import time
 
+    from resnet_onnx.results.commands import Cache, CachedEngineRecord, CacheKind, RemovedRecord
+    from resnet_onnx.results.writing import typed
     from runtimes import cache, engines, files
 
     removed = cache.prune(prune) if prune is not None else []
@@ -152,11 +164,11 @@ def _cache(terminal: Terminal, prune: int | None) -> None:
         for row in removed:
             terminal.line(f"  {row.name}  {size_text(row.size_bytes)}")
     terminal.emit(
-        {
-            "cache": str(files.cache_root()),
-            "size_bytes": sum(row.size_bytes for row in rows),
-            "kinds": [asdict(row) for row in rows],
-            "engines": [asdict(row) for row in listed],
-            "removed": [asdict(row) for row in removed],
-        }
+        Cache(
+            cache=str(files.cache_root()),
+            size_bytes=sum(row.size_bytes for row in rows),
+            kinds=[typed(CacheKind, row) for row in rows],
+            engines=[typed(CachedEngineRecord, {**asdict(row), "path": str(row.path)}) for row in listed],
+            removed=[typed(RemovedRecord, row) for row in removed],
+        )
     )

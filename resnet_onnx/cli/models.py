@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from resnet_onnx.cli.options import make_command
@@ -15,25 +13,27 @@ from resnet_onnx.cli.terminal import Terminal
 def command(terminal: Terminal, *, names: tuple[str, ...]) -> None:
     """List the networks: parameters, multiply-adds (counted), and what was published about each."""
     from resnet_onnx.models import catalog, counting
+    from resnet_onnx.results.commands import ModelRecord, Models, PublishedRecord
+    from resnet_onnx.results.writing import typed
 
     entries = [catalog.lookup(name) for name in names or catalog.names()]
     rows: list[list[str]] = []
-    documents: list[dict[str, Any]] = []
+    records: list[ModelRecord] = []
     for entry in entries:
         counts = counting.count(entry.config, entry.image_size)
         published = entry.published
         error = published.errors[0] if published and published.errors else None
-        documents.append(
-            {
-                "name": entry.name,
-                "parameters": counts.parameters,
-                "multiply_adds": counts.multiply_adds,
-                "image_size": entry.image_size,
-                "layers": counts.layers,
-                "variant": entry.variant,
-                "dataset": entry.dataset,
-                "published": entry.published_json(),
-            }
+        records.append(
+            ModelRecord(
+                name=entry.name,
+                parameters=counts.parameters,
+                multiply_adds=counts.multiply_adds,
+                image_size=entry.image_size,
+                layers=counts.layers,
+                variant=entry.variant,
+                dataset=entry.dataset,
+                published=typed(PublishedRecord, known) if (known := entry.published_json()) is not None else None,
+            )
         )
         rows.append(
             [
@@ -68,4 +68,4 @@ def command(terminal: Terminal, *, names: tuple[str, ...]) -> None:
         "'printed' is the paper's own figure."
     )
     terminal.line("CIFAR nets exist for every depth 6n+2. Next: resnet-onnx export --depth 50")
-    terminal.emit({"models": documents})
+    terminal.emit(Models(models=records))

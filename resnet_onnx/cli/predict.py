@@ -50,6 +50,8 @@ def command(
     """Say what pictures show; files and folders, any size or mode."""
     from resnet_onnx import workflow
     from resnet_onnx.prediction import draw
+    from resnet_onnx.results.document import SkippedPicture
+    from resnet_onnx.results.evaluate import Predict
     from runtimes import registry
 
     name = one_runtime(runtimes)
@@ -83,11 +85,11 @@ def command(
         draw(predictions, plot)
         terminal.line(f"Drawn: {plot}")
     terminal.emit(
-        {
-            "model": model.name,
-            "runtime": name,
-            "predictions": [prediction.to_json() for prediction in predictions],
-            "skipped": [{"image": s.name, "reason": s.reason} for s in predictions.skipped],
-            "plot": None if plot is None else str(plot),
-        }
+        Predict(
+            model=model.name,
+            runtime=name,
+            predictions=[prediction.record() for prediction in predictions],
+            skipped=[SkippedPicture(image=skipped.name, reason=skipped.reason) for skipped in predictions.skipped],
+            plot=None if plot is None else str(plot),
+        )
     )

@@ -104,6 +104,8 @@ def _degradation(
     threads: int | None,
 ) -> None:
     from resnet_onnx.reproduction import degradation
+    from resnet_onnx.results.commands import Degradation as DegradationDocument
+    from resnet_onnx.results.writing import typed
     from resnet_onnx.training.recipes import default_recipe, lookup_recipe
     from runtimes import registry
 
@@ -137,7 +139,7 @@ def _degradation(
             status=lambda text: display.update(task, description=text, completed=0, total=None),
         )
     _print(terminal, result)
-    terminal.emit({"experiment": "degradation", "data": data, **result.to_json()})
+    terminal.emit(typed(DegradationDocument, {"data": data, **result.to_json()}))
 
 
 def _announcement(plan: DegradationPlan) -> str:
@@ -239,6 +241,8 @@ def _refuse_options() -> None:
 
 def _table1(terminal: Terminal) -> None:
     from resnet_onnx.reproduction.table1 import conclude, table1
+    from resnet_onnx.results.commands import CountedNetwork, Table1
+    from resnet_onnx.results.writing import typed
 
     lines = table1()
     terminal.table(
@@ -265,11 +269,9 @@ def _table1(terminal: Terminal) -> None:
     terminal.line()
     terminal.line(conclude(lines))
     terminal.emit(
-        {
-            "experiment": "table1",
-            "rows": [line.to_json() for line in lines],
-            "verdict": conclude(lines),
-            "agrees": not any(line.differences for line in lines),
-            "plot": None,
-        }
+        Table1(
+            rows=[typed(CountedNetwork, line.to_json()) for line in lines],
+            verdict=conclude(lines),
+            agrees=not any(line.differences for line in lines),
+        )
     )

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from runtimes.errors import FileProblem
@@ -15,7 +15,7 @@ from runtimes.errors import FileProblem
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from resnet_onnx.results.document import Document, Saved
+    from resnet_onnx.results.document import Document
 
 _WIDE = 200
 """Columns of a table that goes to a file or pipe, so that nothing is wrapped or cut."""
@@ -107,7 +107,7 @@ class Terminal:
 
     # ---- results ----
 
-    def emit(self, document: Document | Saved[Any] | Mapping[str, Any]) -> None:
+    def emit(self, document: Document) -> None:
         """Prints the result as JSON where it was requested; does nothing otherwise."""
         if self.as_json:
             from resnet_onnx.results.writing import encode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.models.catalog import CatalogEntry
+    from resnet_onnx.results.commands import Train
     from resnet_onnx.training.distributed import ProcessGroup
     from resnet_onnx.training.plan import Progress, TrainingPlan, TrainingResult
     from resnet_onnx.training.recipes import Recipe
@@ -157,8 +157,9 @@ def command(
     if plot is not None:
         title = f"{plan.entry.name} on {plan.data.train.name}, recipe {plan.recipe.name}"
         curves.draw(result.epochs, plot, title=title)
-    _print(terminal, result, plan.entry.name, plot)
-    terminal.emit(_document(result, plan, spec, plot, processes=group.world_size))
+    document = _document(result, plan, spec, plot, processes=group.world_size)
+    _print(terminal, document)
+    terminal.emit(document)
 
 
 def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tensorboard: bool) -> TrainingResult:
@@ -176,25 +177,27 @@ def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tenso
         return train(plan, progress=show, group=group)
 
 
-def _document(
-    result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path | None, *, processes: int
-) -> dict[str, Any]:
-    return {
-        "checkpoint": str(result.checkpoint),
-        "last": str(result.last),
-        "epochs": result.epochs,
-        "best": result.best,
-        "test_top1": result.test_top1,
-        "images_per_second": result.images_per_second,
-        "resumed_from": result.resumed_from,
-        "recipe": result.recipe.to_json(),
-        "model": plan.entry.name,
-        "data": spec,
-        "seed": plan.seed,
-        "processes": processes,
-        "skipped": [{"image": one.name, "reason": one.reason} for one in result.skipped],
-        "plot": plot,
-    }
+def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path | None, *, processes: int) -> Train:
+    from resnet_onnx.results.commands import BestEpoch, EpochRecord, Train
+    from resnet_onnx.results.document import SkippedPicture
+    from resnet_onnx.results.writing import typed
+
+    return Train(
+        checkpoint=str(result.checkpoint),
+        last=str(result.last),
+        epochs=[typed(EpochRecord, epoch) for epoch in result.epochs],
+        best=typed(BestEpoch, result.best),
+        test_top1=result.test_top1,
+        images_per_second=result.images_per_second,
+        resumed_from=result.resumed_from,
+        recipe=result.recipe.to_json(),
+        model=plan.entry.name,
+        data=spec,
+        seed=plan.seed,
+        processes=processes,
+        skipped=[SkippedPicture(image=skipped.name, reason=skipped.reason) for skipped in result.skipped],
+        plot=None if plot is None else str(plot),
+    )
 
 
 def _recipe(
@@ -241,23 +244,23 @@ def _batch(used: Recipe, recipe: Recipe, group: ProcessGroup) -> str:
     return text
 
 
-def _print(terminal: Terminal, result: TrainingResult, name: str, plot: Path | None) -> None:
+def _print(terminal: Terminal, found: Train) -> None:
     """Prints the result of the training for people."""
-    if result.resumed_from is not None and not any(e["epoch"] > result.resumed_from for e in result.epochs):
+    if found.resumed_from is not None and not any(epoch.epoch > found.resumed_from for epoch in found.epochs):
         terminal.note("the training was complete already; nothing was done")
-    for skipped in result.skipped:
-        terminal.note(f"left out: {skipped.name}: {skipped.reason}")
-    best, last = result.best, result.epochs[-1]
-    chosen = "the last epoch" if best["top1"] is None else f"{100 * best['top1']:.2f} % on validation pictures"
-    terminal.line(f"Best: epoch {best['epoch']}, {chosen} · training loss at the end {last['train_loss']:.4f}")
-    if result.skipped:
-        terminal.line(f"Left out because they can't be read: {len(result.skipped)}")
-    if result.test_top1 is not None:
-        terminal.line(f"Test (not used in any choice): {100 * result.test_top1:.2f} %")
-    terminal.line(f"{result.images_per_second:.0f} img/s, {result.recipe.precision} · checkpoint {result.checkpoint}")
-    if plot is not None:
-        terminal.line(f"Curves: {plot}")
-    terminal.line(f"Next: resnet-onnx export {result.checkpoint} -o {name}.onnx")
+    for skipped in found.skipped:
+        terminal.note(f"left out: {skipped.image}: {skipped.reason}")
+    best = found.best
+    chosen = "the last epoch" if best.top1 is None else f"{100 * best.top1:.2f} % on validation pictures"
+    terminal.line(f"Best: epoch {best.epoch}, {chosen} · training loss at the end {found.epochs[-1].train_loss:.4f}")
+    if found.skipped:
+        terminal.line(f"Left out because they can't be read: {len(found.skipped)}")
+    if found.test_top1 is not None:
+        terminal.line(f"Test (not used in any choice): {100 * found.test_top1:.2f} %")
+    terminal.line(f"{found.images_per_second:.0f} img/s, {found.recipe['precision']} · checkpoint {found.checkpoint}")
+    if found.plot is not None:
+        terminal.line(f"Curves: {found.plot}")
+    terminal.line(f"Next: resnet-onnx export {found.checkpoint} -o {found.model}.onnx")
 
 
 def show_step(display: Any, task: Any, progress: Progress, *, name: str = "") -> None:
@@ -286,6 +289,7 @@ def _show(terminal: Terminal, display: Any, task: Any, progress: Progress) -> No
 
 
 def _list_recipes(terminal: Terminal) -> None:
+    from resnet_onnx.results.commands import Recipes
     from resnet_onnx.training.recipes import lookup_recipe, recipe_names
 
     recipes: list[Recipe] = [lookup_recipe(name) for name in recipe_names()]
@@ -294,4 +298,4 @@ def _list_recipes(terminal: Terminal) -> None:
             f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
         )
         terminal.line(f"{recipe.name}: {figures}\n  {recipe.source}")
-    terminal.emit({"recipes": [dataclasses.asdict(recipe) for recipe in recipes]})
+    terminal.emit(Recipes(recipes=[recipe.to_json() for recipe in recipes]))

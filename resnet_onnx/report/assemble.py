@@ -20,12 +20,22 @@ from resnet_onnx.results.parity import Parity, ParityRow
 from resnet_onnx.results.reading import AnyResult, of_kind
 
 
-def write_report(path: Path, documents: Sequence[AnyResult]) -> list[Finding]:
+def write_report(
+    path: Path,
+    documents: Sequence[AnyResult],
+    *,
+    title: str | None = None,
+    verdict: Finding | None = None,
+    sections: Sequence[Section] = (),
+) -> list[Finding]:
     """Writes the page.
 
     Args:
         path: HTML file to write.
         documents: As ``results.reading.read`` returns them, at least one.
+        title: Of the page; by default the models and what is said of them.
+        verdict: The answer above all findings; by default the first of them.
+        sections: What else there is to show, before the speed.
 
     Returns:
         The findings that stand on top of the page.
@@ -48,8 +58,11 @@ def write_report(path: Path, documents: Sequence[AnyResult]) -> list[Finding]:
         judged.append(conversion.section(converted, palette))
     # What is bad comes first whatever it is of; otherwise the question that most come with: how fast is it?
     findings.sort(key=lambda finding: finding.state != "bad")
+    if verdict is not None:
+        findings.insert(0, verdict)
     whole = speed.overview(speeds, palette)
-    sections = [
+    parts = [
+        *sections,
         *([whole] if whole is not None else []),
         *[found.section(palette) for found in speeds],
         *judged,
@@ -59,12 +72,12 @@ def write_report(path: Path, documents: Sequence[AnyResult]) -> list[Finding]:
     ]
     write_page(
         path,
-        title=_title(documents),
+        title=title or _title(documents),
         verdict=findings[0].text,
         passed=findings[0].state != "bad",
         doubtful=findings[0].state == "doubt",
         findings=findings[1:],
-        sections=sections,
+        sections=parts,
         footer=f"Made by {documents[0].tool} from {len(documents)} saved "
         f"result{'' if len(documents) == 1 else 's'}. Needs no network.",
     )

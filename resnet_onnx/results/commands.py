@@ -390,7 +390,7 @@ class DemoParity:
 
     runtime: str
     relative_rmse: float | None
-    budget: float
+    budget: float | None
     passed: bool
 
 

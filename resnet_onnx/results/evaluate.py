@@ -83,8 +83,14 @@ class Evaluate(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CandidateRecord:
-    """One class that a picture may show; `index` is the model's output, `probability` is 0 to 1."""
+class Candidate:
+    """One class that a picture may show.
+
+    Attributes:
+        label: Class name.
+        index: The model's output.
+        probability: 0 to 1.
+    """
 
     label: str
     index: int
@@ -96,7 +102,7 @@ class PredictionRecord:
     """The likeliest classes of one picture, likeliest first."""
 
     image: str
-    top: Sequence[CandidateRecord]
+    top: Sequence[Candidate]
 
 
 @dataclass(frozen=True, kw_only=True)

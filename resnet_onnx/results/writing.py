@@ -36,16 +36,18 @@ def write(path: Path, document: Document | Saved[Any]) -> None:
 
 
 def typed(form: type[T], values: object) -> T:
-    """Returns plain values (mappings, lists, attributes of dataclasses) as a document or a part of one.
+    """Returns values (mappings, lists, dataclasses, NumPy's scalars, paths) as a document or a part of one.
 
     Raises:
         msgspec.ValidationError: They don't fit; the message names the path.
     """
-    return msgspec.convert(values, form, from_attributes=True)
+    return msgspec.convert(msgspec.to_builtins(values, enc_hook=_plain), form)
 
 
 def _plain(value: Any) -> Any:
     """Returns what JSON has in place of NumPy's values and of paths."""
+    if isinstance(value, Mapping):
+        return dict(value)
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 

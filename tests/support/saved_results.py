@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from resnet_onnx.bench.statistics import median_interval
 
 Times = Sequence[np.ndarray]
+
+SCHEMA_1 = Path(__file__).parent / "schema_1"
+"""A result of each kind, as the program wrote it before there were types for it."""
 
 
 def row(slices: Times, **changes: Any) -> dict[str, Any]:
