@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -25,6 +25,9 @@ from runtimes.errors import UsageError
 _GENERAL = frozenset({"experiment", "as_json", "quiet", "verbose", "cache_dir"})
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
+
     from resnet_onnx.reproduction.degradation import Degradation, DegradationPlan
     from resnet_onnx.reproduction.shortcut import Cost
     from resnet_onnx.training.plan import Progress
@@ -154,7 +157,7 @@ def _announcement(plan: DegradationPlan) -> str:
     )
 
 
-def _show(terminal: Terminal, display: Any, task: Any, name: str, progress: Progress) -> None:
+def _show(terminal: Terminal, display: Display, task: TaskID, name: str, progress: Progress) -> None:
     show_step(display, task, progress, name=name)
     if progress.finished is not None:
         figures = progress.finished

@@ -21,6 +21,9 @@ from resnet_onnx.report.words import counted
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Display
+    from rich.progress import TaskID
+
     from resnet_onnx.models.catalog import CatalogEntry
     from resnet_onnx.results.commands import Train
     from resnet_onnx.training.distributed import ProcessGroup
@@ -263,7 +266,7 @@ def _print(terminal: Terminal, found: Train) -> None:
     terminal.line(f"Next: resnet-onnx export {found.checkpoint} -o {found.model}.onnx")
 
 
-def show_step(display: Any, task: Any, progress: Progress, *, name: str = "") -> None:
+def show_step(display: Display, task: TaskID, progress: Progress, *, name: str = "") -> None:
     """Shows on a progress display where a training stands, after the network's name where there are several."""
     label = f"{name}: " * bool(name) + f"epoch {progress.epoch} of {progress.epochs}, {progress.stage}"
     if progress.loss is not None:
@@ -276,7 +279,7 @@ def show_step(display: Any, task: Any, progress: Progress, *, name: str = "") ->
     display.update(task, description=label, completed=progress.done, total=progress.total or None)
 
 
-def _show(terminal: Terminal, display: Any, task: Any, progress: Progress) -> None:
+def _show(terminal: Terminal, display: Display, task: TaskID, progress: Progress) -> None:
     show_step(display, task, progress)
     if progress.finished is not None:
         figures = progress.finished

@@ -107,8 +107,7 @@ class DegradationPlan:
     def epochs(self) -> int:
         """Epochs of every training; the recipe's number of steps may end it earlier than its epochs."""
         pictures = len(self.data.train)
-        steps = pictures // min(self.recipe.batch_size, pictures)
-        return -(-self.recipe.total_steps(steps) // steps)
+        return self.recipe.total_epochs(pictures // min(self.recipe.batch_size, pictures))
 
     @property
     def title(self) -> str:

@@ -26,6 +26,7 @@ from runtimes.errors import RuntimeUnavailable, ToolkitError, Unavailable, Usage
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -314,12 +315,12 @@ class _Rendezvous:
         lasting_store: Outlives them, as long as torchrun runs.
     """
 
-    def __init__(self, store: Any, lasting_store: Any) -> None:
+    def __init__(self, store: Store, lasting_store: Store) -> None:
         self._store = store
         self.lasting_store = lasting_store
         self._numbers = itertools.count()
 
-    def next_store(self) -> Any:
+    def next_store(self) -> Store:
         """Returns a store for one purpose; every process must request its stores in the same order."""
         import torch.distributed as dist
 
@@ -361,7 +362,7 @@ def _rendezvous(group: ProcessGroup) -> _Rendezvous:
     )
 
 
-def _all_confirmed(store: Any, members: str, group: ProcessGroup) -> bool:
+def _all_confirmed(store: Store, members: str, group: ProcessGroup) -> bool:
     complete = f"{members} complete"
     if group.is_main and store.check([f"{members} {rank}" for rank in range(group.world_size)]):
         store.set(complete, "yes")

@@ -186,6 +186,14 @@ class Recipe:
         most = self.epochs * steps_per_epoch
         return min(most, self.steps) if self.steps else most
 
+    def total_epochs(self, steps_per_epoch: int) -> int:
+        """Returns the epochs of the whole training, a last one that is cut short included.
+
+        Args:
+            steps_per_epoch: Of a whole epoch.
+        """
+        return -(-self.total_steps(steps_per_epoch) // steps_per_epoch)
+
     def learning_rate_at(self, step: int, steps: int, *, drops: int = 0) -> float:
         """Returns the learning rate of one step; a pure function, so that a resumed run needs no schedule state.
 

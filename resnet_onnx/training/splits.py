@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,18 @@ from resnet_onnx.data.batches import Batches, Skipped
 from resnet_onnx.data.datasets import NoSplit, PictureSet, open_dataset
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadData
+
+
+class Fingerprint(TypedDict):
+    """What identifies a set of pictures.
+
+    Attributes:
+        pictures: How many.
+        sha256: As ``names_sha256`` returns it.
+    """
+
+    pictures: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +138,11 @@ class TrainingData:
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: pictures for name, pictures in found.items() if pictures is not None}
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Fingerprint | None]:
         """Returns plain values that identify the pictures by name, class and order, without reading them."""
         return {
-            "train": _identified(self.train),
-            "validation": None if self.validation is None else _identified(self.validation),
+            "train": _fingerprint(self.train),
+            "validation": None if self.validation is None else _fingerprint(self.validation),
         }
 
 
@@ -142,7 +154,7 @@ def names_sha256(pictures: PictureSet) -> str:
     return digest.hexdigest()
 
 
-def _identified(pictures: PictureSet) -> dict[str, Any]:
+def _fingerprint(pictures: PictureSet) -> Fingerprint:
     return {"pictures": len(pictures), "sha256": names_sha256(pictures)}
 
 

@@ -15,6 +15,8 @@ from resnet_onnx.training.freezing import freeze
 from resnet_onnx.training.recipes import Recipe
 from runtimes.errors import BadWeights
 
+TensorList = tuple[torch.Tensor, ...] | list[torch.Tensor]
+
 
 class TrainState:
     """A network in training with its optimizer: frozen layers, precision, moving average and process group applied.
@@ -138,13 +140,13 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+def _moving_average(decay: float) -> Callable[[TensorList, TensorList, torch.Tensor | int], None]:
     """Returns an exponential average whose decay is min(decay, (1 + steps) / (10 + steps)), so that it starts quickly.
 
     It is that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
     """
 
-    def update(averaged: Any, current: Any, steps: Any) -> None:
+    def update(averaged: TensorList, current: TensorList, steps: torch.Tensor | int) -> None:
         count = int(steps)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 

@@ -6,11 +6,10 @@ a kill may cut off is in ``history.csv`` too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_onnx.training.history import COLUMNS
+from resnet_onnx.training.history import COLUMNS, EpochRow
 from runtimes.environment import load_library
 
 _EXTRA = "resnet-onnx[tensorboard]"
@@ -26,12 +25,12 @@ def load() -> Any:
     return load_library("torch.utils.tensorboard", runtime="TensorBoard logs", package=_EXTRA)
 
 
-def log(folder: Path, row: Mapping[str, Any], step: int) -> None:
+def log(folder: Path, row: EpochRow, step: int) -> None:
     """Appends the figures of an epoch to the logs in a folder; TensorBoard reads its files as one run.
 
     Args:
         folder: Of the logs.
-        row: Of ``TrainingResult.epochs``.
+        row: One of ``TrainingResult.epochs``.
         step: Steps done in the whole training; what the logs have from there on, of a run that was killed, is void.
 
     Raises:
@@ -39,8 +38,9 @@ def log(folder: Path, row: Mapping[str, Any], step: int) -> None:
     """
     with load().SummaryWriter(str(folder), purge_step=step) as writer:
         for name in COLUMNS[2:]:
-            if row.get(name) is not None:
-                writer.add_scalar(_tag(name), row[name], step)
+            value = row.get(name)
+            if value is not None:
+                writer.add_scalar(_tag(name), value, step)
 
 
 def _tag(column: str) -> str:

@@ -86,7 +86,7 @@ class Trainer:
         self.batch_size = self.local_batch_size * group.world_size
         self.steps_per_epoch = pictures // self.batch_size
         self.total_steps = plan.recipe.total_steps(self.steps_per_epoch)
-        self.epochs = -(-self.total_steps // self.steps_per_epoch)
+        self.epochs = plan.recipe.total_epochs(self.steps_per_epoch)
         self.normaliser = Normaliser(plan.entry.preprocessing, device)
         self.history: list[EpochRow] = []
         self.best: BestEpoch = {"epoch": 0, "top1": None, "loss": None}
