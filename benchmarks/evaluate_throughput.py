@@ -24,7 +24,7 @@ import psutil
 
 from resnet_onnx.data.batches import Batches, default_workers
 from resnet_onnx.data.datasets import PictureSet, open_dataset
-from resnet_onnx.evaluation import PictureModel, evaluate
+from resnet_onnx.evaluation import EvaluationPlan, PictureModel, evaluate
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes import ModelSource, Runtime, RuntimeOptions, open_runtime
 
@@ -94,9 +94,8 @@ def evaluating(
         runtime,
         photos,
         preprocessing,
+        EvaluationPlan(data=args.photos, batch_size=args.batch, workers=args.workers),
         class_map=class_map,
-        batch_size=args.batch,
-        workers=args.workers,
         progress=progress,
     )
     return found.images_per_second, shares[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from resnet_onnx.results.document import SkippedPicture
 from resnet_onnx.results.evaluate import EvaluateRow, OneCrop
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, BadPicture, UsageError
+from runtimes.spec import RuntimeOptions
 
 Progress = Callable[[int, int], None]
 """Called with the pictures done and the pictures in all."""
@@ -30,6 +32,54 @@ NOT_PREDICTED = -1
 _TOP = 5
 _SUM_TOLERANCE = 1e-3
 """How far outputs in [0, 1] may sum from 1 and still be probabilities; half precision sums 1,000 of them to 5e-4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """How accuracy is measured.
+
+    Attributes:
+        data: Labelled pictures, as ``--data`` names them; their test split.
+        device: Device of the runtime; None is its own default.
+        options: Of the runtime.
+        batch_size: Pictures a run; a model with a fixed batch keeps its own. Each crop of a picture counts as one, and
+            with `scales` a run has as many pixels at most as so many pictures of the model's own size, or one picture.
+        crops: 1 looks at the centre of each picture; 10 averages the probabilities of ten crops (``ten_crops``), as
+            Krizhevsky, Sutskever and Hinton (2012), section 4.1, average "the predictions made by the network's
+            softmax layer"; arXiv:1512.03385, section 3.4, tests so. None is 1.
+        scales: Average over whole pictures with these shorter sides, pixels, in place of crops; see ``evaluate``.
+        resize: Shorter side of each picture before it is cropped, pixels; None is the model's own.
+        limit: At most so many pictures, spread evenly over the data set; None takes all.
+        workers: Processes that decode; 0 decodes between the runs, None chooses by the number of pictures.
+        skip_bad: Whether pictures that can't be decoded are left out, counted and named, instead of ending everything.
+
+    Raises:
+        UsageError: A number is out of range, or `scales` is combined with what is for crops.
+    """
+
+    data: str
+    device: str | None = None
+    options: RuntimeOptions = field(default_factory=RuntimeOptions)
+    batch_size: int = 32
+    crops: Crops | None = None
+    scales: tuple[int, ...] = ()
+    resize: int | None = None
+    limit: int | None = None
+    workers: int | None = None
+    skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch size must be at least 1, not {self.batch_size}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"the number of pictures must be at least 1, not {self.limit}")
+        if self.crops not in (None, *get_args(Crops)):
+            raise UsageError(f"the number of crops is 1 or 10, not {self.crops}")
+        for option, value in (("--crops", self.crops), ("--resize", self.resize), ("--workers", self.workers)):
+            if self.scales and value is not None:
+                raise UsageError(
+                    f"--scales looks at whole pictures, and {option} was given", fix="leave one of them out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +139,8 @@ class PictureModel:
         preprocessing: The model's.
 
     Attributes:
+        name: The model's, for messages.
+        device: The runtime's.
         classes: How many scores it gives, or None where the model leaves that open.
         fixed_batch: The batch size that the model insists on, or None.
         any_size: Whether it takes pictures of any height and width.
@@ -99,19 +151,19 @@ class PictureModel:
 
     def __init__(self, runtime: Runtime, preprocessing: Preprocessing) -> None:
         self._runtime, self._preprocessing = runtime, preprocessing
-        self._model = runtime.source.name
-        self._input = picture_input(with_channels(runtime.inputs), self._model)
+        self.name, self.device = runtime.source.name, runtime.device
+        self._input = picture_input(with_channels(runtime.inputs), self.name)
         self._output = runtime.outputs[0]
         side = preprocessing.image_size
         if self._input.size not in (None, side):
             raise BadModel(
-                f"{self._model}: input {self._input.spec} is of another size than the {side}×{side} that its "
+                f"{self.name}: input {self._input.spec} is of another size than the {side}×{side} that its "
                 "preprocessing makes",
                 fix="export the model with the --image-size it is used with",
             )
         batch, *rest = self._output.shape or (0,)
         if not rest or any(extent != 1 for extent in rest[1:]):
-            raise BadModel(f"{self._model}: first output {self._output} is not [batch, classes]")
+            raise BadModel(f"{self.name}: first output {self._output} is not [batch, classes]")
         self.classes = rest[0] if isinstance(rest[0], int) else None
         self.any_size = self._input.size is None
         batches = self._input.spec.shape[0], batch
@@ -140,7 +192,7 @@ class PictureModel:
         pictures = filled(pictures, self.fixed_batch)
         output = self._runtime.run(self._input.feeds(pictures, self._preprocessing))[self._output.name]
         if output.ndim < 2 or output.shape[0] != len(pictures) or output.size != output.shape[0] * output.shape[1]:
-            raise BadModel(f"{self._model}: gave {list(output.shape)} for {len(pictures)} pictures")
+            raise BadModel(f"{self.name}: gave {list(output.shape)} for {len(pictures)} pictures")
         return output.reshape(len(pictures), -1)[:count].astype(np.float64)
 
 
@@ -148,52 +200,66 @@ def evaluate(
     runtime: Runtime,
     dataset: PictureSet,
     preprocessing: Preprocessing,
+    plan: EvaluationPlan,
     *,
     class_map: NDArray[np.int64],
-    batch_size: int = 32,
-    crops: Crops = 1,
-    workers: int = 0,
-    skip_bad: bool = False,
     progress: Progress | None = None,
-    limit: int | None = None,
 ) -> Evaluation:
     """Measures accuracy on a labelled data set.
 
+    With ``plan.scales`` whole pictures are looked at in several sizes (arXiv:1512.03385, section 3.4; arXiv:1409.1556,
+    3.2). The network averages its scores over all positions of a picture by itself; their probabilities are averaged
+    over the sizes, as arXiv:1409.1556, section 4.2, averages "the resulting class posteriors". Pictures are decoded in
+    this process then, one by one: next to the work on large pictures that costs little.
+
     Args:
-        runtime: The opened model; beside worker processes it is best opened with ``RuntimeOptions(spin=False)``.
-        dataset: Labelled pictures.
-        preprocessing: The model's.
+        runtime: The opened model; beside worker processes it is best opened with ``RuntimeOptions(spin=False)``. For
+            scales it takes pictures of any height and width.
+        dataset: Labelled pictures, those that ``plan.data`` names.
+        preprocessing: The model's, with ``plan.resize``.
+        plan: What is looked at, and how.
         class_map: int64 [classes of the set], the model's output for each class (``labels.match_classes``).
-        batch_size: Pictures a run; a model with a fixed batch keeps its own. Each crop of a picture counts as one.
-        crops: 1 looks at the centre of each picture; 10 averages the probabilities of ten crops (``ten_crops``), as
-            Krizhevsky, Sutskever and Hinton (2012), section 4.1, average "the predictions made by the network's
-            softmax layer"; arXiv:1512.03385, section 3.4, tests so.
-        workers: Processes that decode; 0 decodes between the runs.
-        skip_bad: Leave pictures out that can't be decoded, counted and named, instead of raising.
         progress: Called after each batch.
-        limit: Evaluate so many pictures at most, spread evenly over the data set.
 
     Raises:
         BadData: The set has no labels, or none of its pictures could be decoded.
-        BadPicture: A picture can't be decoded, and `skip_bad` is not set.
-        BadModel: The model is no picture classifier, or has too few outputs for `class_map`.
-        UsageError: `limit` or `batch_size` is below 1, or all crops of a picture would be the same.
+        BadPicture: A picture can't be decoded, and ``plan.skip_bad`` is not set.
+        BadModel: The model is not a picture classifier, takes one size only where there are scales, or has too few
+            outputs for `class_map`.
+        UsageError: All crops of a picture would be the same.
         Unavailable: A worker process died.
     """
-    if crops != 1 and preprocessing.resize == preprocessing.image_size:
-        size = preprocessing.image_size
+    size = preprocessing.image_size
+    if plan.crops == 10 and preprocessing.resize == size:
         raise UsageError(
-            f"{crops} crops of {size}×{size} out of pictures whose shorter side is resized to {size} leave nothing to "
+            f"10 crops of {size}×{size} out of pictures whose shorter side is resized to {size} leave nothing to "
             "choose",
             fix=f"--resize {size + max(1, round(size / 8))} leaves room to move, or take 1 crop",
         )
-    dataset = _selection(dataset, limit)
+    need_labels(dataset)
+    if plan.limit is not None and plan.limit < len(dataset):
+        dataset = dataset.subset(np.arange(plan.limit, dtype=np.int64) * len(dataset) // plan.limit)
     model = PictureModel(runtime, preprocessing)
-    targets = _targets(model, runtime, dataset, class_map)
-    total = len(dataset)
-    at_once = batch_size
-    if batch_size >= 1:
-        batch_size = min(max(1, (model.fixed_batch or batch_size) // crops), total)
+    if plan.scales and (not model.any_size or model.fixed_batch is not None):
+        raise BadModel(f"{model.name}: does not take pictures of any size, as scales need")
+    if model.classes is not None and int(class_map.max()) >= model.classes:
+        raise BadModel(f"{model.name}: has {model.classes} outputs, the data set needs {class_map.max() + 1}")
+    targets = class_map[dataset.labels]
+    look_at = _whole_pictures if plan.scales else _crops
+    return look_at(model, dataset, preprocessing, plan, targets, progress)
+
+
+def _crops(
+    model: PictureModel,
+    dataset: PictureSet,
+    preprocessing: Preprocessing,
+    plan: EvaluationPlan,
+    targets: NDArray[np.int64],
+    progress: Progress | None,
+) -> Evaluation:
+    """Evaluates one crop or the mean over ten; `targets` is int64 [pictures], the model's output for each."""
+    total, crops = len(dataset), plan.crops or 1
+    batch_size = min(max(1, (model.fixed_batch or plan.batch_size) // crops), total)
     tally, centre = _Tally(targets), _Tally(targets)
     watch = Watch()
     with Batches(
@@ -201,11 +267,11 @@ def evaluate(
         preprocessing,
         batch_size=batch_size,
         crops=crops,
-        workers=workers,
-        skip_bad=skip_bad,
-        take_turns=runtime.device == "cpu",
+        workers=plan.workers or 0,
+        skip_bad=plan.skip_bad,
+        take_turns=model.device == "cpu",
     ) as batches:
-        model.warm_up(min(batch_size * crops, at_once))  # while the workers start
+        model.warm_up(min(batch_size * crops, plan.batch_size))  # while the workers start
         ahead = batches.wait_for_first()
         steady, before = Watch(), 0
         for batch in batches:
@@ -213,7 +279,7 @@ def evaluate(
                 tally.add(batch.indices, model.scores(batch.pictures))
             else:
                 views = batch.pictures.reshape(-1, *batch.pictures.shape[2:])
-                scores = model.scores(views, at_once=at_once).reshape(len(batch.indices), crops, -1)
+                scores = model.scores(views, at_once=plan.batch_size).reshape(len(batch.indices), crops, -1)
                 tally.add(batch.indices, probabilities(scores).mean(axis=1))
                 centre.add(batch.indices, scores[:, CENTRE])
             if not before and tally.images >= ahead and tally.images + len(batches.skipped) < total:
@@ -235,69 +301,36 @@ def evaluate(
     )
 
 
-def evaluate_scales(
-    runtime: Runtime,
+def _whole_pictures(
+    model: PictureModel,
     dataset: PictureSet,
     preprocessing: Preprocessing,
-    *,
-    class_map: NDArray[np.int64],
-    scales: Sequence[int],
-    batch_size: int = 32,
-    skip_bad: bool = False,
-    progress: Progress | None = None,
-    limit: int | None = None,
+    plan: EvaluationPlan,
+    targets: NDArray[np.int64],
+    progress: Progress | None,
 ) -> Evaluation:
-    """Measures accuracy with whole pictures at several sizes (arXiv:1512.03385, section 3.4; arXiv:1409.1556, 3.2).
-
-    The network averages its scores over all positions of a picture by itself; their probabilities are averaged over
-    the sizes, as arXiv:1409.1556, section 4.2, averages "the resulting class posteriors". Pictures are decoded here,
-    one by one: next to the work on large pictures that costs little.
-
-    Args:
-        runtime: The opened model, which takes pictures of any height and width.
-        dataset: Labelled pictures.
-        preprocessing: The model's; its own size is that of the centre crop that is looked at beside.
-        class_map: int64 [classes of the set], the model's output for each class (``labels.match_classes``).
-        scales: What the shorter side of each picture is resized to, pixels, one after the other.
-        batch_size: A run has at most as many pixels as so many pictures of the model's own size, or one picture.
-        skip_bad: Leave pictures out that can't be decoded, counted and named, instead of raising.
-        progress: Called after each batch.
-        limit: Evaluate so many pictures at most, spread evenly over the data set.
-
-    Raises:
-        BadData: The set has no labels, or none of its pictures could be decoded.
-        BadPicture: A picture can't be decoded, and `skip_bad` is not set.
-        BadModel: The model is no picture classifier, takes one size only, or has too few outputs for `class_map`.
-        UsageError: `limit` or `batch_size` is below 1, or there is no scale.
-    """
-    if batch_size < 1 or not scales:
-        raise UsageError(f"batch size must be at least 1 and a scale named, not {batch_size} and {list(scales)}")
-    dataset = _selection(dataset, limit)
-    model = PictureModel(runtime, preprocessing)
-    if not model.any_size or model.fixed_batch is not None:
-        raise BadModel(f"{runtime.source.name}: does not take pictures of any size, as scales need")
-    targets = _targets(model, runtime, dataset, class_map)
+    """Evaluates the mean over whole pictures of several sizes, and the centre crop; arguments as ``_crops``."""
     tally, centre = _Tally(targets), _Tally(targets)
     skipped: list[Skipped] = []
-    pixels = batch_size * preprocessing.image_size**2
+    pixels = plan.batch_size * preprocessing.image_size**2
     watch = Watch()
     model.warm_up(1)
     steady = Watch()
-    for start in range(0, len(dataset), batch_size):
+    for start in range(0, len(dataset), plan.batch_size):
         good: list[int] = []
         crops: list[NDArray[np.uint8]] = []
-        sizes: list[list[NDArray[np.uint8]]] = [[] for _ in scales]
-        for index in range(start, min(start + batch_size, len(dataset))):
+        sizes: list[list[NDArray[np.uint8]]] = [[] for _ in plan.scales]
+        for index in range(start, min(start + plan.batch_size, len(dataset))):
             try:
                 picture = decoded_picture(dataset, index)
             except BadPicture as error:
-                if not skip_bad:
+                if not plan.skip_bad:
                     raise
                 skipped.append(Skipped(dataset.item_name(index), error.message))
                 continue
             good.append(index)
             crops.append(prepare(picture, preprocessing))
-            for scale, pictures in zip(scales, sizes, strict=True):
+            for scale, pictures in zip(plan.scales, sizes, strict=True):
                 pictures.append(whole(picture, scale, preprocessing.interpolation))
         if good:
             indices = np.asarray(good, dtype=np.int64)
@@ -341,26 +374,6 @@ def need_labels(dataset: PictureSet) -> None:
             f"{dataset.name}: these pictures have no labels, so that there is no accuracy to measure",
             fix="put them into one folder per class, or use predict",
         )
-
-
-def _selection(dataset: PictureSet, limit: int | None) -> PictureSet:
-    """Returns the labelled pictures to evaluate; raises ``BadData`` and ``UsageError``."""
-    need_labels(dataset)
-    if limit is not None and limit < 1:
-        raise UsageError(f"the number of pictures must be at least 1, not {limit}")
-    if limit is not None and limit < len(dataset):
-        return dataset.subset(np.arange(limit, dtype=np.int64) * len(dataset) // limit)
-    return dataset
-
-
-def _targets(
-    model: PictureModel, runtime: Runtime, dataset: PictureSet, class_map: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Returns int64 [pictures], the model's output for each; raises ``BadModel`` where it has too few."""
-    if model.classes is not None and int(class_map.max()) >= model.classes:
-        raise BadModel(f"{runtime.source.name}: has {model.classes} outputs, the data set needs {class_map.max() + 1}")
-    targets: NDArray[np.int64] = class_map[dataset.labels]
-    return targets
 
 
 def _evaluation(

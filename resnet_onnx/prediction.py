@@ -101,7 +101,7 @@ def predict(
     Raises:
         BadData: A source is not there or holds no picture, or none could be decoded.
         BadPicture: A picture can't be decoded, and `skip_bad` is not set.
-        BadModel: The model is no picture classifier, or gave NaN or Inf.
+        BadModel: The model is not a picture classifier, or gave NaN or Inf.
         UsageError: `top_k` is below 1, or the labels are not as many as the outputs.
     """
     if top_k < 1:

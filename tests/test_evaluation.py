@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
-from resnet_onnx.evaluation import NOT_PREDICTED, PictureModel, agreement, evaluate
+from resnet_onnx.evaluation import NOT_PREDICTED, EvaluationPlan, PictureModel, agreement, evaluate
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadData, BadModel, BadPicture, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
@@ -57,6 +57,10 @@ def fake(
     return FakeRuntime(source, device="cpu", options=RuntimeOptions())
 
 
+def plan(**options: Any) -> EvaluationPlan:
+    return EvaluationPlan(data="-", **options)
+
+
 def painted(count: int, labels: list[int] | None = None) -> PictureSet:
     """Pictures of one level each, 0, 1, 2 …"""
     pictures = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
@@ -74,7 +78,7 @@ IDENTITY = np.arange(10)
 
 class TestCounting:
     def test_all_right(self) -> None:
-        found = evaluate(fake(), painted(23), PLAIN, class_map=IDENTITY, batch_size=4)
+        found = evaluate(fake(), painted(23), PLAIN, plan(batch_size=4), class_map=IDENTITY)
         assert (found.top1, found.top5, found.images) == (1.0, 1.0, 23)
         assert found.predictions.tolist() == [index % 10 for index in range(23)]
         assert found.images_per_second > 0
@@ -83,54 +87,49 @@ class TestCounting:
     def test_ranks(self) -> None:
         descending = np.arange(10, 0, -1.0)
         SCORES.update(dict.fromkeys(range(10), descending))  # always 0, then 1, then 2 …
-        found = evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY)
+        found = evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY)
         assert (found.top1, found.top5) == (0.1, 0.5)
 
     def test_class_map_is_applied(self) -> None:
-        found = evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY[::-1].copy())
+        found = evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY[::-1].copy())
         assert found.top1 == 0.0
         assert found.labels.tolist() == list(range(9, -1, -1))
 
     def test_a_constant_output_is_right_for_one_class_only(self) -> None:
         SCORES.clear()  # all zero
-        found = evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY)
+        found = evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY)
         assert (found.top1, found.top5) == (0.1, 0.5)
 
     def test_nan_is_never_right(self) -> None:
         SCORES[3] = np.full(10, np.nan)
         SCORES[4] = np.where(np.arange(10) == 4, np.nan, 0)
         SCORES[5] = np.where(np.arange(10) == 4, np.nan, np.eye(10)[5])
-        found = evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY)
+        found = evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY)
         assert (found.top1, found.top5, found.not_finite) == (0.7, 0.7, 3)
         assert found.predictions[3:6].tolist() == [NOT_PREDICTED] * 3
 
     def test_infinite_logits_still_rank(self) -> None:
         SCORES[2] = np.where(np.arange(10) == 2, np.inf, -np.inf)
-        assert evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY).top1 == 1.0
+        assert evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY).top1 == 1.0
 
     def test_fewer_than_five_classes_have_no_top5(self) -> None:
         SCORES.update({level: np.eye(3)[level % 3] for level in range(6)})
         pictures = painted(6).source.pictures  # type: ignore[attr-defined]
         three = from_arrays("three", pictures, [0, 1, 2, 0, 1, 1], ["a", "b", "c"])
-        found = evaluate(fake(output=("n", 3)), three, PLAIN, class_map=np.arange(3))
+        found = evaluate(fake(output=("n", 3)), three, PLAIN, plan(), class_map=np.arange(3))
         assert found.top5 is None
         assert found.top1 == pytest.approx(5 / 6)
         assert found.row("torch").top5 is None
 
     def test_limit_is_spread_over_the_classes(self) -> None:
-        found = evaluate(fake(), painted(200, sorted(list(range(10)) * 20)), PLAIN, class_map=IDENTITY, limit=10)
+        found = evaluate(fake(), painted(200, sorted(list(range(10)) * 20)), PLAIN, plan(limit=10), class_map=IDENTITY)
         assert found.images == 10
         assert found.labels.tolist() == list(range(10))
 
     def test_progress_counts_up(self) -> None:
         seen: list[tuple[int, int]] = []
         evaluate(
-            fake(),
-            painted(10),
-            PLAIN,
-            class_map=IDENTITY,
-            batch_size=4,
-            progress=lambda *both: seen.append(both),
+            fake(), painted(10), PLAIN, plan(batch_size=4), class_map=IDENTITY, progress=lambda *both: seen.append(both)
         )
         assert seen == [(4, 10), (8, 10), (10, 10)]
 
@@ -148,7 +147,7 @@ class TestForms:
         ],
     )
     def test_every_form_of_input(self, dtype: str, shape: tuple[Dimension, ...]) -> None:
-        found = evaluate(fake(dtype, shape), painted(23), PLAIN, class_map=IDENTITY, batch_size=5)
+        found = evaluate(fake(dtype, shape), painted(23), PLAIN, plan(batch_size=5), class_map=IDENTITY)
         assert found.top1 == 1.0
 
     @pytest.mark.parametrize("fixed", [1, 4, 30])
@@ -156,12 +155,12 @@ class TestForms:
         calls: list[int] = []
         runtime = fake(shape=(fixed, 3, 8, 8), output=(fixed, 10), calls=calls)
         calls = runtime.source.arguments["calls"]
-        found = evaluate(runtime, painted(23), PLAIN, class_map=IDENTITY, batch_size=8)
+        found = evaluate(runtime, painted(23), PLAIN, plan(batch_size=8), class_map=IDENTITY)
         assert (found.images, found.top1) == (23, 1.0)
         assert set(calls) == {fixed}
 
     def test_scores_with_spatial_ones(self) -> None:
-        found = evaluate(fake(output=("n", 10, 1, 1)), painted(7), PLAIN, class_map=IDENTITY)
+        found = evaluate(fake(output=("n", 10, 1, 1)), painted(7), PLAIN, plan(), class_map=IDENTITY)
         assert found.top1 == 1.0
 
     @pytest.mark.parametrize(
@@ -179,7 +178,7 @@ class TestForms:
         self, dtype: str, shape: tuple[Dimension, ...], output: tuple[Dimension, ...], expected: str
     ) -> None:
         with pytest.raises(BadModel, match=expected) as refused:
-            evaluate(fake(dtype, shape, output), painted(5), PLAIN, class_map=IDENTITY)
+            evaluate(fake(dtype, shape, output), painted(5), PLAIN, plan(), class_map=IDENTITY)
         assert refused.value.message.startswith("fake.onnx")
 
     def test_several_inputs(self) -> None:
@@ -192,13 +191,13 @@ class TestForms:
 class TestData:
     def test_unlabelled_pictures_are_refused(self) -> None:
         with pytest.raises(BadData, match="no labels"):
-            evaluate(fake(), from_arrays("mine", np.zeros((2, 8, 8, 3), np.uint8)), PLAIN, class_map=IDENTITY)
+            evaluate(fake(), from_arrays("mine", np.zeros((2, 8, 8, 3), np.uint8)), PLAIN, plan(), class_map=IDENTITY)
 
     def test_bad_limits(self) -> None:
         with pytest.raises(UsageError, match="at least 1, not 0"):
-            evaluate(fake(), painted(2), PLAIN, class_map=IDENTITY, limit=0)
+            evaluate(fake(), painted(2), PLAIN, plan(limit=0), class_map=IDENTITY)
         with pytest.raises(UsageError, match="batch size must be at least 1, not 0"):
-            evaluate(fake(), painted(2), PLAIN, class_map=IDENTITY, batch_size=0)
+            evaluate(fake(), painted(2), PLAIN, plan(batch_size=0), class_map=IDENTITY)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_bad_pictures(self, tmp_path: Path, workers: int) -> None:
@@ -211,8 +210,8 @@ class TestData:
         (tmp_path / "c3" / "03.png").write_bytes(b"text")
         dataset = open_dataset(tmp_path)
         with pytest.raises(BadPicture, match=r"c3/03\.png"):
-            evaluate(fake(), dataset, PLAIN, class_map=IDENTITY, workers=workers)
-        found = evaluate(fake(), dataset, PLAIN, class_map=IDENTITY, workers=workers, skip_bad=True, batch_size=2)
+            evaluate(fake(), dataset, PLAIN, plan(workers=workers), class_map=IDENTITY)
+        found = evaluate(fake(), dataset, PLAIN, plan(workers=workers, skip_bad=True, batch_size=2), class_map=IDENTITY)
         assert (found.images, found.top1) == (11, 1.0)
         assert [skipped.name for skipped in found.skipped] == ["c3/03.png"]
         assert (found.predictions == NOT_PREDICTED).sum() == 1
@@ -220,18 +219,32 @@ class TestData:
         assert found.images_per_second > 0
         only_bad = dataset.subset([[dataset.item_name(i) for i in range(12)].index("c3/03.png")])
         with pytest.raises(BadData, match=r"none of the 1 pictures could be decoded; c3/03\.png: not a picture"):
-            evaluate(fake(), only_bad, PLAIN, class_map=IDENTITY, skip_bad=True)
+            evaluate(fake(), only_bad, PLAIN, plan(skip_bad=True), class_map=IDENTITY)
 
     def test_agreement(self) -> None:
-        a = evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY)
+        a = evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY)
         SCORES[0] = np.eye(10)[1]
         SCORES[1] = np.full(10, np.nan)
-        b = evaluate(fake(), painted(10), PLAIN, class_map=IDENTITY)
+        b = evaluate(fake(), painted(10), PLAIN, plan(), class_map=IDENTITY)
         assert agreement(a, a) == 1.0
         assert agreement(a, b) == 0.8
         assert agreement(b, b) == 0.9  # NaN agrees with nothing, not even with itself
         with pytest.raises(BadData, match="not of the same pictures"):
-            agreement(a, evaluate(fake(), painted(9), PLAIN, class_map=IDENTITY))
+            agreement(a, evaluate(fake(), painted(9), PLAIN, plan(), class_map=IDENTITY))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"crops": 5}, "the number of crops is 1 or 10, not 5"),
+        ({"scales": (8,), "crops": 1}, "--scales looks at whole pictures, and --crops was given"),
+        ({"scales": (8,), "resize": 9}, "and --resize was given"),
+        ({"scales": (8,), "workers": 0}, "and --workers was given"),
+    ],
+)
+def test_a_plan_checks_itself(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        plan(**options)
 
 
 def test_published_weights_reach_their_figure_on_every_tenth_jpeg(shared_data: Path, tmp_path: Path) -> None:
@@ -254,7 +267,7 @@ def test_published_weights_reach_their_figure_on_every_tenth_jpeg(shared_data: P
     preprocessing = Preprocessing(image_size=32, resize=32)
     class_map = match_classes(dataset.classes, cifar10_labels(), 10)
     with open_runtime("ort-cpu", ModelSource(path=tmp_path / "net.onnx")) as runtime:
-        found = evaluate(runtime, dataset, preprocessing, class_map=class_map, batch_size=128, workers=1)
+        found = evaluate(runtime, dataset, preprocessing, plan(batch_size=128, workers=1), class_map=class_map)
     labels = torch.from_numpy(class_map[dataset.labels])
     pictures = np.stack([np.asarray(_decoded(dataset, index)) for index in range(len(dataset))])
     with torch.inference_mode():

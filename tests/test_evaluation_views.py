@@ -15,7 +15,7 @@ from resnet_onnx.cli.main import main
 from resnet_onnx.data.batches import Batches
 from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
 from resnet_onnx.data.transforms import CENTRE, prepare, ten_crops, whole
-from resnet_onnx.evaluation import NOT_PREDICTED, Evaluation, evaluate, evaluate_scales
+from resnet_onnx.evaluation import NOT_PREDICTED, Evaluation, EvaluationPlan, evaluate
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.evaluate import OneCrop
 from runtimes.errors import BadModel, BadPicture, UsageError
@@ -75,6 +75,10 @@ def numbered(labels: list[int]) -> PictureSet:
     return from_arrays("numbered", np.repeat(one, len(labels), axis=0), labels, CLASSES)
 
 
+def plan(**options: Any) -> EvaluationPlan:
+    return EvaluationPlan(data="-", **options)
+
+
 def softmax(row: NDArray[Any]) -> NDArray[np.float64]:
     powers = np.exp(row.astype(np.float64))
     share: NDArray[np.float64] = powers / powers.sum()
@@ -82,7 +86,7 @@ def softmax(row: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def ten(labels: list[int], runtime: FakeRuntime | None = None, **how: Any) -> Evaluation:
-    return evaluate(runtime or fake(), numbered(labels), ROOM, class_map=np.arange(3), crops=10, **how)
+    return evaluate(runtime or fake(), numbered(labels), ROOM, plan(crops=10, **how), class_map=np.arange(3))
 
 
 class TestTenCrops:
@@ -128,11 +132,11 @@ class TestTenCrops:
         assert found.one_crop is not None
         assert found.one_crop.top1 == 0.0
         assert found.row("torch").one_crop == OneCrop(top1=0.0, top5=None)
-        assert evaluate(fake(), numbered([2]), ROOM, class_map=np.arange(3)).top1 == 0.0
+        assert evaluate(fake(), numbered([2]), ROOM, plan(), class_map=np.arange(3)).top1 == 0.0
 
     def test_the_centre_beside_is_the_figure_of_one_crop(self) -> None:
         ANSWERS[11] = np.array([0.0, 5.0, 0.0])
-        alone = evaluate(fake(), numbered([0, 1, 1, 2]), ROOM, class_map=np.arange(3))
+        alone = evaluate(fake(), numbered([0, 1, 1, 2]), ROOM, plan(), class_map=np.arange(3))
         found = ten([0, 1, 1, 2])
         assert found.one_crop is not None
         assert found.one_crop.top1 == alone.top1 == 0.5
@@ -190,7 +194,7 @@ class TestTenCrops:
     def test_without_room_to_move_it_is_refused(self) -> None:
         tight = Preprocessing(image_size=8, resize=8)
         with pytest.raises(UsageError, match="10 crops of 8×8 out of pictures whose shorter side is resized to 8"):
-            evaluate(fake(), numbered([0]), tight, class_map=np.arange(3), crops=10)
+            evaluate(fake(), numbered([0]), tight, plan(crops=10), class_map=np.arange(3))
 
 
 class TestScales:
@@ -198,7 +202,19 @@ class TestScales:
         rows = {8: [9.0, 0.0, 0.0], 12: [0.0, 1.0, 0.0], 16: [0.0, 1.0, 0.0], 24: [0.0, 1.0, 0.0]}
         logits = np.array(list(rows.values()))[1:]
         runtime = fake(by_height, heights=rows)
-        found = evaluate_scales(runtime, numbered([0, 1]), ROOM, class_map=np.arange(3), scales=[12, 16, 24])
+        found = evaluate(
+            runtime,
+            numbered([0, 1]),
+            ROOM,
+            plan(
+                scales=(
+                    12,
+                    16,
+                    24,
+                )
+            ),
+            class_map=np.arange(3),
+        )
         assert np.mean([softmax(row) for row in logits], axis=0).argmax() == 1
         assert found.predictions.tolist() == [1, 1]
         assert found.one_crop is not None
@@ -207,13 +223,37 @@ class TestScales:
     def test_one_sure_size_does_not_outvote_two(self) -> None:
         rows = {8: [0.0] * 3, 12: [0.0, 0.0, 30.0], 16: [2.0, 0.0, 0.0], 24: [2.0, 0.0, 0.0]}
         runtime = fake(by_height, heights=rows)
-        found = evaluate_scales(runtime, numbered([0]), ROOM, class_map=np.arange(3), scales=[12, 16, 24])
+        found = evaluate(
+            runtime,
+            numbered([0]),
+            ROOM,
+            plan(
+                scales=(
+                    12,
+                    16,
+                    24,
+                )
+            ),
+            class_map=np.arange(3),
+        )
         assert found.top1 == 1.0
 
     def test_the_whole_picture_is_seen_and_no_run_is_larger_than_the_batch(self) -> None:
         wide = from_arrays("wide", np.zeros((5, 10, 20, 3), np.uint8), [0] * 5, CLASSES)
         runtime = fake(by_height, heights={8: [0.0] * 3, 16: [0.0] * 3, 80: [0.0] * 3})
-        evaluate_scales(runtime, wide, ROOM, class_map=np.arange(3), scales=[16, 80], batch_size=16)
+        evaluate(
+            runtime,
+            wide,
+            ROOM,
+            plan(
+                scales=(
+                    16,
+                    80,
+                ),
+                batch_size=16,
+            ),
+            class_map=np.arange(3),
+        )
         assert SEEN[1:] == [(5, 3, 8, 8), (2, 3, 16, 32), (2, 3, 16, 32), (1, 3, 16, 32), *[(1, 3, 80, 160)] * 5]
 
     def test_bad_pictures(self, tmp_path: Path) -> None:
@@ -227,8 +267,8 @@ class TestScales:
         runtime = fake(by_height, heights={8: [0.0, 0.0, 1.0], 10: [1.0, 0.0, 0.0]})
         dataset, identity = open_dataset(tmp_path), np.arange(3)
         with pytest.raises(BadPicture, match=r"b/4\.png"):
-            evaluate_scales(runtime, dataset, ROOM, class_map=identity, scales=[10])
-        found = evaluate_scales(runtime, dataset, ROOM, class_map=identity, scales=[10], skip_bad=True, batch_size=2)
+            evaluate(runtime, dataset, ROOM, plan(scales=(10,)), class_map=identity)
+        found = evaluate(runtime, dataset, ROOM, plan(scales=(10,), skip_bad=True, batch_size=2), class_map=identity)
         assert (found.images, found.top1) == (5, 0.4)
         assert [skipped.name for skipped in found.skipped] == ["b/4.png"]
         assert found.one_crop is not None
@@ -236,13 +276,13 @@ class TestScales:
 
     def test_a_model_of_one_size_is_refused(self) -> None:
         with pytest.raises(BadModel, match="does not take pictures of any size"):
-            evaluate_scales(fake(), numbered([0]), ROOM, class_map=np.arange(3), scales=[8])
+            evaluate(fake(), numbered([0]), ROOM, plan(scales=(8,)), class_map=np.arange(3))
 
     def test_a_network_of_torch_decides_as_by_hand(self, tmp_path: Path) -> None:
         import torch
         from PIL import Image
 
-        from resnet_onnx.workflow import Request, evaluate_scales_on, resolve
+        from resnet_onnx.workflow import Request, evaluate_on, resolve
 
         dice = np.random.default_rng(3)
         for index in range(12):
@@ -252,7 +292,7 @@ class TestScales:
             Image.fromarray(noise).resize((40 + 9 * (index % 3), 40)).save(path)
         model = resolve(Request(model="cifar-resnet8"))
         assert model.network is not None
-        found = evaluate_scales_on(model, str(tmp_path), [32, 48], batch_size=5)
+        found = evaluate_on(model, "torch", EvaluationPlan(data=str(tmp_path), scales=(32, 48), batch_size=5))
         net, pictures = model.network.load(), open_dataset(tmp_path)
         expected = []
         for index in range(len(pictures)):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -26,9 +26,13 @@ from runtimes.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from resnet_onnx.results.evaluate import EvaluateRow, OneCrop
-    from resnet_onnx.workflow import Request
+    from resnet_onnx.data.transforms import Crops
+    from resnet_onnx.evaluation import EvaluationPlan
+    from resnet_onnx.results.evaluate import Evaluate, EvaluateRow, OneCrop
+    from resnet_onnx.workflow import Model, Request
     from runtimes.spec import RuntimeOptions
+
+_CROPS: Mapping[str | None, Crops | None] = {None: None, "1": 1, "10": 10}
 
 
 @make_command(
@@ -78,19 +82,31 @@ def command(
 ) -> None:
     """Measure accuracy on labelled pictures, on any runtime."""
     from resnet_onnx import workflow
-    from resnet_onnx.results.evaluate import Evaluate
+    from resnet_onnx.evaluation import EvaluationPlan
     from resnet_onnx.results.writing import write
     from runtimes import registry
 
     names = registry.parse_names(runtimes, device=device)
     if scales is not None:
-        _check_scales_alone(names, crops=crops, resize=resize, workers=workers)
+        _check_whole_pictures(names)
+    plan = EvaluationPlan(
+        data=data,
+        device=device,
+        options=replace(tuning, threads=threads),
+        batch_size=batch,
+        crops=_CROPS[crops],
+        scales=scales or (),
+        resize=resize,
+        limit=limit,
+        workers=workers,
+        skip_bad=skip_bad,
+    )
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
     model = workflow.resolve(request)
     workflow.insist_on_trained(model)
-    if scales is not None:
-        workflow.check_scales(model, scales)
+    if plan.scales:
+        workflow.check_scales(model, plan.scales)
     names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes), device=device)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
@@ -99,53 +115,17 @@ def command(
     results: list[EvaluateRow] = []
     with terminal.progress() as progress:
         for name in names:
-            task = progress.add_task(f"{name}", total=None)
-            common: dict[str, Any] = {
-                "batch_size": batch,
-                "limit": limit,
-                "skip_bad": skip_bad,
-                "device": device,
-                "threads": threads,
-                "tuning": tuning,
-                "progress": partial(_show, progress, task),
-            }
-            if scales is not None:
-                evaluation = workflow.evaluate_scales_on(model, data, scales, **common)
-            else:
-                evaluation = workflow.evaluate_on(
-                    model, name, data, crops=10 if crops == "10" else 1, resize=resize, workers=workers, **common
-                )
-            results.append(evaluation.row(name))
-    views = _views(crops, scales)
-    terminal.line(f"{model.description} · {data}" + f" · shorter side {resize}" * (resize is not None))
-    _print(terminal, results, views)
-    first = results[0]
-    by = first.classes_by
-    if by == "order" or (by == "number" and model.labels is not None):
-        terminal.note(
-            f"no class of {data} is known to {model.name} by name: the classes went to its outputs by their {by}; if "
-            "that is not what they mean, this accuracy is wrong (--labels FILE names the outputs)"
-        )
-    for skipped in first.skipped:
-        terminal.note(f"skipped: {skipped.reason}")
-    document = Evaluate(
-        model=model.name,
-        precision=model.precision,
-        data=data,
-        views=views,
-        crops=None if scales is not None else int(crops or 1),
-        resize=resize,
-        scales=scales,
-        **{field.name: getattr(first, field.name) for field in fields(first)},
-        results=results,
-    )
+            show = partial(_show, progress, progress.add_task(name, total=None))
+            results.append(workflow.evaluate_on(model, name, plan, progress=show).row(name))
+    document = _document(model, plan, results)
+    _print(terminal, model, document)
     if save is not None:
         write(save, workflow.saved_result(model, document))
     terminal.emit(document)
 
 
-def _check_scales_alone(names: list[str], *, crops: str | None, resize: int | None, workers: int | None) -> None:
-    """Raises ``UsageError`` for what does not go with whole pictures."""
+def _check_whole_pictures(names: Sequence[str]) -> None:
+    """Raises ``UsageError`` for runtimes that take pictures of one size only."""
     from runtimes import registry
 
     others = [name for name in names if "torch" not in registry.adapter(name).opens]
@@ -155,18 +135,43 @@ def _check_scales_alone(names: list[str], *, crops: str | None, resize: int | No
             f"--scales runs on {able} only, not on {' or '.join(others)}: they take pictures of one size",
             fix=f"--runtime {able}",
         )
-    for option, value in (("--crops", crops), ("--resize", resize), ("--workers", workers)):
-        if value is not None:
-            raise UsageError(f"--scales looks at whole pictures, and {option} was given", fix="leave one of them out")
 
 
-def _views(crops: str | None, scales: tuple[int, ...] | None) -> str:
-    if scales is not None:
-        return f"scale {scales[0]}" if len(scales) == 1 else f"scales {', '.join(map(str, scales))}"
-    return "10 crops" if crops == "10" else "1 crop"
+def _document(model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow]) -> Evaluate:
+    from resnet_onnx.results.evaluate import Evaluate
+
+    crops, views = plan.crops or 1, f"scales {', '.join(map(str, plan.scales))}"
+    if len(plan.scales) < 2:
+        views = f"scale {plan.scales[0]}" if plan.scales else "1 crop" if crops == 1 else f"{crops} crops"
+    return Evaluate(
+        model=model.name,
+        precision=model.precision,
+        data=plan.data,
+        views=views,
+        crops=None if plan.scales else crops,
+        resize=plan.resize,
+        scales=plan.scales or None,
+        **{field.name: getattr(results[0], field.name) for field in fields(results[0])},
+        results=results,
+    )
 
 
-def _print(terminal: Terminal, results: Sequence[EvaluateRow], views: str) -> None:
+def _print(terminal: Terminal, model: Model, document: Evaluate) -> None:
+    terminal.line(
+        f"{model.description} · {document.data}" + f" · shorter side {document.resize}" * (document.resize is not None)
+    )
+    _print_rows(terminal, document.results, str(document.views))
+    by = document.classes_by
+    if by == "order" or (by == "number" and model.labels is not None):
+        terminal.note(
+            f"no class of {document.data} is known to {model.name} by name: the classes went to its outputs by their "
+            f"{by}; if that is not what they mean, this accuracy is wrong (--labels FILE names the outputs)"
+        )
+    for skipped in document.skipped:
+        terminal.note(f"skipped: {skipped.reason}")
+
+
+def _print_rows(terminal: Terminal, results: Sequence[EvaluateRow], views: str) -> None:
     several = views != "1 crop"
     rows = []
     for row in results:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,7 @@ def command(
             top=top,
             skip_bad=skip_bad,
             device=device,
-            threads=threads,
-            tuning=tuning,
+            options=replace(tuning, threads=threads),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for prediction in predictions:

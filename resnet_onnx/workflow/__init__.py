@@ -4,7 +4,7 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 ``Model``; ``source`` gives the form of it that a runtime opens, exporting or building into the cache where needed.
 """
 
-from resnet_onnx.workflow.accuracy import check_scales, evaluate_on, evaluate_scales_on, predict_on
+from resnet_onnx.workflow.accuracy import check_scales, evaluate_on, predict_on
 from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
@@ -55,7 +55,6 @@ __all__ = [
     "decoding",
     "default_output",
     "evaluate_on",
-    "evaluate_scales_on",
     "export",
     "export_half",
     "feeds_of",

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from resnet_onnx.data.datasets import PictureSet
     from resnet_onnx.data.labels import MatchedBy
-    from resnet_onnx.data.transforms import Crops
-    from resnet_onnx.evaluation import Evaluation
+    from resnet_onnx.evaluation import Evaluation, EvaluationPlan
     from resnet_onnx.prediction import Predictions
 
 _SCALES = (8, 4096)
@@ -35,99 +34,48 @@ _WORTH_WORKERS = 200
 """Below so many pictures, decoding in this process is done before worker processes have started."""
 
 
-def _open_for_pictures(
-    model: Model, runtime: str, device: str | None, threads: int | None, tuning: RuntimeOptions, batch: int
-) -> Runtime:
+def _open_for_pictures(model: Model, runtime: str, device: str | None, options: RuntimeOptions, batch: int) -> Runtime:
     # Spinning threads would take the cores from the workers that decode.
-    options = tuned(model, runtime, replace(tuning, threads=threads, spin=False), (batch,))
+    options = tuned(model, runtime, replace(options, spin=False), (batch,))
     found = source(model, runtime, device=device, options=options, batches=(batch,))
     return open_runtime(runtime, found, device=device, options=options)
 
 
 def evaluate_on(
-    model: Model,
-    runtime: str,
-    data: str,
-    *,
-    batch_size: int = 32,
-    crops: Crops = 1,
-    resize: int | None = None,
-    limit: int | None = None,
-    workers: int | None = None,
-    skip_bad: bool = False,
-    device: str | None = None,
-    threads: int | None = None,
-    tuning: RuntimeOptions = UNTUNED,
-    progress: Callable[[int, int], None] | None = None,
+    model: Model, runtime: str, plan: EvaluationPlan, *, progress: Callable[[int, int], None] | None = None
 ) -> Evaluation:
     """Measures a model's accuracy on a data set's test split; see ``evaluation.evaluate``.
 
-    `resize` is what the shorter side of each picture becomes before it is cropped, in place of the model's own.
+    Args:
+        model: The model.
+        runtime: Name of the runtime; one that opens torch's form of the model where the plan has scales.
+        plan: What is looked at, and how.
+        progress: Called after each batch with the pictures done and the pictures in all.
     """
     from resnet_onnx.data.batches import default_workers, start_worker_server
     from resnet_onnx.evaluation import evaluate
 
     preprocessing = need_preprocessing(model)
-    if resize is not None:
+    if plan.scales:
+        check_scales(model, plan.scales)
+    if plan.resize is not None:
         side = preprocessing.image_size
-        if resize < side:
-            raise UsageError(f"--resize {resize} leaves less than the {side}×{side} that {model.name} takes")
-        preprocessing = replace(preprocessing, resize=resize)
-    dataset = _test_pictures(data)
-    few = min(len(dataset), limit or len(dataset)) < _WORTH_WORKERS
-    count = (0 if few or dataset.in_memory else default_workers()) if workers is None else workers
-    if count:
+        if plan.resize < side:
+            raise UsageError(f"--resize {plan.resize} leaves less than the {side}×{side} that {model.name} takes")
+        preprocessing = replace(preprocessing, resize=plan.resize)
+    dataset = _test_pictures(plan.data)
+    if plan.workers is None and not plan.scales:
+        few = min(len(dataset), plan.limit or len(dataset)) < _WORTH_WORKERS
+        plan = replace(plan, workers=0 if few or dataset.in_memory else default_workers())
+    if plan.workers:
         start_worker_server()
-    with _open_for_pictures(model, runtime, device, threads, tuning, batch_size) as opened:
+    if plan.scales:
+        opened = open_runtime(runtime, whole_picture_source(model), device=plan.device, options=plan.options)
+    else:
+        opened = _open_for_pictures(model, runtime, plan.device, plan.options, plan.batch_size)
+    with opened:
         class_map, classes_by = _class_map(model, opened, dataset)
-        found = evaluate(
-            opened,
-            dataset,
-            preprocessing,
-            class_map=class_map,
-            batch_size=batch_size,
-            crops=crops,
-            workers=count,
-            skip_bad=skip_bad,
-            progress=progress,
-            limit=limit,
-        )
-    return replace(found, classes_by=classes_by)
-
-
-def evaluate_scales_on(
-    model: Model,
-    data: str,
-    scales: Sequence[int],
-    *,
-    batch_size: int = 32,
-    limit: int | None = None,
-    skip_bad: bool = False,
-    device: str | None = None,
-    threads: int | None = None,
-    tuning: RuntimeOptions = UNTUNED,
-    progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Measures a model's accuracy in torch on whole pictures at several sizes; see ``evaluation.evaluate_scales``."""
-    from resnet_onnx.evaluation import evaluate_scales
-
-    preprocessing = need_preprocessing(model)
-    check_scales(model, scales)
-    dataset = _test_pictures(data)
-    whole = whole_picture_source(model)
-    with open_runtime("torch", whole, device=device, options=replace(tuning, threads=threads)) as opened:
-        class_map, classes_by = _class_map(model, opened, dataset)
-        found = evaluate_scales(
-            opened,
-            dataset,
-            preprocessing,
-            class_map=class_map,
-            scales=scales,
-            batch_size=batch_size,
-            skip_bad=skip_bad,
-            progress=progress,
-            limit=limit,
-        )
+        found = evaluate(opened, dataset, preprocessing, plan, class_map=class_map, progress=progress)
     return replace(found, classes_by=classes_by)
 
 
@@ -166,7 +114,7 @@ def class_count(model: Model, opened: Runtime) -> int:
     """Returns how many scores a picture gets; where the file leaves that open, a black one is looked at.
 
     Raises:
-        BadModel: The model is no picture classifier.
+        BadModel: The model is not a picture classifier.
     """
     from resnet_onnx.evaluation import PictureModel
 
@@ -184,8 +132,7 @@ def predict_on(
     top: int = 5,
     skip_bad: bool = False,
     device: str | None = None,
-    threads: int | None = None,
-    tuning: RuntimeOptions = UNTUNED,
+    options: RuntimeOptions = UNTUNED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Says what pictures show; see ``prediction.predict``."""
@@ -194,7 +141,7 @@ def predict_on(
     preprocessing = need_preprocessing(model)
     for image in images:
         refuse_special(image, BadPicture)
-    with _open_for_pictures(model, runtime, device, threads, tuning, 1) as opened:
+    with _open_for_pictures(model, runtime, device, options, 1) as opened:
         return predict(
             opened, images, preprocessing, labels=model.labels, top_k=top, skip_bad=skip_bad, progress=progress
         )
