@@ -31,24 +31,25 @@ OURS = """
 import sys
 import numpy as np
 from pathlib import Path
-from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
-from runtimes.spec import ModelSource, RuntimeOptions
+from resnet_onnx.parity.compare import Comparison, Inputs, Reference, compare
+from resnet_onnx.parity.running import Batches
+from resnet_onnx.parity.summation import summation_lengths
+from runtimes.spec import ModelSource, RuntimeOptions, Target
 
 path = Path(sys.argv[1])
 kept = np.load(sys.argv[2])
 batches = [{"input": kept[f"b{i}"]} for i in range(len(kept.files))]
 source = ModelSource(path=path)
-unoptimised = RuntimeOptions(optimize=False)
-plain = Contestant(runtime="ort-cpu", source=source, options=unoptimised, description="ort-cpu plain")
-report = compare(
-    Contestant(runtime="reference", source=source, description="float64"),
-    [plain],
-    [Contestant(runtime="ort-cpu", source=source), plain],
-    batches,
-    names=[str(i) for i in range(sum(len(b["input"]) for b in batches))],
+sizes = [len(b["input"]) for b in batches]
+plain = Target(runtime="ort-cpu", source=source, options=RuntimeOptions(optimize=False))
+report = compare(Comparison(
+    gold=Reference(target=Target(runtime="reference", source=source), description="float64"),
+    baselines=[Reference(target=plain, description="ort-cpu plain")],
+    targets=[Target(runtime="ort-cpu", source=source), plain],
+    inputs=Inputs(names=[str(i) for i in range(sum(sizes))], batches=Batches(lambda: iter(batches), sizes)),
     summation_lengths=summation_lengths(path),
     gold_key="beside polygraphy",
-)
+))
 assert report.passed, [o.reason for o in report.outcomes]
 """
 
@@ -216,7 +217,7 @@ def verdicts(folder: Path) -> None:
 
     def ours(sound: Path, other: Path) -> bool:
         model = workflow.resolve(workflow.Request(model=str(other)))
-        return workflow.check_parity(model, ["ort-cpu"], gold=str(sound), images=4).passed
+        return workflow.check_parity(model, workflow.ParityPlan(runtimes=["ort-cpu"], gold=str(sound), images=4)).passed
 
     def say(passed: bool, *, sound: bool) -> str:
         return ("passes" if passed else "**false alarm**") if sound else ("**missed**" if passed else "caught")
@@ -236,9 +237,9 @@ def verdicts(folder: Path) -> None:
     for name in ("cifar-resnet20", "cifar-resnet110", "resnet18", "resnet50", "vgg16", "plain34"):
         path, _ = prepared(name, folder)
         copy = plain_copy(path, folder)
-        mine = workflow.check_parity(
-            workflow.resolve(workflow.Request(model=str(path))), ["ort-cpu", "openvino"], images=4
-        ).passed
+        model = workflow.resolve(workflow.Request(model=str(path)))
+        plan = workflow.ParityPlan(runtimes=["ort-cpu", "openvino"], images=4)
+        mine = workflow.check_parity(model, plan).passed
         cells = (say(mine, sound=True), say(polygraphy_passes(path, copy), sound=True))
         print(f"| {name} | nothing | {' | '.join(cells)} |", flush=True)
 

@@ -113,7 +113,7 @@ def _train(out: Path, seed: int, tell: Tell) -> TrainingResult:
 def _prove(model: workflow.Model, names: list[str]) -> Saved[Parity]:
     from resnet_onnx.parity import record
 
-    report = workflow.check_parity(model, names, data=DATA)
+    report = workflow.check_parity(model, workflow.ParityPlan(runtimes=names, data=DATA))
     return workflow.saved_result(model, record.document(report, model=model.name, precision=model.precision))
 
 

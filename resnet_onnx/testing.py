@@ -41,21 +41,22 @@ def assert_parity(
     """
     from resnet_onnx import workflow
     from runtimes import registry
+    from runtimes.spec import RuntimeOptions
 
     names = registry.parse_names(runtimes, device=device)
     registry.require_all(names, device=device)
     resolved = workflow.resolve(workflow.Request(model=str(model), seed=seed))
     names, _ = workflow.runnable(resolved, names, chosen_by_all=registry.means_all(runtimes), device=device)
-    report = workflow.check_parity(
-        resolved,
-        names,
+    plan = workflow.ParityPlan(
+        runtimes=names,
         gold=None if gold is None else str(gold),
         data=data,
         images=images,
         seed=seed,
         device=device,
-        threads=threads,
+        options=RuntimeOptions(threads=threads),
     )
+    report = workflow.check_parity(resolved, plan)
     failures = [f"{outcome.runtime}: {outcome.reason}" for outcome in report.outcomes if not outcome.passed]
     if failures:
         raise AssertionError(f"{resolved.name} does not compute what gold ({report.gold}) does\n" + "\n".join(failures))

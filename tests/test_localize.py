@@ -14,10 +14,9 @@ from onnx import numpy_helper
 
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from resnet_onnx.parity.compare import Contestant
 from resnet_onnx.parity.localize import Graph, localize, match
 from resnet_onnx.workflow import Request
-from runtimes.spec import ModelSource
+from runtimes.spec import ModelSource, Target
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -113,17 +112,17 @@ def test_the_planted_fault_is_named(
     assert all(cause in f["cause"] for f in found)
 
 
-def test_the_ladder_has_every_runtime_and_is_drawn(cifar: Path, tmp_path: Path, capfd: Any) -> None:
+def test_the_error_per_layer_has_every_runtime_and_is_drawn(cifar: Path, tmp_path: Path, capfd: Any) -> None:
     broken = saved(cifar, tmp_path / "broken.onnx", weight("layer2.1.conv2", scale_channel(3, 1.01)))
-    plot = tmp_path / "ladder.png"
+    plot = tmp_path / "layers.png"
     code, result = located(capfd, str(broken), "--runtimes", "torch,ort-cpu,openvino", "--plot", str(plot))
     assert code == 1
-    ladder = {rung["node"]: rung["errors"] for rung in result["localisation"]["ladder"]}
-    assert next(iter(ladder)) == "conv1"
-    assert list(ladder)[-1] == "fc"
-    assert all(0 < error < 3e-6 for error in ladder["layer2.0.relu_2"].values())
-    assert ladder["layer2.1.relu_2"]["torch"] < 3e-6  # torch has the source weights, and is watched at its modules
-    assert ladder["layer2.1.relu_2"]["ort-cpu"] > 1e-5
+    layers = {layer["node"]: layer["errors"] for layer in result["localisation"]["ladder"]}
+    assert next(iter(layers)) == "conv1"
+    assert list(layers)[-1] == "fc"
+    assert all(0 < error < 3e-6 for error in layers["layer2.0.relu_2"].values())
+    assert layers["layer2.1.relu_2"]["torch"] < 3e-6  # torch has the source weights, and is watched at its modules
+    assert layers["layer2.1.relu_2"]["ort-cpu"] > 1e-5
     assert [f["runtime"] for f in result["localisation"]["first_differences"]] == ["ort-cpu", "openvino"]
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -141,15 +140,15 @@ def test_without_common_names_the_order_of_operators_serves_and_is_less_sure(cif
     assert not match(Graph(broken), Graph(cifar)).by_name
     model = workflow.resolve(Request(model=str(cifar)))
     feeds = workflow.sample_feeds(model, 1)
-    contestant = Contestant(runtime="ort-cpu", source=ModelSource(path=broken))
-    found = localize(broken, cifar, [contestant], feeds, feeds, failed=["ort-cpu"]).findings[0]
+    target = Target(runtime="ort-cpu", source=ModelSource(path=broken))
+    found = localize(broken, cifar, [target], feeds, feeds, failed=["ort-cpu"]).findings[0]
     assert found.node == f"n{expected}"
     assert not found.sure
     assert "order of operators" in found.why
 
 
 def test_a_drawing_needs_a_known_format(cifar: Path, capfd: Any) -> None:
-    code, result = located(capfd, str(cifar), "--plot", "ladder.docx")
+    code, result = located(capfd, str(cifar), "--plot", "layers.docx")
     assert code == 2
     assert ".png" in result["error"]["message"]
 
@@ -172,8 +171,8 @@ def test_nine_of_ten_faults_at_random_depths_are_named(name: str, tmp_path: Path
         channel = int(random.integers(64))
         change = drop(node) if kind == "Relu" else weight(node, scale_channel(channel, 1.01))
         broken = saved(path, tmp_path / "broken.onnx", change)
-        contestant = Contestant(runtime="ort-cpu", source=ModelSource(path=broken))
-        found = localize(broken, path, [contestant], feeds, feeds, failed=["ort-cpu"]).findings[0]
+        target = Target(runtime="ort-cpu", source=ModelSource(path=broken))
+        found = localize(broken, path, [target], feeds, feeds, failed=["ort-cpu"]).findings[0]
         named.append(found.node)
         print(node, found.node, found.sure, flush=True)
     print(f"{name}: {list(zip(chosen, named, strict=True))}")

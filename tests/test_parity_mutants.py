@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from resnet_onnx import workflow
 from resnet_onnx.models import catalog
 from resnet_onnx.models.weights import read_state_dict
-from resnet_onnx.workflow import Model, Request
+from resnet_onnx.workflow import Model, ParityPlan, Request
 from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource
 
@@ -169,7 +169,7 @@ MUTANTS: dict[str, Callable[[Original], Model]] = {
 
 def insist_on_failure(original: Original, mutant: str, runtimes: tuple[str, ...]) -> None:
     model = MUTANTS[mutant](original)
-    report = workflow.check_parity(model, runtimes, gold=str(original.path), images=1)
+    report = workflow.check_parity(model, ParityPlan(runtimes=runtimes, gold=str(original.path), images=1))
     escaped = [outcome.runtime for outcome in report.outcomes if outcome.passed]
     assert not escaped
     assert [outcome.runtime for outcome in report.outcomes] == list(runtimes)
@@ -215,7 +215,8 @@ def test_a_mutant_that_changes_nothing_is_proven_equivalent(cifar: Original) -> 
         with open_runtime("reference", ModelSource(path=each)) as runtime:
             exact.append(next(iter(runtime.run(feeds).values())))
     np.testing.assert_array_equal(exact[0], exact[1])
-    assert workflow.check_parity(model, ("ort-cpu", "openvino"), gold=str(base), images=4).passed
+    plan = ParityPlan(runtimes=("ort-cpu", "openvino"), gold=str(base), images=4)
+    assert workflow.check_parity(model, plan).passed
 
 
 @pytest.mark.slow
@@ -225,7 +226,7 @@ def test_every_channel_off_by_one_percent_is_caught_or_proven_equivalent(cifar: 
     equivalent = []
     for channel in range(channels):
         model = in_the_file(lambda p, c=channel: edit(p, node, 1, lambda w: scaled_channel(w, c)))(cifar)
-        report = workflow.check_parity(model, ("ort-cpu",), gold=str(cifar.path), images=4)
+        report = workflow.check_parity(model, ParityPlan(runtimes=("ort-cpu",), gold=str(cifar.path), images=4))
         if report.passed:
             feeds = workflow.sample_feeds(model, 4)
             exact = []
@@ -252,7 +253,7 @@ def test_the_whole_catalog_passes_on_every_runtime(name: str, seed: int) -> None
     model = workflow.resolve(Request(model=name, seed=seed))
     large = model.preprocessing is not None and model.preprocessing.image_size > 64
     runtimes = ("torch", "ort-cpu", "openvino") if large else ALL_RUNTIMES
-    report = workflow.check_parity(model, runtimes, images=2 if large else 8, seed=seed)
+    report = workflow.check_parity(model, ParityPlan(runtimes=runtimes, images=2 if large else 8, seed=seed))
     assert [o.reason for o in report.outcomes if not o.passed] == []
     worst = max(o.relative_rmse / o.budget for o in report.outcomes)
     print(f"{name} seed {seed}: {len(report.outcomes)} runtimes, worst {worst:.0%} of the budget")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,7 +22,8 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.parity.compare import Original, ParityReport
+    from resnet_onnx.parity.compare import ParityReport
+    from resnet_onnx.parity.judge import Original
     from resnet_onnx.parity.localize import Localisation
     from resnet_onnx.workflow import Request
     from runtimes.spec import RuntimeOptions
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     multiple=True,
     help="Relative RMSE allowed for one output, in place of the derived budget.",
 )
-@click.option("--localize", is_flag=True, help="Name the first node that differs, with a ladder of drift.")
-@click.option("--plot", type=OutputFile(), help="Draw the ladder (.png, .svg, .pdf); implies --localize.")
+@click.option("--localize", is_flag=True, help="Name the first node that differs, with the error per layer.")
+@click.option("--plot", type=OutputFile(), help="Draw the error per layer (.png, .svg, .pdf); implies --localize.")
 @device_option
 @threads_option
 @tuning_options
@@ -71,6 +72,8 @@ def command(
 
     The budget is derived from the noise of float32 itself on the same inputs. Exit code 1 when a runtime fails.
     """
+    from dataclasses import replace
+
     from resnet_onnx import workflow
     from resnet_onnx.parity import record
     from resnet_onnx.parity.junit import write_junit
@@ -88,22 +91,21 @@ def command(
     with terminal.status("preparing the model") as status:
         model = workflow.resolve(request)
         names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes), device=device)
-        how: dict[str, Any] = {
-            "gold": gold,
-            "data": data,
-            "images": images,
-            "seed": request.seed,
-            "device": device,
-            "threads": threads,
-            "tuning": tuning,
-        }
-        report = workflow.check_parity(
-            model, names, tolerances=allowed, progress=lambda text: status.update(f"running {text}"), **how
+        plan = workflow.ParityPlan(
+            runtimes=names,
+            gold=gold,
+            data=data,
+            images=images,
+            seed=request.seed,
+            device=device,
+            options=replace(tuning, threads=threads),
+            tolerances=allowed,
         )
+        report = workflow.check_parity(model, plan, progress=lambda text: status.update(f"running {text}"))
         located = None
         if localize or plot is not None:
             status.update("looking for the first difference")
-            located = workflow.localize_parity(model, report, **how)
+            located = workflow.localize_parity(model, plan, report)
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if left_out:
@@ -113,7 +115,7 @@ def command(
     if located is not None:
         _print_localisation(terminal, located)
         if plot is not None:
-            draw(located, f"{model.name}: drift from float64", plot)
+            draw(located, f"{model.name}: error against float64", plot)
     if junit is not None:
         write_junit(report, model.name, junit)
     if summary is not None:
@@ -177,14 +179,14 @@ def _beside_original(original: Original) -> list[str]:
 
 def _print_localisation(terminal: Terminal, located: Localisation) -> None:
     terminal.line()
-    last = {rung.stage: rung for rung in located.rungs}  # a line per stage: its last value
+    last = {layer.stage: layer for layer in located.layers}  # a line per stage: its last value
     if last:
-        names = list(located.rungs[0].errors)
+        names = list(located.layers[0].errors)
         rows = [
-            [rung.stage, rung.node, *("–" if (e := rung.errors[name]) is None else f"{e:.1e}" for name in names)]
-            for rung in last.values()
+            [layer.stage, layer.node, *("–" if (e := layer.errors[name]) is None else f"{e:.1e}" for name in names)]
+            for layer in last.values()
         ]
-        terminal.table(["drift", "after node", *names], rows, left=2)
+        terminal.table(["error after", "node", *names], rows, left=2)
     for found in located.findings:
         terminal.line(found.text)
     if not located.findings:

@@ -1,10 +1,10 @@
 """How much error is allowed, derived from arithmetic; the only place where tolerances are decided.
 
-The yardstick is the noise of a plain float32 evaluation of the same network on the same inputs, measured against the
-float64 gold. Correct runtimes sum in other orders and were measured at 0.8 to 3.0 times that noise (ResNet-18 to -152,
-VGG-16, CIFAR nets); the smallest faults worth catching (one channel of one weight off by 1 %) are at 30 times and more.
-So the budget is four times the noise. The yardstick itself must lie inside a bound derived from the summation lengths,
-so that a broken yardstick widens nothing.
+The float32 baseline is a plain float32 evaluation of the same network on the same inputs; its noise is its distance
+from the float64 gold. Correct runtimes sum in other orders and were measured at 0.8 to 3.0 times that noise (ResNet-18
+to -152, VGG-16, CIFAR nets); the smallest faults worth catching (one channel of one weight off by 1 %) are at 30 times
+and more. So the budget is four times the noise. The baseline itself must lie inside a bound derived from the summation
+lengths, so that a broken baseline widens nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ on the networks of the catalog and far below what a wrong stride, bias or epsilo
 export is kept; ``parity`` decides what is good enough for a runtime."""
 
 NOISE_MULTIPLE = 4.0
-"""Budget over the yardstick's noise; see the module's docstring for what was measured."""
+"""Budget over the baseline's noise; see the module's docstring for what was measured."""
 
 DECORRELATED = math.sqrt(2.0)
 """Two evaluations of a quantised graph whose roundings fall independently of each other are √2 times as far apart as
@@ -50,9 +50,9 @@ class Budget:
 
     Attributes:
         relative_rmse: The allowance.
-        noise: What the yardstick showed, relative RMSE.
-        bound: What the yardstick may show at most, by its summation lengths.
-        yardstick: What was used as one, in words.
+        noise: What the baseline showed, relative RMSE.
+        bound: What the baseline may show at most, by its summation lengths.
+        baseline: What served as the baseline, in words.
         reason: How the allowance came about, in words.
         by_hand: Whether a user set it.
     """
@@ -60,7 +60,7 @@ class Budget:
     relative_rmse: float
     noise: float
     bound: float
-    yardstick: str
+    baseline: str
     reason: str
     by_hand: bool = False
 
@@ -79,13 +79,13 @@ def derived_bound(summation_lengths: Sequence[int], precision: str = "fp32") -> 
     return UNIT_ROUNDOFF[precision] * math.sqrt(max(1, sum(summation_lengths)))
 
 
-def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str, precision: str = "fp32") -> Budget:
-    """Derives the budget from the yardstick's noise.
+def allowance(noise: float, summation_lengths: Sequence[int], *, baseline: str, precision: str = "fp32") -> Budget:
+    """Derives the budget from the baseline's noise.
 
     Args:
-        noise: Relative RMSE of the yardstick against gold.
+        noise: Relative RMSE of the baseline against gold.
         summation_lengths: As ``derived_bound``.
-        yardstick: In words.
+        baseline: What it is, in words.
         precision: Of the model; formats narrower than fp32 scale the noise by the ratio of unit round-offs.
     """
     scale = UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
@@ -96,17 +96,17 @@ def allowance(noise: float, summation_lengths: Sequence[int], *, yardstick: str,
     layers = max(1, len(summation_lengths))
     if not noise <= bound / scale:  # NaN too
         relative_rmse = bound
-        reason = f"{yardstick} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead"
-    elif measured > bound:  # a yardstick that is just inside the bound must not widen it
+        reason = f"{baseline} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead"
+    elif measured > bound:  # a baseline that is just inside the bound must not widen it
         relative_rmse = bound
-        reason = f"the derived bound, less than {NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})"
+        reason = f"the derived bound, less than {NOISE_MULTIPLE:g} × the noise of {baseline} ({noise * scale:.1e})"
     elif measured >= least:
         relative_rmse = measured
-        reason = f"{NOISE_MULTIPLE:g} × the noise of {yardstick} ({noise * scale:.1e})"
+        reason = f"{NOISE_MULTIPLE:g} × the noise of {baseline} ({noise * scale:.1e})"
     else:
         relative_rmse = least
-        reason = f"{NOISE_MULTIPLE:g} roundings in each of {layers} layers, more than {yardstick} showed"
-    return Budget(relative_rmse=relative_rmse, noise=noise, bound=bound, yardstick=yardstick, reason=reason)
+        reason = f"{NOISE_MULTIPLE:g} roundings in each of {layers} layers, more than {baseline} showed"
+    return Budget(relative_rmse=relative_rmse, noise=noise, bound=bound, baseline=baseline, reason=reason)
 
 
 def quantised_allowance(noise: float, steps: float) -> Budget:
@@ -126,4 +126,4 @@ def quantised_allowance(noise: float, steps: float) -> Budget:
     if not noise <= bound:  # NaN too
         effect = bound
         reason = f"√2 × {NOISE_MULTIPLE:g} × the {steps:.1e} of its step sizes, less than {own} shows ({noise:.1e})"
-    return Budget(relative_rmse=DECORRELATED * effect, noise=noise, bound=bound, yardstick=own, reason=reason)
+    return Budget(relative_rmse=DECORRELATED * effect, noise=noise, bound=bound, baseline=own, reason=reason)

@@ -1,7 +1,7 @@
 """Finds where a difference begins: walks the graph of a model and of its gold and compares what lies between.
 
 First the tensors through which every path leads (the stem, the ends of blocks, the output) are compared, which also
-gives the ladder of drift; then every node between the last sound one and the first one that is off. A node is named
+gives the error per layer; then every node between the last sound one and the first one that is off. A node is named
 when its output is far from gold while its inputs are not.
 """
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from converters.graph import constants_from_nodes, name_of
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
-from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.metrics import distance
+from resnet_onnx.parity.running import run
 from runtimes import files, onnx_gate
-from runtimes.spec import Feeds, ModelSource
+from runtimes.spec import Feeds, ModelSource, Target
 
 JUMP = 8.0
 """A node is named where its output error is more than this many times its input error. Sound nodes were seen to
@@ -39,8 +39,8 @@ Values = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """One step of the ladder of drift.
+class LayerError:
+    """The error at one layer of the network.
 
     Attributes:
         node: Name of the node whose output it is.
@@ -91,14 +91,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Localisation:
-    """The ladder of all runtimes, and where the failing ones begin to differ."""
+    """The error per layer of all runtimes, and where the failing ones begin to differ."""
 
-    rungs: Sequence[Rung]
+    layers: Sequence[LayerError]
     findings: Sequence[Finding]
 
 
 class Graph:
-    """The nodes of a checked ONNX file, with what is needed to ask for the values between them.
+    """The nodes of a checked ONNX file, with what is needed to compute the values between them.
 
     Attributes:
         path: The file.
@@ -185,7 +185,7 @@ class Matching:
 
     Attributes:
         gold: Index of gold's node by index of the candidate's.
-        by_name: Whether names told, and not only the order of operators.
+        by_name: Whether nodes were paired by name, and not only by the order of operators.
     """
 
     gold: Mapping[int, int]
@@ -209,43 +209,43 @@ def match(candidate: Graph, gold: Graph) -> Matching:
 
 
 class _Observer:
-    """Values of tensors inside a model on one runtime, asked for in as few runs as possible."""
+    """Values of tensors inside a model on one runtime, computed in as few runs as possible."""
 
-    def __init__(self, contestant: Contestant, graph: Graph, feeds: Feeds, folder: Path) -> None:
-        self._contestant, self._graph, self._feeds, self._folder = contestant, graph, feeds, folder
+    def __init__(self, target: Target, graph: Graph, feeds: Feeds, folder: Path) -> None:
+        self._target, self._graph, self._feeds, self._folder = target, graph, feeds, folder
         self._values: dict[str, NDArray[Any]] = dict(feeds)
-        self._asked: set[str] = set(feeds)
+        self._requested: set[str] = set(feeds)
         self._runs = 0
 
     def values(self, tensors: Iterable[str]) -> Values:
-        wanted = [name for name in tensors if name not in self._asked]
+        wanted = [name for name in tensors if name not in self._requested]
         if wanted:
-            self._asked.update(wanted)
+            self._requested.update(wanted)
             source = self._source(wanted)
-            self._values.update(next(iter(run(replace(self._contestant, source=source), [self._feeds]).outputs)))
+            self._values.update(next(iter(run(replace(self._target, source=source), [self._feeds]).outputs)))
         return self._values
 
     def _source(self, wanted: list[str]) -> ModelSource:
-        contestant = self._contestant
-        if contestant.source.factory is not None:
+        target = self._target
+        if target.source.factory is not None:
             by_node = {node.output[0]: name_of(node) for node in self._graph.nodes}
             arguments = {
-                "factory": contestant.source.factory,
-                "arguments": contestant.source.arguments,
+                "factory": target.source.factory,
+                "arguments": target.source.arguments,
                 "names": {name: by_node[name] for name in wanted if name in by_node},
             }
             return ModelSource(
-                factory="resnet_onnx.parity.watch:watched_program", arguments=arguments, label=contestant.source.name
+                factory="resnet_onnx.parity.watch:watched_program", arguments=arguments, label=target.source.name
             )
         self._runs += 1
-        path = self._folder / f"{contestant.runtime}-{self._runs}.onnx"
-        return ModelSource(path=self._graph.exposed(wanted, path), label=contestant.source.name)
+        path = self._folder / f"{target.runtime}-{self._runs}.onnx"
+        return ModelSource(path=self._graph.exposed(wanted, path), label=target.source.name)
 
 
 def localize(
     candidate: Path,
     gold: Path,
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     feeds: Feeds,
     gold_feeds: Feeds,
     *,
@@ -257,44 +257,44 @@ def localize(
     Args:
         candidate: The model's ONNX file.
         gold: Gold's ONNX file, which is evaluated in float64; the same file where only runtimes are in question.
-        contestants: The runtimes; those that take a torch factory are watched at their modules.
+        targets: The runtimes; those that take a torch factory are watched at their modules.
         feeds: A few inputs, best those with the largest errors: every value between is kept in memory.
         gold_feeds: The same for gold.
-        failed: The runtimes whose difference is to be found; the others are only in the ladder.
+        failed: The runtimes whose difference is to be found; the others only have their error per layer.
         precision: Of the model.
 
     Returns:
-        The ladder and a finding for each of `failed`.
+        The error per layer, and a finding for each of `failed`.
     """
     ours = Graph(candidate)
     theirs = ours if candidate == gold else Graph(gold)
     pairs = match(ours, theirs)
     truth_source = ModelSource(path=theirs.path)
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
-        truth = _Observer(Contestant(runtime="reference", source=truth_source), theirs, gold_feeds, Path(folder))
-        rungs = [index for index in ours.checkpoints if index in pairs.gold]
-        ends = [theirs.nodes[pairs.gold[index]].output[0] for index in rungs]
+        truth = _Observer(Target(runtime="reference", source=truth_source), theirs, gold_feeds, Path(folder))
+        compared = [index for index in ours.checkpoints if index in pairs.gold]
+        ends = [theirs.nodes[pairs.gold[index]].output[0] for index in compared]
         truths = truth.values(ends)
         errors: dict[str, list[float | None]] = {}
         findings = []
-        for contestant in contestants:
-            observer = _Observer(contestant, ours, feeds, Path(folder))
-            values = observer.values(ours.nodes[index].output[0] for index in rungs)
-            column = errors[contestant.runtime] = [
+        for target in targets:
+            observer = _Observer(target, ours, feeds, Path(folder))
+            values = observer.values(ours.nodes[index].output[0] for index in compared)
+            column = errors[target.runtime] = [
                 _error(truths.get(end), values.get(ours.nodes[index].output[0]))
-                for index, end in zip(rungs, ends, strict=True)
+                for index, end in zip(compared, ends, strict=True)
             ]
-            if contestant.runtime in failed:
-                search = _Search(ours, theirs, pairs, observer, truth, contestant.runtime, precision)
-                findings.append(search.run(rungs, column))
+            if target.runtime in failed:
+                search = _Search(ours, theirs, pairs, observer, truth, target.runtime, precision)
+                findings.append(search.run(compared, column))
     return Localisation(
-        rungs=[
-            Rung(
+        layers=[
+            LayerError(
                 node=name_of(ours.nodes[index]),
                 stage=stage_of(name_of(ours.nodes[index])),
                 errors={name: column[place] for name, column in errors.items()},
             )
-            for place, index in enumerate(rungs)
+            for place, index in enumerate(compared)
         ],
         findings=findings,
     )
@@ -316,10 +316,10 @@ class _Search:
     runtime: str
     precision: str
 
-    def run(self, rungs: Sequence[int], column: Sequence[float | None]) -> Finding:
+    def run(self, compared: Sequence[int], column: Sequence[float | None]) -> Finding:
         floor = ROUNDINGS * UNIT_ROUNDOFF[self.precision]
         sound, start = floor, -1
-        steps = [(index, error) for index, error in zip(rungs, column, strict=True) if error is not None]
+        steps = [(index, error) for index, error in zip(compared, column, strict=True) if error is not None]
         for index, error in steps:
             if not error <= JUMP * sound:
                 return self._inside(start + 1, index, floor)
@@ -361,7 +361,7 @@ class _Search:
                 best = (ratio, self._finding(node, partner, before, after, False))
         if best is None or best[0] <= LEAST_STEP:
             return self._nothing(
-                "no single node stands out with its intermediate values asked for: the error grows step by step, or "
+                "no single node stands out with its intermediate values as outputs: the error grows step by step, or "
                 "lies in what the runtime fuses when nobody looks"
             )
         return best[1]
@@ -452,7 +452,7 @@ def describe_difference(ours: Graph, node: Any, theirs: Graph, partner: Any) -> 
 
     mine = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     golden = {a.name: onnx.helper.get_attribute_value(a) for a in partner.attribute}
-    said = [
+    differences = [
         f"Its attribute {name} is {mine.get(name)}, gold's {golden.get(name)}."
         for name in sorted(mine.keys() | golden.keys())
         if str(mine.get(name)) != str(golden.get(name))
@@ -464,13 +464,13 @@ def describe_difference(ours: Graph, node: Any, theirs: Graph, partner: Any) -> 
         kind = kinds[slot] if slot < len(kinds) else f"input {slot}"
         left, right = (numpy_helper.to_array(g.initializers[n]) for g, n in ((ours, a), (theirs, b)))
         if left.shape != right.shape:
-            said.append(f"Its {kind} has shape {list(left.shape)}, gold's {list(right.shape)}.")
+            differences.append(f"Its {kind} has shape {list(left.shape)}, gold's {list(right.shape)}.")
             continue
         transposed = any(x.name == "transB" and x.i for x in node.attribute)
         axis = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and slot == 1 and not transposed) else 0
-        said += _describe_weight(kind, left.astype(np.float64), right.astype(np.float64), axis)
-    if said:
-        return " ".join(said)
+        differences += _describe_weight(kind, left.astype(np.float64), right.astype(np.float64), axis)
+    if differences:
+        return " ".join(differences)
     return "Its attributes and weights are gold's: the runtime computes it otherwise."
 
 
@@ -496,7 +496,7 @@ def _describe_weight(kind: str, left: NDArray[Any], right: NDArray[Any], axis: i
 
 
 def draw(found: Localisation, title: str, path: Path) -> None:
-    """Draws the ladder of drift: a line per runtime over the depth of the network.
+    """Draws the error per layer: a line per runtime over the depth of the network.
 
     Raises:
         FileProblem: The file can't be written.
@@ -505,17 +505,17 @@ def draw(found: Localisation, title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.fonttype": "none"}):
-        figure = Figure(figsize=(max(7.0, 0.16 * len(found.rungs)), 4.5), layout="constrained")
+        figure = Figure(figsize=(max(7.0, 0.16 * len(found.layers)), 4.5), layout="constrained")
         axes = figure.subplots()
-        places = range(len(found.rungs))
-        for name in found.rungs[0].errors if found.rungs else ():
+        places = range(len(found.layers))
+        for name in found.layers[0].errors if found.layers else ():
             shown = [
                 (place, error)
-                for place, rung in enumerate(found.rungs)
-                if (error := rung.errors[name]) is not None and np.isfinite(error) and error > 0
+                for place, layer in enumerate(found.layers)
+                if (error := layer.errors[name]) is not None and np.isfinite(error) and error > 0
             ]
             axes.plot([x for x, _ in shown], [y for _, y in shown], marker="o", markersize=3, label=name)
-        nodes = [rung.node for rung in found.rungs]
+        nodes = [layer.node for layer in found.layers]
         named = sorted({finding.node for finding in found.findings if finding.node})
         axes.set_yscale("log")
         axes.set_xticks(list(places), nodes, rotation=90, fontsize=6)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.parity.compare import Contestant, run
 from resnet_onnx.parity.localize import Graph
+from resnet_onnx.parity.running import run
 from runtimes import files, onnx_gate
 from runtimes.errors import UnsupportedModel
-from runtimes.spec import Feeds, ModelSource
+from runtimes.spec import Feeds, ModelSource, Target
 
 _QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 _INTEGER_PRODUCTS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
@@ -115,9 +115,7 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
     wanted = [n.input[0] for n in nodes if n.input[0] not in graph.inputs]
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
         exposed = graph.exposed(wanted, Path(folder) / "exposed.onnx")
-        values = dict(
-            next(iter(run(Contestant(runtime="reference", source=ModelSource(path=exposed)), [feeds]).outputs))
-        )
+        values = dict(next(iter(run(Target(runtime="reference", source=ModelSource(path=exposed)), [feeds]).outputs)))
     values |= {name: array for name, array in feeds.items() if name in graph.inputs}
     total = 0.0
     for node in nodes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from resnet_onnx.parity.compare import Outcome, ParityReport
+from resnet_onnx.parity.compare import ParityReport
+from resnet_onnx.parity.judge import Outcome
 from resnet_onnx.parity.localize import Localisation
 from resnet_onnx.results.parity import (
     BudgetRecord,
@@ -61,6 +62,6 @@ def _row(outcome: Outcome) -> ParityRow:
 
 def _localisation(located: Localisation) -> LocalisationRecord:
     return LocalisationRecord(
-        ladder=[typed(LayerError, rung) for rung in located.rungs],
+        ladder=[typed(LayerError, layer) for layer in located.layers],
         first_differences=[typed(FirstDifference, finding) for finding in located.findings],
     )

@@ -10,14 +10,14 @@ from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import (
-    gold_source,
+    gold_target,
     lowered_path,
     profile,
     runnable,
     source,
     tuned,
 )
-from resnet_onnx.workflow.parity import check_parity, localize_parity
+from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
 from resnet_onnx.workflow.precision import PRECISIONS, Wishes, build_lowered, convert, default_output, export_half
 from resnet_onnx.workflow.request import (
     INPUT_NAME,
@@ -43,6 +43,7 @@ __all__ = [
     "MeasuringPlan",
     "Model",
     "OnnxForm",
+    "ParityPlan",
     "Request",
     "Start",
     "Wishes",
@@ -58,7 +59,8 @@ __all__ = [
     "export",
     "export_half",
     "feeds_of",
-    "gold_source",
+    "gold_reference",
+    "gold_target",
     "graph_path",
     "initial_state",
     "insist_on_trained",

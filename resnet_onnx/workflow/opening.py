@@ -12,7 +12,7 @@ from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
 from runtimes import onnx_gate, registry
 from runtimes.errors import RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
-from runtimes.spec import ModelForm, ModelSource, RuntimeOptions, TensorSpec
+from runtimes.spec import ModelForm, ModelSource, RuntimeOptions, Target, TensorSpec
 
 if TYPE_CHECKING:
     from runtimes.engines import Profile
@@ -153,8 +153,8 @@ def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence
         return options
 
 
-def gold_source(model: Model) -> tuple[str, ModelSource, str]:
-    """Returns runtime, source and description of the float64 gold: torch in double, or the graph in double."""
+def gold_target(model: Model) -> Target:
+    """Returns the float64 gold of a model: torch in double, or the graph in double."""
     if model.network is not None:
         arguments = {
             "network": model.network,
@@ -166,8 +166,8 @@ def gold_source(model: Model) -> tuple[str, ModelSource, str]:
         factory = ModelSource(
             factory="resnet_onnx.workflow.torch_form:torch_program", arguments=arguments, label=model.name
         )
-        return registry.TORCH_RUNTIME, factory, "torch float64"
-    return registry.GRAPH_RUNTIME, ModelSource(path=onnx_path(model), label=model.name), "the ONNX graph in float64"
+        return Target(runtime=registry.TORCH_RUNTIME, source=factory)
+    return Target(runtime=registry.GRAPH_RUNTIME, source=ModelSource(path=onnx_path(model), label=model.name))
 
 
 def _half_input(model: Model) -> str | None:

@@ -1,11 +1,11 @@
-"""Parity of a model: which gold, which yardstick, which inputs, and the form each runtime opens."""
+"""Parity of a model: which gold, which float32 baseline, which inputs, and the form each runtime opens."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,101 +17,120 @@ from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
-from resnet_onnx.workflow.opening import gold_source, source, tensor_names, tuned
+from resnet_onnx.workflow.opening import gold_target, source, tensor_names, tuned
 from resnet_onnx.workflow.request import METADATA_PREFIX, UNTUNED, Model, Request, refuse_special
 from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
 from runtimes import files, onnx_gate, registry
 from runtimes.environment import package_version
 from runtimes.errors import BadData, UsageError
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Target
 
 if TYPE_CHECKING:
-    from resnet_onnx.parity.compare import Contestant, ParityReport, Quantisation
+    from resnet_onnx.parity.compare import Inputs, ParityReport, Quantisation, Reference
     from resnet_onnx.parity.localize import Localisation
+    from resnet_onnx.parity.running import Batches
 
 
-def check_parity(
-    model: Model,
-    runtimes: Sequence[str],
-    *,
-    gold: str | None = None,
-    data: str | None = None,
-    images: int = 16,
-    seed: int = 0,
-    device: str | None = None,
-    threads: int | None = None,
-    tuning: RuntimeOptions = UNTUNED,
-    tolerances: Mapping[str, float] | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> ParityReport:
-    """Judges runtimes against the float64 gold on real pictures and adversarial ones.
+@dataclass(frozen=True, kw_only=True)
+class ParityPlan:
+    """What is to be proven of a model, on which runtimes and on which inputs.
 
-    Args:
-        model: The model.
+    Attributes:
         runtimes: Names of runtimes.
         gold: Another model or checkpoint whose float64 form is the truth; None is the model itself.
         data: Pictures; None takes crops of sample photos.
         images: How many of them.
         seed: Of the crops.
-        device: Of the runtimes.
-        threads: Of the runtimes.
-        tuning: Other options of the runtimes.
+        device: Of the runtimes; None is each runtime's own default.
+        options: Of the runtimes.
         tolerances: Relative RMSE allowed by output name, in place of the derived budget.
-        progress: Told what is being run.
     """
-    from resnet_onnx.parity.compare import Contestant, Quantisation, compare, summation_lengths
 
-    truth = _truth(model, gold)
-    quantised = _is_quantised(model)
-    truth_quantised = quantised if truth is model else _is_quantised(truth)
-    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not quantised)
-    gold_runtime, gold_form, described = _graph_gold(truth) if truth_quantised else gold_source(truth)
+    runtimes: Sequence[str]
+    gold: str | None = None
+    data: str | None = None
+    images: int = 16
+    seed: int = 0
+    device: str | None = None
+    options: RuntimeOptions = UNTUNED
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise UsageError(f"images must be at least 1, not {self.images}")
+        for name, value in self.tolerances.items():
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"the tolerance for {name} must be a finite number of at least 0, not {value}")
+
+
+def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
+    """Judges runtimes against the float64 gold on real pictures and adversarial ones.
+
+    Args:
+        model: The model.
+        plan: Runtimes, gold and inputs.
+        progress: Called with what is being run.
+    """
+    from resnet_onnx.parity.compare import Comparison, compare
+    from resnet_onnx.parity.summation import summation_lengths
+
+    sides = _sides(model, plan.gold)
+    truth = sides.truth
+    inputs = _inputs(sides, plan)
+    gold = _gold(sides)
     original = None
-    if truth_quantised and truth.network is not None:
-        runtime, form, text = gold_source(truth)
-        original = Contestant(runtime=runtime, source=form, description=f"{truth.network.name}, {text}")
-    contestants = []
-    precision = "int8" if quantised else _budget_precision(model)
-    for runtime in runtimes:
-        options = tuned(model, runtime, replace(tuning, threads=threads), batches.sizes)
-        found = source(model, runtime, device=device, options=options, batches=batches.sizes)
-        contestants.append(
-            Contestant(
-                runtime=runtime,
-                source=found,
-                device=device,
-                options=options,
-                precision=registry.adapter(runtime).arithmetic(precision, options, device),
-            )
-        )
+    if sides.truth_quantised and truth.network is not None:
+        original = gold_reference(truth)
+        original = replace(original, description=f"{truth.network.name}, {original.description}")
+    targets = [_target(model, runtime, plan, inputs.batches.sizes) for runtime in plan.runtimes]
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
-        quantisation = None
-        if quantised and _output_names(model, truth) <= set(tolerances or ()):
-            quantisation = Quantisation(unrounded=None, steps=float("inf"))  # every output is judged by hand
-        elif truth_quantised:
-            quantisation = _quantisation(truth, True, gold_batches, Path(folder))
-        elif quantised:
-            quantisation = _quantisation(model, False, batches, Path(folder))
+        quantisation = _quantisation(sides, plan, inputs, Path(folder))
         return compare(
-            Contestant(
-                runtime=gold_runtime,
-                source=gold_form,
-                description=described if gold is None else f"{gold}, {described}",
+            Comparison(
+                gold=gold if plan.gold is None else replace(gold, description=f"{plan.gold}, {gold.description}"),
+                gold_key=_gold_key(truth, gold.target.runtime),
+                targets=targets,
+                inputs=inputs,
+                summation_lengths=summation_lengths(onnx_path(truth)),
+                baselines=() if quantisation is not None else _baselines(truth, plan.options.threads, Path(folder)),
+                quantisation=quantisation,
+                precision=_budget_precision(model),
+                tolerances=plan.tolerances,
+                original=original,
             ),
-            [] if quantised else _yardsticks(truth, threads, Path(folder)),
-            contestants,
-            batches,
-            names=names,
-            summation_lengths=summation_lengths(onnx_path(truth)),
-            gold_batches=None if truth is model else gold_batches,
-            sizes=None if gold_batches.sizes == batches.sizes else batches.sizes,
-            tolerances=tolerances,
-            gold_key=_gold_key(truth, gold_runtime),
-            quantisation=quantisation,
-            original=original,
             progress=progress,
         )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """A model and the one whose float64 form is the truth, and whether their graphs round activations to integers."""
+
+    model: Model
+    truth: Model
+    quantised: bool
+    truth_quantised: bool
+
+
+def _sides(model: Model, gold: str | None) -> _Sides:
+    truth = _truth(model, gold)
+    quantised = _is_quantised(model)
+    return _Sides(model, truth, quantised, quantised if truth is model else _is_quantised(truth))
+
+
+def _target(model: Model, runtime: str, plan: ParityPlan, sizes: Sequence[int]) -> Target:
+    options = tuned(model, runtime, plan.options, sizes)
+    found = source(model, runtime, device=plan.device, options=options, batches=sizes)
+    return Target(runtime=runtime, source=found, device=plan.device, options=options)
+
+
+def gold_reference(model: Model) -> Reference:
+    """Returns the float64 gold of a model: torch in double, or the graph in double."""
+    from resnet_onnx.parity.compare import Reference
+
+    described = "torch float64" if model.network is not None else "the ONNX graph in float64"
+    return Reference(target=gold_target(model), description=described)
 
 
 def _output_names(model: Model, truth: Model) -> set[str]:
@@ -151,19 +170,21 @@ def _is_quantised(model: Model) -> bool:
 
     if model.engine is not None and model.precision == "int8":
         raise UsageError(
-            f"{model.engine} is an engine, and what an int8 model may differ by is told from its ONNX file",
+            f"{model.engine} is an engine, and what an int8 model may differ by follows from its ONNX file",
             fix="name the ONNX file that it was built from in place of the engine",
         )
     path = graph_path(model) if model.onnx is not None or model.network is None else None
     return path is not None and is_quantised(path)
 
 
-def _graph_gold(model: Model) -> tuple[str, ModelSource, str]:
-    return (
-        registry.GRAPH_RUNTIME,
-        ModelSource(path=onnx_path(model), label=model.name),
-        "the quantised graph in float64",
-    )
+def _gold(sides: _Sides) -> Reference:
+    from resnet_onnx.parity.compare import Reference
+
+    if not sides.truth_quantised:
+        return gold_reference(sides.truth)
+    source = ModelSource(path=onnx_path(sides.truth), label=sides.truth.name)
+    target = Target(runtime=registry.GRAPH_RUNTIME, source=source)
+    return Reference(target=target, description="the quantised graph in float64")
 
 
 def _budget_precision(model: Model) -> str:
@@ -171,46 +192,50 @@ def _budget_precision(model: Model) -> str:
     return model.precision if model.precision in ("fp16", "bf16") else "fp32"
 
 
-def _yardsticks(truth: Model, threads: int | None, folder: Path) -> list[Contestant]:
+def _baselines(truth: Model, threads: int | None, folder: Path) -> list[Reference]:
     """Returns plain float32 evaluations: torch, or for a file without it three that sum in other orders."""
-    from resnet_onnx.parity.compare import Contestant
+    from resnet_onnx.parity.compare import Reference
     from resnet_onnx.parity.quantised import float32_twin
 
+    options = RuntimeOptions(threads=threads)
     if truth.network is not None:
-        options = RuntimeOptions(threads=threads)
         original = source(replace(truth, precision="fp32"), registry.TORCH_RUNTIME)
-        return [Contestant(runtime=registry.TORCH_RUNTIME, source=original, options=options, description="torch fp32")]
+        target = Target(runtime=registry.TORCH_RUNTIME, source=original, options=options)
+        return [Reference(target=target, description="torch fp32")]
     path = onnx_path(truth)
     if truth.precision in ("fp16", "bf16"):
         path = float32_twin(path, folder / "float32.onnx")
-    form = ModelSource(path=path, label=truth.name)
-    plain = RuntimeOptions(threads=1, optimize=False)
+    target = Target(runtime="ort-cpu", source=ModelSource(path=path, label=truth.name), options=options)
+    plain = replace(target, options=RuntimeOptions(threads=1, optimize=False))
     found = [
-        Contestant(runtime="ort-cpu", source=form, options=plain, description="ort-cpu without fusion"),
-        Contestant(runtime="ort-cpu", source=form, options=RuntimeOptions(threads=threads), description="ort-cpu"),
+        Reference(target=plain, description="ort-cpu without fusion"),
+        Reference(target=target, description="ort-cpu"),
     ]
     if registry.probe("openvino").available:
-        options = RuntimeOptions(threads=threads)
-        found.append(Contestant(runtime="openvino", source=form, options=options, description="openvino"))
+        found.append(Reference(target=replace(target, runtime="openvino"), description="openvino"))
     return found
 
 
-def _quantisation(model: Model, own_gold: bool, batches: _Batches, folder: Path) -> Quantisation:
-    """Returns what the rounding of a quantised model is held against; see ``parity.quantised``."""
-    from resnet_onnx.parity.compare import Contestant, Quantisation
+def _quantisation(sides: _Sides, plan: ParityPlan, inputs: Inputs, folder: Path) -> Quantisation | None:
+    """Returns what the rounding of a quantised model is held against, see ``parity.quantised``; None for another one.
+
+    Where gold is quantised too, its graph without the rounding shows what the rounding does; else its step sizes do.
+    """
+    from resnet_onnx.parity.compare import Quantisation, Reference
     from resnet_onnx.parity.quantised import step_error, without_rounding
 
-    path = onnx_path(model)
-    first = next(iter(batches))
-    unrounded = None
-    if own_gold:
-        # Float32's own error is a ten-thousandth of what rounding to 8 bits does.
-        form = ModelSource(path=without_rounding(path, folder / "unrounded.onnx"))
-        unrounded = Contestant(runtime="ort-cpu", source=form, description="the graph without its rounding")
-    return Quantisation(
-        unrounded=unrounded,
-        steps=step_error(path, first, weights=not own_gold),
-    )
+    if not sides.quantised and not sides.truth_quantised:
+        return None
+    if sides.quantised and _output_names(sides.model, sides.truth) <= set(plan.tolerances):
+        return Quantisation(unrounded=None, steps=float("inf"))  # every output is judged by hand
+    if not sides.truth_quantised:
+        first = next(iter(inputs.batches))
+        return Quantisation(unrounded=None, steps=step_error(onnx_path(sides.model), first, weights=True))
+    # Float32's own error is a ten-thousandth of what rounding to 8 bits does.
+    path = onnx_path(sides.truth)
+    target = Target(runtime="ort-cpu", source=ModelSource(path=without_rounding(path, folder / "unrounded.onnx")))
+    unrounded = Reference(target=target, description="the graph without its rounding")
+    return Quantisation(unrounded=unrounded, steps=step_error(path, next(iter(inputs.gold_batches or inputs.batches))))
 
 
 def _gold_key(truth: Model, runtime: str) -> str:
@@ -228,71 +253,55 @@ def _gold_key(truth: Model, runtime: str) -> str:
     return digest({"gold": what, "form": truth.form.to_json(), "runtime": runtime, "tools": tools})
 
 
-def localize_parity(
-    model: Model,
-    report: ParityReport,
-    *,
-    gold: str | None = None,
-    data: str | None = None,
-    images: int = 16,
-    seed: int = 0,
-    device: str | None = None,
-    threads: int | None = None,
-    tuning: RuntimeOptions = UNTUNED,
-) -> Localisation:
+def localize_parity(model: Model, plan: ParityPlan, report: ParityReport) -> Localisation:
     """Finds the node where each failing runtime of a report begins to differ, on the inputs that show it most.
 
     Args:
         model: As ``check_parity``.
+        plan: Likewise.
         report: What it returned.
-        gold: As ``check_parity``, like all that follow.
-        data: Pictures.
-        images: How many of them.
-        seed: Of the crops.
-        device: Of the runtimes.
-        threads: Of the runtimes.
-        tuning: Other options of the runtimes.
 
     Raises:
         UsageError: MODEL is an engine, which shows nothing of its inside, or no runtime opens an ONNX file.
     """
-    from resnet_onnx.parity.compare import Contestant
     from resnet_onnx.parity.localize import localize
 
     if model.engine is not None:
         raise UsageError(f"{model.engine} is an engine, which shows nothing of its inside", fix="name the ONNX file")
-    truth = _truth(model, gold)
-    if truth.network is not None and (truth.onnx is not None or gold is not None) and not _is_quantised(truth):
+    sides = _sides(model, plan.gold)
+    truth = sides.truth
+    if truth.network is not None and (truth.onnx is not None or plan.gold is not None) and not sides.truth_quantised:
         # A fresh export of the weights that are the truth: the file in question can't be its own.
         truth = replace(truth, onnx=None, inputs=(), form=replace(model.form, opset=_exportable(model.form.opset)))
-    names, batches, gold_batches = _parity_feeds(model, truth, data, images, seed, adversarial=not _is_quantised(model))
+        sides = replace(sides, truth=truth)
+    inputs = _inputs(sides, plan)
     failed = [outcome for outcome in report.outcomes if not outcome.passed]
     worst = [d.worst_index for outcome in failed for d in outcome.distances.values()]
-    place = worst[0] if worst and worst[0] < len(names) else 0
-    contestants = [
-        Contestant(
+    place = worst[0] if worst and worst[0] < len(inputs.names) else 0
+    targets = [
+        Target(
             runtime=outcome.runtime,
-            source=source(model, outcome.runtime, device=device),
-            device=device,
-            options=replace(tuning, threads=threads),
+            source=source(model, outcome.runtime, device=plan.device),
+            device=plan.device,
+            options=plan.options,
         )
         for outcome in report.outcomes
         if "engine" not in registry.adapter(outcome.runtime).opens
     ]
-    if not contestants:
+    if not targets:
         raise UsageError("an engine shows nothing of its inside", fix="add --runtimes ort-cpu")
     return localize(
         onnx_path(model),
         onnx_path(truth),
-        contestants,
-        _one_input(batches, place, alone=not model.form.batch and len(specs(model)) == 1),
-        _one_input(gold_batches, place, alone=not truth.form.batch and len(specs(truth)) == 1),
+        targets,
+        _one_input(inputs.batches, place, alone=not model.form.batch and len(specs(model)) == 1),
+        _one_input(inputs.gold_batches or inputs.batches, place, alone=not truth.form.batch and len(specs(truth)) == 1),
         failed=[outcome.runtime for outcome in failed],
         precision=_budget_precision(model),
     )
 
 
-def _one_input(batches: _Batches, place: int, *, alone: bool) -> Feeds:
+def _one_input(batches: Batches, place: int, *, alone: bool) -> Feeds:
     """Returns the feeds of one picture, or of the batch that it lies in where it can't be taken out."""
     for feeds, size in zip(batches, batches.sizes, strict=True):
         if place < size:
@@ -301,44 +310,20 @@ def _one_input(batches: _Batches, place: int, *, alone: bool) -> Feeds:
     return next(iter(batches))
 
 
-class _Batches:
-    """Feeds of one model, made anew each time they are iterated over.
-
-    Args:
-        make: Yields the feeds.
-        sizes: Samples in each of them.
-    """
-
-    def __init__(self, make: Callable[[], Iterator[Feeds]], sizes: Sequence[int]) -> None:
-        self._make = make
-        self.sizes = list(sizes)
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return self._make()
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-
-def _parity_feeds(
-    model: Model, truth: Model, data: str | None, images: int, seed: int, *, adversarial: bool = True
-) -> tuple[list[str], _Batches, _Batches]:
-    """Returns a name per input, and the same inputs as the feeds of the model and of gold.
+def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
+    """Returns the inputs as feeds of the model and of gold.
 
     A quantised model has no adversarial pictures: they are outside of what it was calibrated for, and where its numbers
     are cut off there it does what it should and is still far from the network that it was made from.
     """
-    if not takes_pictures(model) or model.preprocessing is None:
-        if data is not None:
-            raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
-        count = max(1, min(images, 4))
-        feeds = [sample_feeds(model, 1 + index % 3, seed=seed + index) for index in range(count)]
-        sizes = [max((len(array) for array in batch.values() if array.ndim), default=1) for batch in feeds]
-        names = [f"random feeds {index}" for index, size in enumerate(sizes) for _ in range(size)]
-        return names, _Batches(lambda: iter(feeds), sizes), _Batches(lambda: iter(feeds), sizes)
     from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
+    from resnet_onnx.parity.compare import Inputs
     from resnet_onnx.parity.records import Records, rebatched
+    from resnet_onnx.parity.running import Batches
 
+    model, truth = sides.model, sides.truth
+    if not takes_pictures(model) or model.preprocessing is None:
+        return _sample_inputs(model, plan)
     preprocessing = model.preprocessing
     side, gold_side = preprocessing.image_size, need_preprocessing(truth).image_size
     if gold_side != side:
@@ -346,9 +331,9 @@ def _parity_feeds(
             f"{model.name} takes pictures of {side}×{side}, and gold ({truth.name}) of {gold_side}×{gold_side}",
             fix=f"take the truth from a model for the same pictures: export it with --image-size {side}",
         )
-    names, pictures = _pictures(preprocessing, data, images, seed)
-    odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=seed)
-    if not adversarial:
+    names, pictures = _pictures(preprocessing, plan.data, plan.images, plan.seed)
+    odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=plan.seed)
+    if sides.quantised:
         odd_names, odd = (), odd[:0]
     names += odd_names
     fixed = model.form.batch
@@ -362,20 +347,36 @@ def _parity_feeds(
     everything = itertools.chain(_remembered(pictures, first, fixed or 0), odd, itertools.cycle(first) if fixed else ())
     for size in sizes:
         kept.append({"": np.stack(list(itertools.islice(everything, size)))})
-
-    def ours() -> Iterator[Feeds]:
-        return (feeds_of(model, record[""]) for record in kept)
-
+    batches = Batches(lambda: (feeds_of(model, record[""]) for record in kept), sizes)
     gold_batch = truth.form.batch
-    if gold_batch is None or gold_batch == fixed:
-        return names, _Batches(ours, sizes), _Batches(lambda: (feeds_of(truth, r[""]) for r in kept), sizes)
-    other = [gold_batch] * -(-len(names) // gold_batch)
+    if truth is model:
+        gold_batches = None
+    elif gold_batch is None or gold_batch == fixed:
+        gold_batches = Batches(lambda: (feeds_of(truth, record[""]) for record in kept), sizes)
+    else:
+        other = [gold_batch] * -(-len(names) // gold_batch)
 
-    def theirs() -> Iterator[Feeds]:
-        filled = itertools.chain(kept, ({"": np.repeat(record[""][:1], gold_batch, axis=0)} for record in kept))
-        return (feeds_of(truth, record[""]) for record in rebatched(filled, other))
+        def theirs() -> Iterator[Feeds]:
+            filled = itertools.chain(kept, ({"": np.repeat(record[""][:1], gold_batch, axis=0)} for record in kept))
+            return (feeds_of(truth, record[""]) for record in rebatched(filled, other))
 
-    return names, _Batches(ours, sizes), _Batches(theirs, other)
+        gold_batches = Batches(theirs, other)
+    return Inputs(names=names, batches=batches, gold_batches=gold_batches)
+
+
+def _sample_inputs(model: Model, plan: ParityPlan) -> Inputs:
+    """Returns the inputs of a model that does not take pictures: seeded numbers."""
+    from resnet_onnx.parity.compare import Inputs
+    from resnet_onnx.parity.running import Batches
+
+    if plan.data is not None:
+        raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
+    count = max(1, min(plan.images, 4))
+    feeds = [sample_feeds(model, 1 + index % 3, seed=plan.seed + index) for index in range(count)]
+    sizes = [max((len(array) for array in batch.values() if array.ndim), default=1) for batch in feeds]
+    names = [f"random feeds {index}" for index, size in enumerate(sizes) for _ in range(size)]
+    batches = Batches(lambda: iter(feeds), sizes)
+    return Inputs(names=names, batches=batches, gold_batches=None if plan.gold is None else batches)
 
 
 def _remembered(

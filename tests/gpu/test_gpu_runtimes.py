@@ -18,11 +18,13 @@ from support.onnx_models import save, small_conv, weight
 from converters import tensorrt_family
 from converters.tensorrt_family import build_engine, parse_shapes
 from resnet_onnx import workflow
-from resnet_onnx.parity.compare import Contestant, compare, summation_lengths
+from resnet_onnx.parity.compare import Comparison, Inputs, Reference, compare
+from resnet_onnx.parity.running import Batches
+from resnet_onnx.parity.summation import summation_lengths
 from runtimes import engines, files, nvidia
 from runtimes.errors import BadFeeds, BadModel, RuntimeClosed, ToolkitError
 from runtimes.registry import open_runtime
-from runtimes.spec import ModelSource, RuntimeOptions
+from runtimes.spec import ModelSource, RuntimeOptions, Target
 
 SMALL = "cifar-resnet20"
 
@@ -125,14 +127,17 @@ def test_parity_with_float64(networks: Networks, runtime_name: str, network: str
     model = networks.model(network)
     sizes = (1, 3, 4)
     batches = [networks.feeds(network, size, seed=size) for size in sizes]
-    gold, gold_source, words = workflow.gold_source(model)
+    torch = Target(runtime="torch", source=workflow.source(model, "torch"))
     report = compare(
-        Contestant(runtime=gold, source=gold_source, description=words),
-        Contestant(runtime="torch", source=workflow.source(model, "torch"), description="torch fp32 on the CPU"),
-        [Contestant(runtime=runtime_name, source=networks.source(network, runtime_name), device=DEVICE)],
-        batches,
-        names=[f"crop {i}" for i in range(sum(sizes))],
-        summation_lengths=summation_lengths(workflow.onnx_path(model)),
+        Comparison(
+            gold=workflow.gold_reference(model),
+            baselines=[Reference(target=torch, description="torch fp32 on the CPU")],
+            targets=[Target(runtime=runtime_name, source=networks.source(network, runtime_name), device=DEVICE)],
+            inputs=Inputs(
+                names=[f"crop {i}" for i in range(sum(sizes))], batches=Batches(lambda: iter(batches), sizes)
+            ),
+            summation_lengths=summation_lengths(workflow.onnx_path(model)),
+        )
     )
     (outcome,) = report.outcomes
     print(f"{runtime_name} {network}: {outcome.relative_rmse:.1e} of {outcome.budget:.1e}")
