@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import psutil
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from support import saved_results
+from support.onnx_models import weights, write_model
+from support.virtual_time import VirtualClock
 
 from resnet_onnx.bench import clock, record, roofline, worker_process
 from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
@@ -36,20 +37,6 @@ from runtimes.fake import FakeProgram, FakeRuntime
 from runtimes.spec import ModelSource, RuntimeOptions, Target, TensorSpec
 
 
-def write_model(path: Path, nodes: list[Any], inputs: Mapping[str, list[Any]], weights: Mapping[str, Any]) -> Path:
-    """Writes an ONNX model whose last node makes its one output."""
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(onnx.shape_inference.infer_shapes(model), path)
-    return path
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A convolution 3→8, 3×3, on 16×16, dynamic batch: some tens of microseconds."""
@@ -59,6 +46,25 @@ def tiny(tmp_path: Path) -> Path:
 
 
 FEEDS = {"input": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+
+
+ONE = {"x": np.ones((1, 1), np.float32)}
+
+
+def waiting(fixed_s: float, each_s: float = 0.0) -> Target:
+    """Work that takes a virtual time, so that what is measured does not depend on the machine."""
+    arguments = {"fixed_s": fixed_s, "each_s": each_s}
+    return Target(
+        runtime="torch", source=ModelSource(factory="support.virtual_time:waiting_program", arguments=arguments)
+    )
+
+
+@pytest.fixture
+def virtual(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """The clock of this process's bench."""
+    made = VirtualClock()
+    made.install(monkeypatch.setattr)
+    return made
 
 
 def ort(path: Path) -> Target:
@@ -141,26 +147,24 @@ def counting_program() -> Any:
     return TorchProgram(module=Counting(), inputs=(spec,), outputs=(replace(spec, name="y"),))
 
 
-def test_rows_take_turns(tiny: Path) -> None:
-    told: list[str] = []
-    plan = BenchPlan(batches=(1, 2), duration_s=0.3, precision_target=1e-9)
-    measure([ort(tiny), ort(tiny)], FEEDS, plan, progress=told.append)
-    first = [text for text in told if text.startswith("round 1:")]
+def test_rows_take_turns() -> None:
+    reported: list[str] = []
+    plan = BenchPlan(batches=(1, 2), duration_s=0.3, precision_target=-1.0)
+    measure([waiting(0.001), waiting(0.002)], ONE, plan, progress=reported.append)
+    first = [text for text in reported if text.startswith("round 1:")]
     assert len(first) == 4
-    assert told.index(first[-1]) < next(i for i, text in enumerate(told) if text.startswith("round 2:"))
+    assert reported.index(first[-1]) < next(i for i, text in enumerate(reported) if text.startswith("round 2:"))
 
 
-def test_duration_bounds_a_row_and_a_precise_row_ends_early(tiny: Path) -> None:
+def test_duration_bounds_a_row_and_a_precise_row_ends_early() -> None:
     never, soon = (
-        measure([ort(tiny)], FEEDS, BenchPlan(batches=(1,), duration_s=1.0, precision_target=target))[0]
-        for target in (-1.0, 0.9)  # a median of equal ticks has an interval of no width
+        measure([waiting(0.01)], ONE, BenchPlan(batches=(1,), duration_s=2.0, precision_target=target))[0]
+        for target in (-1.0, 0.0)  # a median of equal ticks has an interval of no width
     )
-    assert never.warm_up is not None
-    slowest_s = max(never.warm_up.run_s, float(never.times_ns.max()) / 1e9)
-    assert 1.0 - 2 * slowest_s <= never.spent_s  # until no further run fits
-    assert never.spent_s - never.slices[-1].spent_s < 1.0  # and no slice begins after the end
+    assert 2.0 - 2 * 0.01 < never.spent_s <= 2.0  # until no further run fits, with the discarded one before it
+    assert len(never.slices) == 8
     assert len(soon.slices) == 3
-    assert soon.spent_s < never.spent_s
+    assert soon.times_ns.tolist() == [10_000_000] * 72
 
 
 def test_several_streams_are_rated_by_what_they_complete_together() -> None:
@@ -178,8 +182,7 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
     plan = BenchPlan(batches=(3,), streams=(2,), scenario="offline", duration_s=1.5)
     (row,) = measure([ort(tiny)], FEEDS, plan)
     assert row.error is None
-    assert row.at_once > 100, "runs of some tens of microseconds make a large set"
-    assert np.median(row.times_ns) > 1e8, "a set lasts about half a second"
+    assert row.at_once >= 4, "two runs a stream at least"
     speed = record.images_per_second(row)
     assert speed is not None
     assert speed[0] == pytest.approx(3 * row.at_once / (np.median(row.times_ns) / 1e9))
@@ -194,36 +197,25 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
     assert (found.scenario, found.samples_at_once) == ("offline", 3 * row.at_once)
 
 
-def test_a_cut_off_ends_the_larger_batches_of_a_runtime_and_of_no_other() -> None:
-    def target(fixed_s: float, each_s: float) -> Target:
-        arguments = {"fixed_s": fixed_s, "each_s": each_s}
-        return Target(runtime="torch", source=ModelSource(factory=f"{__name__}:waiting_program", arguments=arguments))
+def test_a_set_is_as_large_as_half_a_second_needs(sleeper: Callable[[float], Any]) -> None:
+    worker = Worker()
+    worker._runtime = sleeper(0.002)._runtime
+    worker._runtime.streams = 2
+    warm = worker.prepare_set(0, {"x": np.ones(1, np.float32)}, 1, "device", 5.0, None)
+    assert warm.at_once == 500
+    assert warm.run_s == pytest.approx(0.5)
 
-    feeds = {"x": np.ones((1, 1), np.float32)}
+
+def test_a_cut_off_ends_the_larger_batches_of_a_runtime_and_of_no_other() -> None:
     plan = BenchPlan(batches=(8, 1, 2, 4), duration_s=0.4, cut_off=0.2)
-    saturated, growing = target(0.0, 0.02), target(0.05, 0.001)
-    rows = measure([saturated, growing], feeds, plan)
+    saturated, growing = waiting(0.0, 0.02), waiting(0.05, 0.001)
+    rows = measure([saturated, growing], ONE, plan)
     first = {row.batch: row for row in rows[:4]}
     assert [batch for batch, row in sorted(first.items()) if row.slices] == [1, 2]
     assert first[4].cut_off == first[8].cut_off
     assert first[4].cut_off.startswith("batch 2 brought ")
     assert all(row.slices and not row.cut_off and row.error is None for row in rows[4:])
-    assert all(row.slices for row in measure([saturated], feeds, replace(plan, cut_off=None)))
-
-
-def waiting_program(fixed_s: float, each_s: float) -> Any:
-    """Takes a time for a run and one for each sample."""
-    import torch
-
-    from runtimes.spec import TorchProgram
-
-    class Waiting(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(fixed_s + each_s * len(x))
-            return x
-
-    spec = TensorSpec("x", np.dtype(np.float32), ("batch", 1))
-    return TorchProgram(module=Waiting(), inputs=(spec,), outputs=(replace(spec, name="y"),))
+    assert all(row.slices for row in measure([saturated], ONE, replace(plan, cut_off=None)))
 
 
 def test_a_cut_off_ends_with_the_batch_that_fails(tiny: Path) -> None:
@@ -253,42 +245,20 @@ def test_the_front_has_what_no_other_row_beats() -> None:
 
 
 def test_slow_runs_fill_a_row_and_do_not_overrun_it() -> None:
-    source = ModelSource(factory=f"{__name__}:slow_program")
-    plan = BenchPlan(batches=(1,), duration_s=2.5)
-    (row,) = measure([Target(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
+    (row,) = measure([waiting(0.3)], ONE, BenchPlan(batches=(1,), duration_s=2.5))
     assert row.error is None
-    assert 6 <= row.times_ns.size <= 8
-    assert row.times_ns.min() >= 300e6
-    assert row.spent_s <= 2.5 * 1.1
+    assert row.times_ns.tolist() == [300_000_000] * 8
+    assert row.spent_s == pytest.approx(2.4)
 
 
 def test_slow_runs_beside_each_other_still_give_enough_rounds_for_an_interval() -> None:
-    source = ModelSource(factory=f"{__name__}:slow_program")
-    plan = BenchPlan(batches=(1,), duration_s=5.0, streams=(2,))
-    (row,) = measure([Target(runtime="torch", source=source)], {"x": np.ones((1, 1), np.float32)}, plan)
+    (row,) = measure([waiting(0.3)], ONE, BenchPlan(batches=(1,), duration_s=5.0, streams=(2,)))
     assert row.error is None
     assert len(row.slices) >= 6
     interval = row.seconds_per_run()
     assert interval is not None
     assert interval.low is not None
-
-
-def slow_program() -> Any:
-    import torch
-
-    from runtimes.spec import TorchProgram
-
-    class Slow(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            time.sleep(0.3)
-            return x * self.weight
-
-    spec = TensorSpec("x", np.dtype(np.float32), ("batch", 1))
-    return TorchProgram(module=Slow(), inputs=(spec,), outputs=(replace(spec, name="y"),))
+    assert interval.median == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize(
@@ -312,18 +282,16 @@ def test_a_model_that_no_runtime_opens_is_an_error_in_its_rows(tmp_path: Path, t
 # ---- deaths ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_child_takes_one_row_with_it_and_the_others_go_on(tiny: Path) -> None:
+def test_a_killed_worker_takes_one_row_with_it_and_the_others_go_on() -> None:
     victims: list[int] = []
-    told: list[str] = []
 
     def kill_once(text: str) -> None:
-        told.append(text)
-        if text.startswith("round 2: ort-cpu batch 2") and not victims:
+        if text.startswith("round 2: torch batch 2") and not victims:
             victims.extend(child.pid for child in children())
             os.kill(victims[0], signal.SIGKILL)
 
     rows = measure(
-        [ort(tiny)], FEEDS, BenchPlan(batches=(1, 2, 4), duration_s=0.5, precision_target=1e-9), progress=kill_once
+        [waiting(0.001)], ONE, BenchPlan(batches=(1, 2, 4), duration_s=0.5, precision_target=-1.0), progress=kill_once
     )
     assert len(victims) == 1, "the test must have killed the one child"
     killed = next(row for row in rows if row.batch == 2)
@@ -483,51 +451,77 @@ def test_memory_does_not_grow_with_the_number_of_rounds(tiny: Path) -> None:
 # ---- the clock and the neighbours --------------------------------------------------------------------------------
 
 
-def program(seconds: float) -> FakeProgram:
+def runnable(function: Callable[[], object]) -> Any:
+    """Prepared work that does what a function does."""
     spec = TensorSpec("x", np.dtype(np.float32), (1,))
 
-    def function(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
-        time.sleep(seconds)
+    def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        function()
         return {"x": feeds["x"]}
 
-    return FakeProgram(inputs=(spec,), outputs=(spec,), function=function)
+    source = ModelSource(
+        factory=f"{__name__}:given", arguments={"program": FakeProgram(inputs=(spec,), outputs=(spec,), function=run)}
+    )
+    return FakeRuntime(source, device="cpu", options=RuntimeOptions()).prepare({"x": np.ones(1, np.float32)})
+
+
+def given(program: FakeProgram) -> FakeProgram:
+    return program
 
 
 @pytest.fixture
-def sleeper() -> Callable[[float], Any]:
-    """Prepared work that takes a given time."""
-
-    def make(seconds: float) -> Any:
-        source = ModelSource(factory=f"{__name__}:program", arguments={"seconds": seconds})
-        return FakeRuntime(source, device="cpu", options=RuntimeOptions()).prepare({"x": np.ones(1, np.float32)})
-
-    return make
+def sleeper(virtual: VirtualClock) -> Callable[[float], Any]:
+    """Prepared work that takes a given virtual time."""
+    return lambda seconds: runnable(lambda: virtual.sleep(seconds))
 
 
 def test_a_sample_is_the_time_of_one_run(sleeper: Callable[[float], Any]) -> None:
     found = sample([sleeper(0.02)], seconds=0.2)
-    assert 3 <= found.times_ns.size <= 10
-    assert 20e6 <= np.median(found.times_ns) < 40e6
-    assert found.runs_per_s == pytest.approx(1e9 / found.times_ns.mean())
-    assert found.spent_s >= found.times_ns.sum() / 1e9 + 0.02, "the discarded run counts as spent"
+    assert found.times_ns.tolist() == [20_000_000] * 9
+    assert found.runs_per_s == pytest.approx(50)
+    assert found.spent_s == pytest.approx(0.2), "the discarded run counts as spent"
 
 
-def test_two_streams_complete_twice_as_much_of_what_only_waits(sleeper: Callable[[float], Any]) -> None:
-    found = sample([sleeper(0.02), sleeper(0.02)], seconds=0.3)
-    assert 60 <= found.runs_per_s <= 100
+def test_two_streams_complete_twice_as_much_of_what_only_waits(virtual: VirtualClock) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def run() -> None:
+        both.wait()  # breaks where the streams do not run beside each other
+        virtual.sleep(0.02)
+
+    found = sample([runnable(run), runnable(run)], seconds=0.3)
+    assert found.runs_per_s == pytest.approx(100)
+    assert found.times_ns.tolist() == [20_000_000] * 28
 
 
-def test_a_set_is_timed_until_its_last_run_is_done(sleeper: Callable[[float], Any]) -> None:
-    found = sample_sets([sleeper(0.02), sleeper(0.02)], runs=5, seconds=0.1)
-    assert found.times_ns.size >= 2
-    assert np.median(found.times_ns) >= 60e6, "five runs on two streams are three after each other"
-    assert np.median(found.times_ns) < 95e6, "the streams work beside each other"
-    assert found.runs_per_s == pytest.approx(5 * found.times_ns.size / (found.times_ns.sum() / 1e9))
+def test_a_set_is_timed_until_its_last_run_is_done() -> None:
+    both, ends = threading.Barrier(2, timeout=60), list[int]()
+
+    def run() -> None:
+        both.wait()  # breaks where the streams do not run beside each other
+        ends.append(time.perf_counter_ns())
+
+    begin = time.perf_counter_ns()
+    found = sample_sets([runnable(run), runnable(run)], runs=4, seconds=0)
+    assert found.times_ns.size == 1
+    assert len(ends) == 4
+    assert ends[-1] - ends[0] <= found.times_ns[0] <= time.perf_counter_ns() - begin
+    assert found.runs_per_s == pytest.approx(4 / (found.times_ns[0] / 1e9))
 
 
-def test_a_slow_stream_leaves_the_set_to_the_others(sleeper: Callable[[float], Any]) -> None:
-    found = sample_sets([sleeper(0.01), sleeper(0.1)], runs=11, seconds=0)
-    assert found.times_ns[0] < 180e6, "shared out evenly, the slow one alone would take 500 ms"
+def test_a_slow_stream_leaves_the_set_to_the_others() -> None:
+    quick, enough = list[int](), threading.Event()
+
+    def run_quickly() -> None:
+        quick.append(1)
+        if len(quick) == 10:
+            enough.set()
+
+    def run_slowly() -> None:
+        assert enough.wait(timeout=60), "shared out evenly, the quick one would have no more than six"
+
+    sample_sets([runnable(run_quickly), runnable(run_slowly)], runs=11, seconds=0)
+    assert len(quick) >= 10
 
 
 def test_a_stream_keeps_its_thread(sleeper: Callable[[float], Any]) -> None:
@@ -681,10 +675,6 @@ def test_wide_and_missing_intervals_are_reasons() -> None:
 
 
 # ---- work and peaks ----------------------------------------------------------------------------------------------
-
-
-def weights(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def count(path: Path, **shapes: tuple[int, ...]) -> tuple[int, int] | None:

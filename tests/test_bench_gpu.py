@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from support.gpus import A6000
 from support.onnx_models import small_conv
+from support.virtual_time import VirtualClock
 
 from resnet_onnx.bench import record
 from resnet_onnx.bench.clock import Breakdown, Disturbance, Slice, breakdown
@@ -89,10 +89,11 @@ def test_a_row_on_a_gpu_is_read_after_every_slice(tmp_path: Path, monkeypatch: p
 
 
 class Device(Prepared):
-    """Work of which the host and the device do so many seconds each, one beside the other."""
+    """Work of which the host and the device do so many virtual seconds each, one beside the other."""
 
-    def __init__(self, host_s: float, device_s: float, early: bool = True) -> None:
+    def __init__(self, now: VirtualClock, host_s: float, device_s: float, early: bool = True) -> None:
         super().__init__("end-to-end")
+        self._now = now
         self._host_s, self._device_s, self._early = host_s, device_s, early
         self._ready = 0.0
 
@@ -101,11 +102,11 @@ class Device(Prepared):
         return self._early
 
     def _enqueue(self) -> None:
-        self._ready = time.perf_counter() + self._device_s
-        time.sleep(self._host_s)
+        self._ready = self._now.perf_counter() + self._device_s
+        self._now.sleep(self._host_s)
 
     def _synchronize(self) -> None:
-        time.sleep(max(0.0, self._ready - time.perf_counter()))
+        self._now.sleep(max(0.0, self._ready - self._now.perf_counter()))
 
     def _outputs(self) -> dict[str, np.ndarray]:
         return {}
@@ -114,13 +115,16 @@ class Device(Prepared):
         return {"copy_in": 0.25 * self._device_s, "compute": 0.5 * self._device_s, "copy_out": 0.25 * self._device_s}
 
 
-def test_a_run_whose_handing_over_takes_it_all_is_enqueue_bound() -> None:
+def test_a_run_whose_handing_over_takes_it_all_is_enqueue_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = VirtualClock()
+    now.install(monkeypatch.setattr)
     bound, free, unknown = (
-        breakdown(Device(*times), runs=5) for times in ((0.02, 0.002), (0.002, 0.02), (0.02, 0.0, False))
+        breakdown(Device(now, *times), runs=5) for times in ((0.02, 0.002), (0.002, 0.02), (0.02, 0.0, False))
     )
     assert (bound.enqueue_bound, free.enqueue_bound, unknown.enqueue_bound) == (True, False, None)
     assert unknown.enqueue_s is None
-    assert free.run_s >= 0.02 > bound.run_s * 0.5
+    assert (free.run_s, bound.run_s) == pytest.approx((0.02, 0.02))
+    assert (free.enqueue_s, bound.enqueue_s) == pytest.approx((0.002, 0.02))
     assert free.phases_s == {"copy_in": 0.005, "compute": 0.01, "copy_out": 0.005}
 
 

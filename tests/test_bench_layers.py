@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from onnx import helper
 from support import saved_results
-from test_bench import weights, write_model
+from support.onnx_models import weights, write_model
 
 from resnet_onnx.bench import roofline
 from resnet_onnx.bench.layers import beside_ideal, worst

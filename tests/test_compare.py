@@ -378,7 +378,7 @@ def test_a_pace_of_the_processor_that_explains_the_difference_is_no_verdict(pace
 def chain(path: Path, layers: int) -> Path:
     """A model of so many equal layers, so that its work is known to the percent."""
     from onnx import helper
-    from test_bench import weights, write_model
+    from support.onnx_models import weights, write_model
 
     nodes = []
     for index in range(layers):

@@ -61,21 +61,21 @@ def test_a_flip_is_excused_only_within_twice_the_observed_error() -> None:
     assert judged.equal == 0
 
 
-def test_the_budget_follows_the_yardstick() -> None:
-    budget = allowance(5e-7, [147, 576, 1152, 512], yardstick="torch fp32")
+def test_the_budget_follows_the_baseline() -> None:
+    budget = allowance(5e-7, [147, 576, 1152, 512], baseline="torch fp32")
     assert budget.relative_rmse == pytest.approx(NOISE_MULTIPLE * 5e-7)
     assert "torch fp32" in budget.reason
 
 
-def test_a_broken_yardstick_widens_nothing() -> None:
+def test_a_broken_baseline_widens_nothing() -> None:
     lengths = [147, 576, 1152, 512]
     bound = derived_bound(lengths)
     for noise in (10 * bound, 1.0, np.inf, np.nan):
-        assert allowance(noise, lengths, yardstick="torch").relative_rmse == bound
+        assert allowance(noise, lengths, baseline="torch").relative_rmse == bound
 
 
-def test_a_silent_yardstick_leaves_room_for_rounding() -> None:
-    budget = allowance(0.0, [10] * 9, yardstick="torch")
+def test_a_silent_baseline_leaves_room_for_rounding() -> None:
+    budget = allowance(0.0, [10] * 9, baseline="torch")
     assert budget.relative_rmse == pytest.approx(NOISE_MULTIPLE * UNIT_ROUNDOFF["fp32"] * 3)
 
 

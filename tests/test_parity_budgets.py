@@ -264,7 +264,7 @@ def test_a_foreign_half_precision_model_is_measured_by_its_float32_twin(tmp_path
     assert all(1e-5 < row["relative_rmse"] < budget["relative_rmse"] for row in result["results"])
 
 
-def test_a_foreign_model_has_three_yardsticks_and_the_median_counts(tmp_path: Path, capfd: Any, cifar: Path) -> None:
+def test_a_foreign_model_has_three_baselines_and_the_median_counts(tmp_path: Path, capfd: Any, cifar: Path) -> None:
     model = onnx.load(cifar)
     del model.metadata_props[:]
     path = tmp_path / "foreign.onnx"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -44,3 +46,24 @@ def small_conv(path: Path, *, side: int = 8, batch: str | int = "batch", graph_n
     """One convolution named ``conv1``."""
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv1", pads=[1] * 4)
     return save(path, [node], {"w": weight()}, side=side, batch=batch, graph_name=graph_name)
+
+
+def write_model(
+    path: Path, nodes: list[onnx.NodeProto], inputs: Mapping[str, list[Any]], weights: Mapping[str, Any]
+) -> Path:
+    """Writes a float32 model whose last node makes its one output."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+def weights(*shape: int) -> np.ndarray:
+    """Seeded normal numbers, float32."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
