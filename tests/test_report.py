@@ -180,10 +180,11 @@ def test_precisions_of_a_model_stand_side_by_side(tmp_path: Path) -> None:
     fast = row(noisy(2, level_ns=1e6), precision="int8")
     found = Outline(made(tmp_path, document(torch), document(fast, precision="int8")))
     assert [heading for heading in found.headings if heading.startswith("How fast")] == ["How fast is it? net"]
-    assert [column.strip() for column in found.tables[0][0][:6]] == [
-        "runtime", "precision", "batch", "img/s", "± 95 %", "vs torch",
+    assert [column.strip() for column in found.tables[0][0]] == [
+        "runtime", "precision", "batch", "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak", "vs torch",
+        "stable",
     ]  # fmt: skip
-    assert [(cells[0], cells[1], cells[5]) for cells in found.tables[0][1:]] == [
+    assert [(cells[0], cells[1], cells[9]) for cells in found.tables[0][1:]] == [
         ("ort-cpu", "int8", "4.00×"), ("torch", "fp32", "1.00×"),
     ]  # fmt: skip
     assert "ort-cpu int8 · batch 8 is fastest with 8,004 images per second, 4.0× the best of torch." in made(

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from support.saved_results import document, noisy, row
 
+from resnet_onnx.cli.bench import _table
 from resnet_onnx.cli.main import main
-from resnet_onnx.report import tables
+from resnet_onnx.report import columns, tables
+from resnet_onnx.report.assemble import write_report
 from resnet_onnx.results.bench import Bench
 from resnet_onnx.results.writing import typed
 
@@ -27,7 +29,7 @@ def test_csv_has_every_row_with_units_and_leaves_what_is_unknown_empty() -> None
         row(noisy(1), images_per_second=2000.5, images_per_second_ci95=[1990.0, 2010.0], includes=["decode"]),
         row(noisy(2), batch=64, error=lost, images_per_second=None, images_per_second_ci95=None, stable=False),
     )
-    first, second = rows_of(tables.bench_csv(typed(Bench, found)))
+    first, second = rows_of(columns.bench_csv(typed(Bench, found).results))
     assert (first["model"], first["runtime"], first["batch"], first["includes"]) == ("net", "ort-cpu", "8", "decode")
     assert [first[f"images_per_s{end}"] for end in ("", "_low95", "_high95")] == ["2000.5", "1990.0", "2010.0"]
     assert float(first["p50_ms"]) == found["results"][0]["latency_ms"]["p50"]
@@ -35,6 +37,22 @@ def test_csv_has_every_row_with_units_and_leaves_what_is_unknown_empty() -> None
     assert (second["images_per_s"], second["images_per_s_low95"], second["stable"]) == ("", "", "False")
     assert second["error"] == 'a "batch", too large\nby far'
     assert None not in first  # no cell beyond the headings
+
+
+def test_a_new_column_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the terminal's table and Markdown, on the page and in the CSV."""
+    spread = columns.Column(
+        heading="p99 ÷ p50",
+        cell=lambda row, table: f"{(row.latency_ms.p99 or 0) / (row.latency_ms.p50 or 1):.1f}",
+        csv={"p99_over_p50": lambda row: (row.latency_ms.p99 or 0) / (row.latency_ms.p50 or 1)},
+    )
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, spread))
+    found = typed(Bench, document(row(noisy(1), latency_ms={"p50": 2.0, "p90": 2.5, "p99": 3.0})))
+    headings, cells = _table(found.results)
+    assert (headings[-1], cells[0][-1]) == ("p99 ÷ p50", "1.5")
+    assert rows_of(columns.bench_csv(found.results))[0]["p99_over_p50"] == "1.5"
+    write_report(tmp_path / "page.html", [found])
+    assert '<th scope="col">p99 ÷ p50</th>' in (tmp_path / "page.html").read_text()
 
 
 def test_markdown_keeps_its_form_whatever_the_cells_say() -> None:

@@ -26,7 +26,7 @@ from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.plan import BenchPlan, Scenario
-    from resnet_onnx.results.bench import BenchRow, HarnessRecord, RooflineRecord
+    from resnet_onnx.results.bench import BenchRow, HarnessRecord
     from resnet_onnx.results.document import Environment
     from resnet_onnx.workflow import Measurement, Model, Request
     from runtimes.spec import RuntimeOptions, Scope
@@ -234,7 +234,7 @@ def _report(
     markdown: Path | None,
 ) -> None:
     """Prints what was measured, and writes the files."""
-    from resnet_onnx.report import tables
+    from resnet_onnx.report import columns
     from resnet_onnx.results.writing import write
     from runtimes import files
 
@@ -251,7 +251,7 @@ def _report(
         write(save, measured.document(raw=True))
         terminal.note(f"saved: {save}")
     if csv_file is not None:
-        files.write_text(csv_file, tables.bench_csv(measured.document(raw=False)))
+        files.write_text(csv_file, columns.bench_csv(measured.results(raw=False)))
         terminal.note(f"saved: {csv_file}")
     if markdown is not None:
         files.write_text(markdown, _markdown(measured))
@@ -265,7 +265,7 @@ def _print(
     terminal.line(model.description)
     terminal.line(_machine(environment, rows))
     terminal.line()
-    terminal.table(*_table(rows, plan))
+    terminal.table(*_table(rows))
     terminal.line()
     for line in _conditions(rows, plan):
         terminal.line(line)
@@ -278,79 +278,27 @@ def _markdown(measured: Measurement) -> str:
 
     rows = measured.results(raw=False)
     return tables.markdown(
-        *_table(rows, measured.plan),
+        *_table(rows),
         above=[f"**{measured.model.description}**", _machine(measured.environment, rows)],
         below=_conditions(rows, measured.plan),
         command=measured.document(raw=False).command,
     )
 
 
-def _table(rows: Sequence[BenchRow], plan: BenchPlan) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[BenchRow]) -> tuple[list[str], list[list[str]]]:
     """Returns the headings and the cells of the table."""
-    names = {row.runtime for row in rows}
-    reference = "torch" if "torch" in names else rows[0].runtime
-    several = any(row.streams > 1 for row in rows)
-    many_threads = len(plan.threads) > 1
-    columns = ["runtime", "batch", "img/s", "± 95 %", "p50 ms", "p90 ms", "p99 ms", "share of peak"]
-    if many_threads:
-        columns.insert(2, "threads")
-    if several:
-        columns.insert(2, "streams")
-    if len(names) > 1:
-        columns.append(f"vs {reference}")
-    marked = len(rows) > 2
-    if marked:
-        columns.append("")
-    base = {_place(r): r.images_per_second for r in rows if r.runtime == reference}
-    ordered = sorted(rows, key=lambda r: (*_place(r), -(r.images_per_second or 0.0)))
-    cells = []
-    for row in ordered:
-        ratio = _ratio(row.images_per_second, base.get(_place(row)))
-        doubtful = row.error is None and not row.stable
-        narrow = row.recorded.get("autocast")
-        cells.append(
-            [
-                row.runtime + (f" (autocast {narrow})" if narrow else "") + (" ~" if doubtful else ""),
-                str(row.batch),
-                *([str(row.streams)] if several else []),
-                *([str(row.cpu_threads or "all")] if many_threads else []),
-                *_figures(row),
-                _share(row.roofline),
-                *([ratio] if len(names) > 1 else []),
-                *(["fastest" if row.best else "front" if row.pareto else ""] if marked else []),
-            ]
-        )
-    return columns, cells
+    from resnet_onnx.report.columns import BenchTable
 
+    def unit(row: BenchRow) -> tuple[int, int, int]:
+        return row.batch, row.streams, row.cpu_threads or 0
 
-def _place(row: BenchRow) -> tuple[int, int, int]:
-    """Returns what rows of different runtimes are compared at."""
-    return row.batch, row.streams, row.cpu_threads or 0
-
-
-def _figures(row: BenchRow) -> list[str]:
-    from resnet_onnx.bench.statistics import rounded, significant
-
-    speed, interval = row.images_per_second, row.images_per_second_ci95
-    latency = row.latency_ms
-    if speed is None or latency.p50 is None:
-        return ["–"] * 5
-    half = (interval[1] - interval[0]) / 2 if interval else None
-    value, uncertainty = significant(speed, half)
-    half_ms = latency.p50 * half / speed if half is not None else None
-    median = significant(latency.p50, half_ms)[0] if row.streams == 1 else rounded(latency.p50, 3)
-    tails = [rounded(time, 3) if time is not None else "–" for time in (latency.p90, latency.p99)]
-    return [value, f"± {uncertainty}" if interval else "–", median, *tails]
-
-
-def _share(roofline: RooflineRecord) -> str:
-    if roofline.limit_fraction is None:
-        return "–"
-    return f"{roofline.limit_fraction:.0%} {roofline.bound}".replace("%", " %")
-
-
-def _ratio(speed: float | None, base: float | None) -> str:
-    return "–" if speed is None or not base else f"{speed / base:.2f}×"
+    table = BenchTable(
+        rows=sorted(rows, key=lambda row: (*unit(row), -row.speed)),
+        place="terminal",
+        reference="torch" if any(row.runtime == "torch" for row in rows) else rows[0].runtime,
+        unit=unit,
+    )
+    return table.headings(), table.cells()
 
 
 def _machine(environment: Environment, rows: Sequence[BenchRow]) -> str:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from resnet_onnx.bench.statistics import rounded, significant
+from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar, Point, Roof
+from resnet_onnx.report.columns import BenchTable, speed_text
 from resnet_onnx.report.page import Chart, Finding, Section
 from resnet_onnx.report.words import joined, listed
 from resnet_onnx.results.bench import Bench, BenchRow, HarnessRecord
@@ -77,7 +78,7 @@ class Speed:
             return [Finding(state="bad", text=f"{self.title}: nothing could be measured.")]
         rivals = [row for row in self.measured if _place(row) != _place(best) and not _clearly_faster(best, row)]
         shared = f", not told apart from {listed([self.label(row) for row in rivals[:3]])}" if rivals else ""
-        text = f"{self.title}: {self.label(best)} is fastest with {_speed(best)[0]} images per second"
+        text = f"{self.title}: {self.label(best)} is fastest with {speed_text(best)} images per second"
         text += f"{_against_torch(best, self.measured)}{shared}"
         if (self._hashes[id(best)], best.precision, best.runtime) in proven:
             text += ", and computes the same function"
@@ -114,15 +115,9 @@ class Speed:
 
     def section(self, palette: dict[str, str]) -> Section:
         """Returns the charts and the table."""
-        ordered, measured = self._rows, self.measured
-        several = any(row.streams > 1 for row in ordered)
-        base = {_unit(row): row for row in measured if row.runtime == "torch"}
-        columns = ["runtime", *(["precision"] if self._precisions else []), "batch", *(["streams"] if several else []),
-                   *(["threads"] if self._threads else []),
-                   *(["work"] if self._scopes else []), "img/s", "± 95 %", *(["vs torch"] if base else []), "p50 ms",
-                   "p90 ms", "p99 ms", "share of peak", "stable"]  # fmt: skip
+        table = BenchTable(rows=self._rows, place="page", reference="torch", unit=_unit)
         reasons: dict[str, list[str]] = {}
-        for row in ordered:
+        for row in self._rows:
             if row.error or not row.stable:
                 reason = row.error.message if row.error else row.unstable_reason
                 reasons.setdefault(str(reason), []).append(self.label(row))
@@ -130,11 +125,11 @@ class Speed:
             heading=f"How fast is it? {self.title}",
             text=self._conditions(),
             charts=[*self._bars(palette), *self._front(palette), *self._roofline(palette), *self._spreads(palette)],
-            columns=columns,
-            rows=[self._cells(row, base, several) for row in ordered],
+            columns=table.headings(),
+            rows=table.cells(),
             notes=[
                 *[f"{listed(labels)}: {reason}" for reason, labels in reasons.items()],
-                *[f"{self.label(row)}: {_loadgen(row.harness)}" for row in ordered if row.harness is not None],
+                *[f"{self.label(row)}: {_loadgen(row.harness)}" for row in self._rows if row.harness is not None],
             ],
         )
 
@@ -161,7 +156,7 @@ class Speed:
             label=self.label(row),
             value=row.speed,
             interval=row.images_per_second_ci95,
-            text=_speed(row)[0] + ("" if row.stable else " ~"),
+            text=speed_text(row) + ("" if row.stable else " ~"),
             series=row.runtime,
             doubtful=not row.stable,
         )
@@ -235,31 +230,6 @@ class Speed:
                 svg=charts.spreads(spread, unit="time of a run, ms", palette=palette),
                 caption="How single runs spread: 1st to 99th percentile, the middle half, the median.",
             )
-        ]
-
-    def _cells(self, row: BenchRow, base: Mapping[Any, BenchRow], several: bool) -> list[str]:
-        speed, uncertainty = _speed(row)
-        latency, roofline = row.latency_ms, row.roofline
-        share = "–"
-        if roofline.limit_fraction is not None:
-            share = f"{100 * roofline.limit_fraction:.0f} % {roofline.bound or ''}".strip()
-        rival = base.get(_unit(row))
-        ratio = "–"
-        if rival is not None and row.speed:
-            ratio = f"{row.speed / rival.speed:.2f}×"
-        return [
-            row.runtime,
-            *([row.precision] if self._precisions else []),
-            str(row.batch),
-            *([str(row.streams)] if several else []),
-            *([str(row.cpu_threads or "all")] if self._threads else []),
-            *([work_name(row)] if self._scopes else []),
-            speed,
-            uncertainty,
-            *([ratio] if base else []),
-            *["–" if time is None else rounded(time, 3) for time in (latency.p50, latency.p90, latency.p99)],
-            share,
-            "failed" if row.error else "yes" if row.stable else "no ~",
         ]
 
 
@@ -414,11 +384,6 @@ def _against_torch(best: BenchRow, measured: Rows) -> str:
     return f", {best.speed / max(theirs):.1f}× the best of torch"
 
 
-def work_name(row: BenchRow) -> str:
-    """Returns which work a row timed, in words."""
-    return " + ".join(_scope(row))
-
-
 def _column_order(key: tuple[str, str]) -> tuple[int, str, int, str]:
     runtime, precision = key
     order = ("fp32", "bf16", "fp16", "int8")
@@ -475,10 +440,3 @@ def _roof(row: BenchRow, measured: Mapping[str, PeaksRecord] | None) -> Roof | N
         if peak and one.gflops.get(row.precision) == peak and slope and slope > 0:
             return Roof(name=row.precision, top=peak, slope=slope, undisturbed=one.undisturbed)
     return None
-
-
-def _speed(row: BenchRow) -> tuple[str, str]:
-    speed, interval = row.images_per_second, row.images_per_second_ci95
-    if not speed:
-        return "–", "–"
-    return significant(speed, (interval[1] - interval[0]) / 2 if interval else None)

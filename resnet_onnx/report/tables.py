@@ -6,41 +6,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-from resnet_onnx.results.bench import Bench, BenchRow
-
-_CSV: Mapping[str, Callable[[BenchRow], object]] = {
-    "model": lambda row: row.model,
-    "precision": lambda row: row.precision,
-    "runtime": lambda row: row.runtime,
-    "version": lambda row: row.version,
-    "device": lambda row: row.device,
-    "batch": lambda row: row.batch,
-    "streams": lambda row: row.streams,
-    "threads": lambda row: row.cpu_threads,
-    "scenario": lambda row: row.scenario,
-    "scope": lambda row: row.scope,
-    "includes": lambda row: " ".join(row.includes),
-    "images_per_s": lambda row: row.images_per_second,
-    "images_per_s_low95": lambda row: row.images_per_second_ci95 and row.images_per_second_ci95[0],
-    "images_per_s_high95": lambda row: row.images_per_second_ci95 and row.images_per_second_ci95[1],
-    "p50_ms": lambda row: row.latency_ms.p50,
-    "p90_ms": lambda row: row.latency_ms.p90,
-    "p99_ms": lambda row: row.latency_ms.p99,
-    "share_of_limit": lambda row: row.roofline.limit_fraction,
-    "limit": lambda row: row.roofline.bound,
-    "samples": lambda row: row.samples,
-    "stable": lambda row: row.stable,
-    "unstable_reason": lambda row: row.unstable_reason,
-    "error": lambda row: row.error and row.error.message,
-}
-"""Columns of the CSV, with units in their names, and what each says of a row of the result."""
-
-
-def bench_csv(document: Bench) -> str:
-    """Returns the rows of a result of ``bench`` as CSV. Numbers have all their digits; what is not known is empty."""
-    return csv_text(_CSV, ([value(row) for value in _CSV.values()] for row in document.results))
+from collections.abc import Iterable, Sequence
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
