@@ -25,7 +25,7 @@ from support.waiting import HANG_S
 from resnet_onnx.data.datasets import open_dataset
 from resnet_onnx.models.catalog import lookup
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.training import feeds, trainer, validation
+from resnet_onnx.training import loaders, trainer, validation
 from resnet_onnx.training.augmentation import Normaliser, augment, pad_colour, random_resized_crop, seed_for
 from resnet_onnx.training.checkpoint import read_checkpoint
 from resnet_onnx.training.device import supports_bf16
@@ -344,8 +344,8 @@ def test_digits_reach_97_percent_in_6_epochs_and_the_checkpoint_does_it_again(tm
     assert network.labels == tuple("0123456789")
     assert data.test is not None
     module = network.load()
-    feed = feeds.open_feed(data.test, network.preprocessing, CPU, recipe=None, seed=0, workers=0)
-    assert validation.evaluate(module, feed, Normaliser(network.preprocessing, CPU))[0] == result.test_top1
+    loader = loaders.open_loader(data.test, network.preprocessing, CPU, recipe=None, seed=0, workers=0)
+    assert validation.evaluate(module, loader, Normaliser(network.preprocessing, CPU))[0] == result.test_top1
     assert read_checkpoint(result.checkpoint).metrics["test_top1"] == result.test_top1
 
 
@@ -392,7 +392,7 @@ def test_other_test_pictures_are_looked_at_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("side", "most"), [(8, 256), (64, 256), (224, 20), (2000, 1)])
 def test_large_pictures_are_looked_at_few_at_a_time(side: int, most: int) -> None:
-    class Blank(feeds.Feed):
+    class Blank(loaders.Loader):
         def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Any:
             asked.append(batch_size)
             for index in torch.split(order, batch_size):
@@ -402,8 +402,8 @@ def test_large_pictures_are_looked_at_few_at_a_time(side: int, most: int) -> Non
             pass
 
     asked: list[int] = []
-    feed = Blank(np.zeros(300, dtype=np.int64), side, CPU)
-    correct, _ = validation.predictions(torch.nn.Flatten(), feed, lambda pictures: pictures)  # type: ignore[arg-type]
+    loader = Blank(np.zeros(300, dtype=np.int64), side, CPU)
+    correct, _ = validation.predictions(torch.nn.Flatten(), loader, lambda pictures: pictures)  # type: ignore[arg-type]
     assert (asked, len(correct)) == ([most], 300)
 
 
@@ -468,7 +468,7 @@ def test_streamed_pictures_train_to_the_same_bits_as_pictures_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run(tmp_path / "memory")
-    monkeypatch.setattr(feeds, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(loaders, "IN_MEMORY_BYTES", 0)
     small_run(tmp_path / "stream")
     assert state_bytes(tmp_path / "memory") == state_bytes(tmp_path / "stream")
 
@@ -491,8 +491,8 @@ def test_a_picture_that_cannot_be_decoded_is_named_whether_streamed_or_not(
         for i in range(4):
             Image.new("RGB", (9, 9), (i * 20, 80, 10)).save(tmp_path / "data" / name / f"{i}.png")
     (tmp_path / "data" / "bees" / "2.png").write_bytes(b"no picture")
-    for limit in (feeds.IN_MEMORY_BYTES, 0):
-        monkeypatch.setattr(feeds, "IN_MEMORY_BYTES", limit)
+    for limit in (loaders.IN_MEMORY_BYTES, 0):
+        monkeypatch.setattr(loaders, "IN_MEMORY_BYTES", limit)
         with pytest.raises(Exception, match=r"bees/2\.png") as caught:
             small_run(tmp_path / f"run{limit}", data=open_training_data(str(tmp_path / "data")))
         assert getattr(caught.value, "exit_code", None) == 2
@@ -719,13 +719,13 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
 
 def test_every_epoch_has_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     orders: list[list[int]] = []
-    batches = feeds.MemoryFeed.batches
+    batches = loaders.MemoryLoader.batches
 
-    def spy(self: feeds.MemoryFeed, order: torch.Tensor, batch_size: int, *, epoch: int) -> Any:
+    def spy(self: loaders.MemoryLoader, order: torch.Tensor, batch_size: int, *, epoch: int) -> Any:
         orders.append(order.tolist())
         return batches(self, order, batch_size, epoch=epoch)
 
-    monkeypatch.setattr(feeds.MemoryFeed, "batches", spy)
+    monkeypatch.setattr(loaders.MemoryLoader, "batches", spy)
     small_run(tmp_path / "run", SMALL.override(validation=0.0))
     assert [sorted(order) for order in orders] == [list(range(64))] * 3
     assert len({tuple(order) for order in [*orders, list(range(64))]}) == 4

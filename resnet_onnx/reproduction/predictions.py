@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resnet_onnx.data.datasets import PictureSet
     from resnet_onnx.models.preprocessing import Preprocessing
-    from resnet_onnx.training.feeds import Feed
+    from resnet_onnx.training.loaders import Loader
 
 PREDICTIONS = "answers.json"
 """Beside the checkpoint's folder."""
@@ -128,16 +128,16 @@ class Predictor:
         self._sets: dict[Split, PictureSet] = {"train": train, "test": test}
         self._preprocessing, self._workers = preprocessing, workers
         self._device = SINGLE_PROCESS.device(device)
-        self._feeds: dict[Split, Feed] = {}
+        self._loaders: dict[Split, Loader] = {}
 
     def predict(self, module: nn.Module, split: Split) -> Predictions:
         """Returns a network's predictions, in fp32, on unchanged pictures, batch norm in evaluation mode."""
         from resnet_onnx.training.augmentation import Normaliser
         from resnet_onnx.training.validation import predictions
 
-        feed = self._feed(split)
-        correct, loss = predictions(module, feed, Normaliser(self._preprocessing, self._device))
-        return Predictions(correct=correct.cpu().numpy(), loss=float(loss) / len(feed))
+        loader = self._loader(split)
+        correct, loss = predictions(module, loader, Normaliser(self._preprocessing, self._device))
+        return Predictions(correct=correct.cpu().numpy(), loss=float(loss) / len(loader))
 
     def of_checkpoint(self, checkpoint: Path) -> tuple[Predictions, Predictions]:
         """Returns a checkpoint's predictions on the training and on the test pictures, and keeps them beside it."""
@@ -163,15 +163,17 @@ class Predictor:
             self._close(split)
 
     def _close(self, split: Split) -> None:
-        if split in self._feeds:
-            self._feeds.pop(split).close()
+        if split in self._loaders:
+            self._loaders.pop(split).close()
 
-    def _feed(self, split: Split) -> Feed:
-        from resnet_onnx.training.feeds import open_feed
+    def _loader(self, split: Split) -> Loader:
+        from resnet_onnx.training.loaders import open_loader
         from resnet_onnx.training.trainer import loading_workers
 
-        if split not in self._feeds:
+        if split not in self._loaders:
             pictures, preprocessing = self._sets[split], self._preprocessing
             workers = loading_workers(self._workers, len(pictures))
-            self._feeds[split] = open_feed(pictures, preprocessing, self._device, recipe=None, seed=0, workers=workers)
-        return self._feeds[split]
+            self._loaders[split] = open_loader(
+                pictures, preprocessing, self._device, recipe=None, seed=0, workers=workers
+            )
+        return self._loaders[split]

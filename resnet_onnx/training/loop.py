@@ -73,15 +73,15 @@ def train(
 
         if len(trainer.history) < trainer.epochs:
             data = plan.data
-            train_feed = stack.enter_context(contextlib.closing(trainer.open_feed(data.train, plan.recipe)))
-            validation_feed = None
+            train_loader = stack.enter_context(contextlib.closing(trainer.open_loader(data.train, plan.recipe)))
+            validation_loader = None
             if data.validation is not None:
-                validation_feed = stack.enter_context(contextlib.closing(trainer.open_feed(data.validation, None)))
+                validation_loader = stack.enter_context(contextlib.closing(trainer.open_loader(data.validation, None)))
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             state = trainer.initial_state(checkpoint)
             for epoch in range(len(trainer.history), trainer.epochs):
-                row = trainer.train_epoch(state, train_feed)
-                trainer.validate(state, validation_feed, row)
+                row = trainer.train_epoch(state, train_loader)
+                trainer.validate(state, validation_loader, row)
                 if after_epoch is not None:
                     row = cast(EpochRow, {**row, **after_epoch(epoch + 1, state.evaluated)})
                 trainer.finish_epoch(state, row)

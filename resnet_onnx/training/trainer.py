@@ -24,8 +24,8 @@ from resnet_onnx.training.checkpoint import (
     write_checkpoint,
 )
 from resnet_onnx.training.distributed import ProcessGroup
-from resnet_onnx.training.feeds import Feed, open_feed
 from resnet_onnx.training.history import BestEpoch, EpochRow, history_csv
+from resnet_onnx.training.loaders import Loader, open_loader
 from resnet_onnx.training.plan import Progress, Stage, TrainingPlan
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.resume import rng_states, set_rng_states
@@ -113,13 +113,13 @@ class Trainer:
                 fix=f"put the right folder back, or train anew into another folder than {self.plan.out}",
             )
 
-    def open_feed(self, dataset: PictureSet, recipe: Recipe | None) -> Feed:
+    def open_loader(self, dataset: PictureSet, recipe: Recipe | None) -> Loader:
         """Opens pictures on every rank; `recipe` is None where they are not to be augmented."""
         self.report(Progress(stage="loading", epoch=len(self.history), epochs=self.epochs))
         workers = loading_workers(self.plan.workers, len(dataset), trainings=self.group.local_world_size)
         preprocessing, seed = self.plan.entry.preprocessing, self.plan.seed
         return self.group.on_all_ranks(
-            lambda: open_feed(dataset, preprocessing, self.device, recipe=recipe, seed=seed, workers=workers)
+            lambda: open_loader(dataset, preprocessing, self.device, recipe=recipe, seed=seed, workers=workers)
         )
 
     def initial_state(self, checkpoint: Checkpoint | None) -> TrainState:
@@ -141,7 +141,7 @@ class Trainer:
             load_weights(module, self.plan.initial_state)
         return TrainState(module, self.recipe, self.device, self.group)
 
-    def train_epoch(self, state: TrainState, feed: Feed) -> EpochRow:
+    def train_epoch(self, state: TrainState, loader: Loader) -> EpochRow:
         """Trains the next epoch and returns its figures, those of validation still None.
 
         Raises:
@@ -153,7 +153,7 @@ class Trainer:
         shard = Shard(first=self.group.rank * self.local_batch_size, total=self.batch_size)
         generator = torch.Generator().manual_seed(seed_for(self.plan.seed, "epoch", epoch))
         # A rest smaller than a batch waits for another epoch's order: batch norm's statistics of a few are poor.
-        order = torch.randperm(len(feed), generator=generator)[: steps * self.batch_size]
+        order = torch.randperm(len(loader), generator=generator)[: steps * self.batch_size]
         own = order.view(steps, self.batch_size)[:, shard.first : shard.first + self.local_batch_size].reshape(-1)
         augmentation = BatchAugmentation(self.recipe, self.normaliser, len(self.plan.labels), generator, shard)
         drops = self._plateaus()
@@ -163,7 +163,7 @@ class Trainer:
         rate = input_seconds = 0.0
         state.train_mode()
         watch = Stopwatch()
-        batches = feed.batches(own, self.local_batch_size, epoch=epoch)
+        batches = loader.batches(own, self.local_batch_size, epoch=epoch)
         for step in range(steps):
             waiting = Stopwatch()
             pictures, labels = next(batches)
@@ -176,7 +176,7 @@ class Trainer:
             if step % read_every == 0 or step == steps - 1:
                 self._report_step(step + 1, steps, loss, correct, watch)
         seconds = watch.seconds
-        next(batches, None)  # lets the feed end its epoch
+        next(batches, None)  # lets the loader end its epoch
         self.group.all_reduce(correct, loss_sum)
         return {
             "epoch": epoch + 1,
@@ -219,7 +219,7 @@ class Trainer:
             )
         )
 
-    def validate(self, state: TrainState, feed: Feed | None, row: EpochRow) -> None:
+    def validate(self, state: TrainState, loader: Loader | None, row: EpochRow) -> None:
         """Adds loss and accuracy on the validation pictures to the figures of an epoch.
 
         Raises:
@@ -229,9 +229,9 @@ class Trainer:
         if not math.isfinite(row["train_loss"]):  # of a step whose loss was not read
             raise self._diverged(f"the mean loss is {row['train_loss']}", row["steps"])
         module, loss = state.evaluated, None
-        if feed is not None:
+        if loader is not None:
             self.report(self._progress("validating", row["epoch"]))
-            row["validation_top1"], loss = evaluate(module, feed, self.normaliser, group=self.group)
+            row["validation_top1"], loss = evaluate(module, loader, self.normaliser, group=self.group)
             row["validation_loss"] = loss
         if not all(bool(value.isfinite().all()) for value in module.state_dict().values()):
             raise self._diverged("a weight is no longer finite", row["steps"])
@@ -267,11 +267,11 @@ class Trainer:
         known = best.metrics.get("test_top1")
         if known is not None and best.progress.get("test_pictures") == fingerprint:
             return float(known)
-        with contextlib.closing(self.open_feed(pictures, None)) as feed:
+        with contextlib.closing(self.open_loader(pictures, None)) as loader:
             self.report(self._progress("testing", best.epoch))
             module = build(self.plan.config)
             load_weights(module, weights)
-            top1, _ = evaluate(module.to(self.device), feed, self.normaliser, group=self.group)
+            top1, _ = evaluate(module.to(self.device), loader, self.normaliser, group=self.group)
         self.group.broadcast(lambda: self._write(self.plan.out / BEST, weights, best.epoch, tested=(top1, fingerprint)))
         return top1
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from resnet_onnx.training.augmentation import Normaliser
 from resnet_onnx.training.distributed import SINGLE_PROCESS, ProcessGroup
-from resnet_onnx.training.feeds import Feed
+from resnet_onnx.training.loaders import Loader
 
 LARGEST_BATCH = 256
 """Most pictures of one forward pass."""
@@ -19,30 +19,31 @@ LARGEST_BATCH_PIXELS = 2**20
 
 @torch.inference_mode()
 def predictions(
-    module: nn.Module, feed: Feed, normaliser: Normaliser, *, group: ProcessGroup = SINGLE_PROCESS
+    module: nn.Module, loader: Loader, normaliser: Normaliser, *, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs a network on a feed, in fp32, not augmented, batch norm in evaluation mode.
+    """Runs a network on all pictures of a loader, in fp32, not augmented, batch norm in evaluation mode.
 
     Returns:
-        Whether each prediction is correct, bool [pictures] in the order of the feed, and the sum of the
+        Whether each prediction is correct, bool [pictures] in the order of the set, and the sum of the
         cross-entropies, float64 []. Of several processes, each takes every n-th picture, beginning with its rank.
     """
     module.eval()
     correct = []
-    loss = torch.zeros((), dtype=torch.float64, device=feed.device)
-    batch_size = max(1, min(LARGEST_BATCH, LARGEST_BATCH_PIXELS // feed.side**2))
-    for pictures, labels in feed.batches(torch.arange(len(feed))[group.rank :: group.world_size], batch_size, epoch=0):
+    loss = torch.zeros((), dtype=torch.float64, device=loader.device)
+    batch_size = max(1, min(LARGEST_BATCH, LARGEST_BATCH_PIXELS // loader.side**2))
+    own = torch.arange(len(loader))[group.rank :: group.world_size]
+    for pictures, labels in loader.batches(own, batch_size, epoch=0):
         logits = module(normaliser(pictures))
         correct.append(logits.argmax(1) == labels)
         loss += F.cross_entropy(logits, labels, reduction="sum")
-    return torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool, device=feed.device), loss
+    return torch.cat(correct) if correct else torch.zeros(0, dtype=torch.bool, device=loader.device), loss
 
 
 def evaluate(
-    module: nn.Module, feed: Feed, normaliser: Normaliser, *, group: ProcessGroup = SINGLE_PROCESS
+    module: nn.Module, loader: Loader, normaliser: Normaliser, *, group: ProcessGroup = SINGLE_PROCESS
 ) -> tuple[float, float]:
-    """Returns top-1 accuracy and mean cross-entropy over a feed, as ``predictions`` computes them, on every rank."""
-    correct, loss = predictions(module, feed, normaliser, group=group)
+    """Returns top-1 accuracy and mean cross-entropy over all pictures of a loader, on every rank."""
+    correct, loss = predictions(module, loader, normaliser, group=group)
     count = correct.sum()
     group.all_reduce(count, loss)
-    return int(count) / len(feed), float(loss) / len(feed)
+    return int(count) / len(loader), float(loss) / len(loader)

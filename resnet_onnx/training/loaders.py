@@ -1,4 +1,4 @@
-"""Where batches of bytes come from: from memory where the pictures are small, else through worker processes."""
+"""Loaders of labelled pictures as bytes: from memory where the pictures are small, else through worker processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """Pictures uint8 [batch, channel, height, width] and class indices int64 [batch], on the training's device."""
 
 
-class Feed(abc.ABC):
+class Loader(abc.ABC):
     """Yields the pictures of a data set in any order, batch by batch.
 
     Args:
@@ -55,7 +55,7 @@ class Feed(abc.ABC):
         Args:
             order: Indices into the data set, on the CPU.
             batch_size: Pictures in a batch.
-            epoch: Decides random crops, where this feed makes them.
+            epoch: Decides random crops, where this loader makes them.
         """
 
     @abc.abstractmethod
@@ -64,7 +64,7 @@ class Feed(abc.ABC):
 
 
 @final
-class MemoryFeed(Feed):
+class MemoryLoader(Loader):
     """All pictures as one tensor of bytes, on the training's device."""
 
     def __init__(self, pictures: torch.Tensor, labels: NDArray[np.int64], device: torch.device) -> None:
@@ -72,7 +72,7 @@ class MemoryFeed(Feed):
         self.pictures = pictures.to(device)
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
-        """Yields batches, as ``Feed.batches`` describes."""
+        """Yields batches, as ``Loader.batches`` describes."""
         for index in torch.split(order.to(self.device), batch_size):
             yield self.pictures[index], self.labels[index]
 
@@ -82,7 +82,7 @@ class MemoryFeed(Feed):
 
 
 @final
-class StreamFeed(Feed):
+class StreamLoader(Loader):
     """Pictures that worker processes read, decode and scale again in every epoch."""
 
     def __init__(
@@ -96,9 +96,9 @@ class StreamFeed(Feed):
         workers: int,
     ) -> None:
         super().__init__(dataset.labels, preprocessing.image_size, device)
-        self._order = _Order()
+        self._order = _EpochSampler()
         self._loader = DataLoader(
-            _Pictures(dataset, preprocessing, recipe, seed),
+            _PictureDataset(dataset, preprocessing, recipe, seed),
             batch_sampler=self._order,
             generator=torch.Generator(),  # else it draws from the generator whose state a checkpoint keeps
             num_workers=workers,
@@ -109,7 +109,7 @@ class StreamFeed(Feed):
         )
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
-        """Yields batches, as ``Feed.batches`` describes."""
+        """Yields batches, as ``Loader.batches`` describes."""
         self._order.batches = [[(epoch, i) for i in part.tolist()] for part in torch.split(order, batch_size)]
         with _dead_workers_reported():
             loaded = iter(self._loader)
@@ -147,7 +147,7 @@ def _context() -> BaseContext:
     return multiprocessing.get_context(method)
 
 
-class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
+class _EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
     """The batches of the coming epoch; each key carries the epoch to workers that outlive it."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class _Order(torch.utils.data.Sampler[list[tuple[int, int]]]):
 _Loaded = tuple[torch.Tensor, int] | ToolkitError
 
 
-class _Pictures(Dataset[_Loaded]):
+class _PictureDataset(Dataset[_Loaded]):
     def __init__(self, dataset: PictureSet, preprocessing: Preprocessing, recipe: Recipe | None, seed: int) -> None:
         self._dataset, self._preprocessing = dataset, preprocessing
         self._recipe, self._seed = recipe, seed
@@ -191,7 +191,7 @@ def _collate(items: Sequence[_Loaded]) -> tuple[torch.Tensor, torch.Tensor, Tool
     return torch.stack([picture for picture, _ in good]), torch.tensor([index for _, index in good]), None
 
 
-def open_feed(
+def open_loader(
     dataset: PictureSet,
     preprocessing: Preprocessing,
     device: torch.device,
@@ -199,7 +199,7 @@ def open_feed(
     recipe: Recipe | None,
     seed: int,
     workers: int,
-) -> Feed:
+) -> Loader:
     """Opens a data set for training: prepared pictures that fit are kept in memory, others are streamed.
 
     Args:
@@ -217,9 +217,9 @@ def open_feed(
     size = preprocessing.image_size
     changing = recipe if recipe is not None and recipe.changes_loading else None
     if changing is not None or len(dataset) * 3 * size * size > IN_MEMORY_BYTES:
-        return StreamFeed(dataset, preprocessing, device, recipe=changing, seed=seed, workers=workers)
+        return StreamLoader(dataset, preprocessing, device, recipe=changing, seed=seed, workers=workers)
     pictures = torch.empty((len(dataset), 3, size, size), dtype=torch.uint8)
     with Batches(dataset, preprocessing, batch_size=LOADING_BATCH, workers=workers) as loaded:
         for batch in loaded:
             pictures[torch.from_numpy(batch.indices)] = torch.from_numpy(batch.pictures).permute(0, 3, 1, 2)
-    return MemoryFeed(pictures, dataset.labels, device)
+    return MemoryLoader(pictures, dataset.labels, device)
