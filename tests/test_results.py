@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support.saved_results import SCHEMA_1, document, noisy, row
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.results.bench import Bench, Latency
-from resnet_onnx.results.document import ErrorDocument, ErrorRecord
+from resnet_onnx.results.document import Document, ErrorDocument, ErrorRecord
 from resnet_onnx.results.reading import KINDS, read, read_bench
 from resnet_onnx.results.writing import encode, typed, write
 
@@ -115,3 +116,14 @@ def test_names_of_any_bytes_are_written() -> None:
     assert json.loads(encode(found)) == {
         "schema": 1, "kind": "error", "error": {"kind": "file", "message": "caf?.onnx: no such file", "fix": None},
     }  # fmt: skip
+
+
+def test_the_json_schema_in_the_docs_is_of_these_types() -> None:
+    script = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "make_schemas.py"))
+    assert (script["FILE"]).read_text(encoding="utf-8") == script["text"](), "python docs/make_schemas.py"
+    printed = {form for form in _below(Document) if "kind" in vars(form)}
+    assert set(script["PRINTED"]) == printed, "the schema has every document"
+
+
+def _below(form: type[Document]) -> set[type[Document]]:
+    return {form, *(below for child in form.__subclasses__() for below in _below(child))}

@@ -70,11 +70,8 @@ class BenchSettings:
     order_seed: int | None = None
 
 
-class Latency(Struct, frozen=True, kw_only=True, rename={"p99_9": "p99.9"}):
-    """Percentiles, mean, minimum and maximum of the time of a run, milliseconds; None below the samples they need.
-
-    (A ``Struct``, because ``p99.9`` is not a Python name.)
-    """
+class Latency(Struct, frozen=True, kw_only=True, rename={"p99_9": "p99.9"}):  # a Struct has other names in JSON
+    """Percentiles, mean, minimum and maximum of the time of a run, milliseconds; None below the samples they need."""
 
     p50: Amount | None
     p90: Amount | None

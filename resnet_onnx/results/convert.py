@@ -11,10 +11,9 @@ from msgspec import UNSET, Struct, UnsetType
 from resnet_onnx.results.document import Amount, Document, FileRecord, Fraction, SkippedPicture, Whole, check_ends
 
 
+# Structs: ``kind`` says which of the two it is.
 class Top1Gate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="top1"):
     """Judged by accuracy.
-
-    (A ``Struct``, as is ``SqnrGate``, because ``kind`` says which of the two it is.)
 
     Attributes:
         images: Labelled pictures.
