@@ -22,6 +22,7 @@ FOLDERS = (
             "training",
             "parity",
             "bench",
+            "results",
             "report",
             "reproduction",
             "cli",
