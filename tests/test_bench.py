@@ -526,7 +526,7 @@ def test_a_slow_stream_leaves_the_set_to_the_others() -> None:
 
 def test_a_stream_keeps_its_thread(sleeper: Callable[[float], Any]) -> None:
     """Libraries plan and cache for each thread that calls them."""
-    streams, seen = [sleeper(0.0), sleeper(0.0)], [set[int](), set[int]()]
+    streams, seen = [sleeper(0.001), sleeper(0.001)], [set[int](), set[int]()]
     for stream, threads in zip(streams, seen, strict=True):
         function = stream._runtime._function
 

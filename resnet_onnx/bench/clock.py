@@ -36,7 +36,7 @@ ENQUEUE_BOUND = 0.8
 there, so that a faster device would not help."""
 
 CPUS = Path("/sys/devices/system/cpu")
-"""Where Linux tells of its cores."""
+"""Where Linux describes its cores."""
 
 _WINDOW_S, _MOST_IN_WINDOW = 0.2, 200
 
@@ -51,7 +51,7 @@ class Disturbance:
         stolen_cpu_s: CPU time that the hypervisor gave to other virtual machines.
         involuntary_switches: How often a thread of this process was made to give up its core.
         throttled: How often heat made the processor lower its clock, over the watched cores.
-        clocks_mhz: The processor's clock at the end, where the system says it.
+        clocks_mhz: The processor's clock at the end, where the system reports it.
         paces_s: What a fixed piece of work took before and after each slice (``pace``).
         cores: Cores watched.
     """
@@ -94,7 +94,7 @@ class Disturbance:
 
 
 class Watch:
-    """Reads the machine's CPU counters at its start and says on ``stop`` what others did since."""
+    """Reads the machine's CPU counters at its start and returns on ``stop`` what others did since."""
 
     def __init__(self) -> None:
         self._cores = _watched_cores()
@@ -134,7 +134,7 @@ def _watched_cores() -> frozenset[int] | None:
 
 
 def _throttle_events(cores: frozenset[int] | None) -> int:
-    """Returns how often heat throttled the cores since the start of the machine; 0 where it does not say.
+    """Returns how often heat throttled the cores since the start of the machine; 0 where the system does not count it.
 
     Linux counts it for Intel's processors (Documentation/ABI/testing/sysfs-devices-system-cpu, ``thermal_throttle``),
     on both threads of a core alike. A limit of power is not counted there.
@@ -191,7 +191,7 @@ class Slice:
         runs_per_s: Runs that were completed per second, all streams together.
         spent_s: Wall time, discarded runs included.
         disturbance: What the machine did beside.
-        sensors: What the GPU said right after the last run, or None where none computed.
+        sensors: What the GPU reported right after the last run, or None where none computed.
     """
 
     times_ns: Nanoseconds
@@ -276,7 +276,7 @@ class Breakdown:
         run_s: From the start of a run to its end.
         enqueue_s: Until the host had handed the work over; the device computes meanwhile. None where that call
             returns only when the run is done.
-        phases_s: ``copy_in``, ``compute`` and ``copy_out`` by the device's own clock; None where it does not tell.
+        phases_s: ``copy_in``, ``compute`` and ``copy_out`` by the device's own clock; None where it has none.
     """
 
     run_s: float

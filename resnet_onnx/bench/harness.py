@@ -64,7 +64,7 @@ def measure_by_loadgen(
             except ToolkitError as error:
                 row.error = error
                 continue
-            row.warm_up, row.slices, row.harness = found.warm_up, [found.part], found.said
+            row.warm_up, row.slices, row.harness = found.warm_up, [found.part], found.reported
             if logs is not None:
                 for name, content in found.logs.items():
                     files.write_bytes(logs / f"{target.runtime}-{test}" / name, content)

@@ -73,7 +73,7 @@ def beside_ideal(
 def _node(time: LayerTime, graph: Mapping[str, NodeWork], names: Mapping[str, str], claimed: set[str]) -> str | None:
     """Returns the node whose work a layer does.
 
-    A layer that fuses several nodes has the name of the first or of the last of them. Where it says that it multiplies
+    A layer that fuses several nodes has the name of the first or of the last of them. Where its operator is a product
     and its name is that of an activation or an addition, the product is found upstream.
     """
     bare = _SUFFIXES.sub("", time.name)

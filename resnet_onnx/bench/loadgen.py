@@ -1,9 +1,9 @@
 """MLPerf's LoadGen on a runtime: its queries, its clock, its verdict; SingleStream and Offline.
 
-LoadGen decides when a sample is asked for, takes the time itself, and says VALID or INVALID. Its rules: Reddi et al.,
+LoadGen decides when a sample is queried, takes the time itself, and reports VALID or INVALID. Its rules: Reddi et al.,
 "MLPerf Inference Benchmark", ISCA 2020 (arXiv:1911.02549), and mlcommons/inference_policies. An official run lasts 600
-seconds at least and has 24,576 samples Offline; ours lasts ``duration``, so that VALID here says that LoadGen's
-statistics are sound for the shorter run, and is no submission.
+seconds at least and has 24,576 samples Offline; ours lasts ``duration``, so that VALID here means that LoadGen's
+statistics are sound for the shorter run, and is not a submission.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Harnessed:
     Attributes:
         warm_up: Before it.
         part: The samples as the runtime's side saw them: a time per query, from its arrival to its completion.
-        said: LoadGen's verdict, figures and settings.
+        reported: LoadGen's verdict, figures and settings.
         logs: LoadGen's own files by name.
     """
 
     warm_up: WarmUp
     part: Slice
-    said: Mapping[str, Any]
+    reported: Mapping[str, Any]
     logs: Mapping[str, bytes]
 
 
@@ -125,7 +125,7 @@ def run_loadgen(
         raise system.error
     times = np.array(system.times_ns, np.int64)
     runs = system.samples / batch
-    said = {
+    reported = {
         **verdict(logs.get(_DETAIL, b"").decode(errors="replace")),
         "scenario": scenario,
         "loadgen": package_version("mlcommons-loadgen"),
@@ -138,7 +138,7 @@ def run_loadgen(
         part=Slice(
             times_ns=times, runs_per_s=runs / (times.sum() / 1e9), spent_s=spent_s, disturbance=disturbance
         ),
-        said=said,
+        reported=reported,
         logs=logs,
     )  # fmt: skip
 
@@ -194,14 +194,14 @@ class _System:
             if self.error is None:
                 try:
                     lane.run([sample.index for sample in samples])
-                except Exception as error:  # LoadGen can't be told; the run is ended and the error raised after it
+                except Exception as error:  # LoadGen takes no errors; raised after the run
                     self.error = error
             with self._lock:
                 query.left -= len(samples)
                 if query.left == 0:
                     self.times_ns.append(perf_counter_ns() - query.arrived_ns)
-            answer = self._loadgen.QuerySampleResponse
-            self._loadgen.QuerySamplesComplete([answer(sample.id, 0, 0) for sample in samples])
+            response = self._loadgen.QuerySampleResponse
+            self._loadgen.QuerySamplesComplete([response(sample.id, 0, 0) for sample in samples])
 
     def close(self) -> None:
         """Ends the threads."""

@@ -72,7 +72,7 @@ def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None
         shapes: The shape of every input.
 
     Returns:
-        The work, or None where it can't be told: a shape is unknown even so, the graph has no convolution or matrix
+        The work, or None where it is unknown: a shape is unknown even so, the graph has no convolution or matrix
         product, or an operator that is not counted here.
     """
     model = _load(path)
@@ -99,7 +99,7 @@ class NodeWork:
         inputs: Names of its input tensors.
         outputs: Names of its output tensors.
         is_product: Whether it is a convolution or matrix product.
-        work: Its multiply-adds (0 for what is no product), and the elements that it reads and writes; None where a
+        work: Its multiply-adds (0 for what is not a product), and the elements that it reads and writes; None where a
             shape is unknown.
     """
 

@@ -18,7 +18,7 @@ from runtimes.nvidia import Sensors
 from runtimes.spec import LayerTime, Scope, Target
 
 FEWEST_ROUNDS = 3
-"""One round sees no drift; two can't tell it from noise."""
+"""One round sees no drift; two can't distinguish it from noise."""
 
 ENOUGH_SAMPLES = samples_needed(90)
 """A row goes on until p90 can be reported, where `duration` allows it."""
@@ -47,7 +47,7 @@ class Row:
         slices: The samples, a slice per round.
         error: Why the row could not be measured to its end, or None.
         cut_off: Why it was not measured although nothing went wrong, or "".
-        harness: What another's harness said of it, or None where it was measured by our own rules.
+        harness: What another's harness reported of it, or None where it was measured by our own rules.
         breakdown: Where the time of a run on a GPU goes, or None on the CPU, where a run is done when it was handed
             over.
         layers: Times by the runtime's own profiler, or None where it was not profiled.
@@ -120,7 +120,7 @@ class Row:
         """Returns what the images per second are computed from, or None without samples.
 
         With one stream that is the time of a run; with several, the time from one completed run to the next, one value
-        a round: they share the machine, so that their single times say nothing of it. In the offline scenario it is the
+        a round: they share the machine, so that their single times do not show it. In the offline scenario it is the
         time of a whole set over its runs.
         """
         if not self.slices:

@@ -102,13 +102,13 @@ class Worker:
                 prepared.extend(
                     FedRun(runtime, feed_factory.open(batch=batch, threads=threads)) for _ in range(runtime.streams)
                 )
-            answer = warm_up(prepared, limit_s=limit_s)
+            warm = warm_up(prepared, limit_s=limit_s)
         except BaseException:
             for each in prepared:
                 each.close()
             raise
         self._rows[row] = prepared
-        return answer
+        return warm
 
     def prepare_set(
         self,

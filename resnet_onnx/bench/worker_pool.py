@@ -78,7 +78,7 @@ class WorkerPool:
             row.unprofiled = error.message
             self._workers[id(row.target)].close()
             self._start(id(row.target), row.target)
-            with contextlib.suppress(ToolkitError):  # the next row says it, if it has the same trouble
+            with contextlib.suppress(ToolkitError):  # the next row reports it, if it has the same trouble
                 self._workers[id(row.target)].receive()
         except ToolkitError as error:  # what was measured stays as it is
             row.unprofiled = error.message

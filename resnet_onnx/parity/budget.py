@@ -118,7 +118,7 @@ def quantised_allowance(noise: float, steps: float) -> Budget:
     Args:
         noise: Relative RMSE between the quantised graph and the same graph without its rounding, both in float64.
         steps: What the step sizes add up to, see ``quantised.step_error``. Networks amplify it (trained CIFAR nets by
-            up to 1.7); beyond ``NOISE_MULTIPLE`` times it is no rounding any more, and widens nothing.
+            up to 1.7); beyond ``NOISE_MULTIPLE`` times it is not rounding any more, and widens nothing.
     """
     own = "the model's own rounding"
     bound = NOISE_MULTIPLE * steps

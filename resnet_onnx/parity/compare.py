@@ -60,7 +60,7 @@ class Inputs:
         batches: Feeds of the targets; batch sizes may differ, so that a picture's result is seen not to depend on its
             neighbours.
         gold_batches: The same pictures as the feeds of all references, where another model is gold; its single output
-            then stands for the targets' single output, whatever the two are called. None: the same feeds.
+            then stands for the targets' single output, whatever the names of the two. None: the same feeds.
     """
 
     names: Sequence[str]
@@ -318,7 +318,7 @@ def _first(records: Records) -> Outputs:
 
 
 def _renaming(truth: Records, found: Records) -> dict[str, str]:
-    """Returns what gold's single output is called among the targets', where both have a single one."""
+    """Returns the targets' name of gold's single output by gold's own, where both have a single one."""
     ours, theirs = list(_first(truth)), list(_first(found))
     return {ours[0]: theirs[0]} if len(ours) == len(theirs) == 1 and ours != theirs else {}
 

@@ -20,7 +20,8 @@ class Original:
 
     Attributes:
         relative_rmse: Of the first output.
-        top1_agreement: Fraction of pictures decided as the original does, or None where the output is no set of scores.
+        top1_agreement: Fraction of pictures decided as the original does, or None where the output does not hold
+            scores.
     """
 
     relative_rmse: float
@@ -37,7 +38,7 @@ class Outcome:
         passed: Whether it computes the same function within the budget.
         relative_rmse: The worst output's; infinite where an output is missing, misshapen or not finite.
         budget: That output's allowance.
-        top1_agreement: Fraction of pictures decided as gold does, or None where the output is no set of scores.
+        top1_agreement: Fraction of pictures decided as gold does, or None where the output does not hold scores.
         reason: In words.
         distances: Per output.
         decisions: Of the first output, or None.

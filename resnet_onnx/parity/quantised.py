@@ -72,7 +72,7 @@ def _refuse_whole_numbers(path: Path, graph: Graph) -> None:
     for node in graph.nodes:
         if node.op_type in _INTEGER_PRODUCTS:
             raise UnsupportedModel(
-                f"{path} computes with whole numbers ({node.op_type}): its rounding can't be told from its function",
+                f"{path} computes with whole numbers ({node.op_type}): its rounding and its function are one",
                 fix="quantise it with QuantizeLinear and DequantizeLinear (QDQ), or judge it by --tolerance-for",
             )
 

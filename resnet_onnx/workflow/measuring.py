@@ -85,7 +85,7 @@ class Measurement:
         plan: What was to be measured, and for how long.
         rows: By runtime, batch, streams and threads, in the order of the plan, with those that the cut-off left out.
         left_out: Runtimes that ``all`` meant and that can't open this model.
-        work: Of one run by batch, or None where it can't be told.
+        work: Of one run by batch, or None where it is unknown.
         shapes: Of the inputs, by batch.
         peaks: The machine's, by number of threads; None where they can't be measured.
         environment: The machine.
@@ -241,7 +241,7 @@ def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[i
 def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
     """Returns the batch that a model's inputs are fixed to, or None where one of them leaves it open.
 
-    A table or a scale may stand beside the samples; of fixed inputs, that with most dimensions says how many there are.
+    A table or a scale may stand beside the samples; of fixed inputs, the one with most dimensions sets the batch.
     """
     shapes = [spec.shape for spec in inputs if spec.shape]
     if any(isinstance(shape[0], str) for shape in shapes):

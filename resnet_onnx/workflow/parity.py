@@ -142,7 +142,7 @@ def _output_names(model: Model, truth: Model) -> set[str]:
 def _truth(model: Model, gold: str | None) -> Model:
     """Returns the model whose float64 form is the truth, for the same pictures as the model in question.
 
-    A file that says nothing of its preprocessing gets that of the model, which the user may have named; another
+    A file without preprocessing in its metadata gets that of the model, which the user may have named; another
     operator set may be needed to export it.
     """
     if gold is None:
