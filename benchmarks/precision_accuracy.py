@@ -105,7 +105,7 @@ def measure(shared: Path, network: str, folder: Path) -> tuple[list[Row], float,
     method, both = "", 0.0
     for precision in ("fp16", "bf16", "int8"):
         path = folder / f"{network}-{precision}.onnx"
-        result = workflow.convert(model, path, workflow.Wishes(to=precision, calibration=data))
+        result = workflow.convert(model, path, workflow.ConversionConfig(to=precision, calibration=data))
         if precision == "int8":
             method = str(result.method)
             # Not lowered; ONNX Runtime without optimisation computes the pairs as they stand in the file.

@@ -2,10 +2,10 @@
 
     python benchmarks/precision_methods.py DATA_FOLDER [SEEDS]
 
-For the trained networks in DATA_FOLDER and some seeds: 512 training pictures calibrate, 1,024 others choose, 5,000
-others judge; no test picture is read. Each method is made as ``resnet-onnx convert`` makes it, biases corrected, and
-each rule picks by what it sees on the pictures that choose. What counts is how often the pick decides like fp32 on the
-pictures that judge: the mean over the portable file and the lowered forms of ONNX Runtime and OpenVINO.
+For the trained networks in DATA_FOLDER and some seeds: 512 training pictures calibrate, 1,024 others validate, 5,000
+others are held out; no test picture is read. Each method is made as ``resnet-onnx convert`` makes it, biases corrected,
+and each rule picks by what it sees on the validation pictures. What counts is how often the pick decides like fp32 on
+the held-out pictures: the mean over the portable file and the lowered forms of ONNX Runtime and OpenVINO.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from precision_accuracy import NETWORKS, decisions, exported, lowered
 
 from converters.calibration import METHODS
 from resnet_onnx.data.datasets import open_dataset
-from resnet_onnx.workflow import Wishes
+from resnet_onnx.workflow import ConversionConfig
 from resnet_onnx.workflow.precision.candidates import calibrated, int8_candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.conversion import Conversion
 from resnet_onnx.workflow.precision.pictures import Pictures
-from resnet_onnx.workflow.precision.work import Work
 from runtimes import onnx_gate
 
-_CHOOSING, _JUDGING = 1_024, 5_000
+_VALIDATION, _HELD_OUT = 1_024, 5_000
 
 Rows = dict[str, Comparison]
 
 
 class TrainingPictures(Pictures):
-    """Calibrates, chooses and judges with disjoint training pictures."""
+    """Calibration, validation and held-out pictures are disjoint training pictures."""
 
     def _split(self, name: str) -> None:
         train = open_dataset(name, split="train")
-        order = np.random.default_rng(self._wishes.seed).permutation(len(train))
-        first, second = self._wishes.pictures, self._wishes.pictures + _CHOOSING
-        self._calibrating = train.subset(order[:first])
-        self._choosing = train.subset(order[first:second])
-        self._judging = train.subset(order[second : second + _JUDGING])
+        order = np.random.default_rng(self._config.seed).permutation(len(train))
+        first, second = self._config.pictures, self._config.pictures + _VALIDATION
+        self._calibration = train.subset(order[:first])
+        self._validation = train.subset(order[first:second])
+        self._held_out = train.subset(order[second : second + _HELD_OUT])
 
 
 def within(errors: float) -> Callable[[Rows], str]:
@@ -81,33 +81,35 @@ def main() -> None:
     for network in NETWORKS:
         for seed in range(seeds):
             seen: Rows = {}
-            judged: dict[str, float] = {}
+            held_out: dict[str, float] = {}
             for method in METHODS:
                 with tempfile.TemporaryDirectory() as name:
                     seen[method], shares = measure(shared, network, method, seed, Path(name))
-                judged[method] = float(np.mean(shares))
+                held_out[method] = float(np.mean(shares))
                 print(
-                    f"{network} seed {seed} {method:10s} choosing {100 * seen[method].agreement:.2f} % "
-                    f"{seen[method].sqnr_db:.2f} dB | judging: portable {100 * shares[0]:.2f} %, "
+                    f"{network} seed {seed} {method:10s} validation {100 * seen[method].agreement:.2f} % "
+                    f"{seen[method].sqnr_db:.2f} dB | held out: portable {100 * shares[0]:.2f} %, "
                     f"ort-cpu {100 * shares[1]:.2f} %, openvino {100 * shares[2]:.2f} %",
                     flush=True,
                 )
             for rule, pick in RULES.items():
-                picked[rule].append(judged[pick(seen)])
+                picked[rule].append(held_out[pick(seen)])
     for rule, shares in sorted(picked.items(), key=lambda item: -float(np.mean(item[1]))):
         print(f"{rule}: {100 * float(np.mean(shares)):.3f} % equal decisions, worst {100 * min(shares):.2f} %")
 
 
 def measure(shared: Path, network: str, method: str, seed: int, folder: Path) -> tuple[Comparison, Any]:
-    """Returns what is seen on the pictures that choose, and equal decisions of the three forms on those that judge."""
+    """Returns what is seen on the validation pictures, and equal decisions of the three forms on the held-out ones."""
     model = exported(shared, network, folder)
-    wishes = Wishes(to="int8", calibration=str(shared / "cifar10-jpeg.zip"), method=method, seed=seed)
-    pictures = TrainingPictures(model, wishes)
+    config = ConversionConfig(to="int8", calibration=str(shared / "cifar10-jpeg.zip"), method=method, seed=seed)
+    pictures = TrainingPictures(model, config)
     plain = onnx_gate.check_onnx(folder / f"{network}.onnx")
-    work = Work(model=model, source=plain, wishes=wishes, data=pictures, folder=folder, progress=lambda _: None)
-    candidate, _ = int8_candidate(work, calibrated(work))
-    seen = work.judge_on(candidate, "choosing")
-    path = work.draft(candidate, None)
+    conversion = Conversion(
+        model=model, source=plain, config=config, data=pictures, folder=folder, progress=lambda _: None
+    )
+    candidate, _ = int8_candidate(conversion, calibrated(conversion))
+    seen = conversion.compare_one(candidate, "validation")
+    path = conversion.draft(candidate, None)
     batches = [next(iter(feeds.values())) for feeds, _, _ in pictures.held_out()]
     fp32 = decisions("ort-cpu", plain.path, batches)
     forms = [

@@ -18,7 +18,7 @@ from support import precision_models
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
 from resnet_onnx.workflow.precision import Comparison, gate, pictures
-from resnet_onnx.workflow.precision.work import Work
+from resnet_onnx.workflow.precision.conversion import Conversion
 from runtimes import files, onnx_gate
 from runtimes.errors import CheckFailed
 
@@ -149,21 +149,21 @@ def test_labels_judge_where_the_file_leaves_its_classes_open(
     assert (result["gate"]["kind"], result["gate"]["images"]) == ("top1", 200)
 
 
-def judged(found: Comparison, *, chance: float) -> gate.Verdict:
-    work: Any = SimpleNamespace(wishes=workflow.Wishes(to="int8"), data=SimpleNamespace(chance=chance))
-    return gate.judge(work, found)
+def checked(found: Comparison, *, chance: float) -> gate.Verdict:
+    conversion: Any = SimpleNamespace(config=workflow.ConversionConfig(to="int8"), data=SimpleNamespace(chance=chance))
+    return gate.check(conversion, found)
 
 
-def test_who_guesses_has_nothing_to_lose_and_is_judged_by_the_outputs() -> None:
+def test_who_guesses_has_nothing_to_lose_and_is_compared_by_the_outputs() -> None:
     few = Comparison(images=2000, labelled=2000, both=205, energies=[(1.0, 0.5)])
-    assert judged(few, chance=0.1).problem is not None
-    assert judged(few, chance=0.1).gate["kind"] == "sqnr"
+    assert checked(few, chance=0.1).problem is not None
+    assert checked(few, chance=0.1).gate["kind"] == "sqnr"
     many = Comparison(images=2000, labelled=2000, both=1500, energies=[(1.0, 0.5)])
-    assert (judged(many, chance=0.1).problem, judged(many, chance=0.1).gate["kind"]) == (None, "top1")
+    assert (checked(many, chance=0.1).problem, checked(many, chance=0.1).gate["kind"]) == (None, "top1")
     many.energies = [(1.0, 0.5), (1.0, np.inf)]
-    assert "is not finite, or has another shape" in str(judged(many, chance=0.1).problem)
+    assert "is not finite, or has another shape" in str(checked(many, chance=0.1).problem)
     few.energies = many.energies
-    assert "is not finite, or has another shape" in str(judged(few, chance=0.1).problem)
+    assert "is not finite, or has another shape" in str(checked(few, chance=0.1).problem)
 
 
 def test_a_model_without_pictures_is_told_that_int8_needs_them(tmp_path: Path, capfd: Any) -> None:
@@ -231,11 +231,11 @@ def test_half_precision_looks_at_as_many_pictures_as_it_says(
     assert result["agreement_computed_in"] == "fp32"  # ONNX Runtime's CPU kernels upcast
 
 
-def test_what_calibrates_never_chooses_nor_judges(tmp_path: Path) -> None:
+def test_calibration_validation_and_held_out_pictures_are_disjoint(tmp_path: Path) -> None:
     """Also where the training pictures are fewer than may calibrate."""
     model = workflow.resolve(workflow.Request(model="cifar-resnet8"))
-    chosen = pictures.Pictures(model, workflow.Wishes(to="int8", calibration="digits", count=5_000))
-    parts = [chosen._calibrating, chosen._choosing, chosen._judging]
+    chosen = pictures.Pictures(model, workflow.ConversionConfig(to="int8", calibration="digits", count=5_000))
+    parts = [chosen._calibration, chosen._validation, chosen._held_out]
     names = [{part.item_name(i) for i in range(len(part))} for part in parts if part is not None]
     assert [len(part) for part in names] == [1146, 287, 364]
     assert len(set.union(*names)) == 1797
@@ -278,13 +278,15 @@ def test_every_output_is_judged(tmp_path: Path, capfd: Any) -> None:
         if tensor.name == "tiny":
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(0, np.float32), "tiny"))
     found = workflow.resolve(workflow.Request(model=str(path)))
-    wishes = workflow.Wishes(to="fp16")
-    work = Work(model=found, source=source, wishes=wishes, data=pictures.Pictures(found, wishes), folder=tmp_path,
-                progress=lambda _: None)  # fmt: skip
-    assert work.judge_on(onnx.load(path), "held out").sqnr_db == np.inf
-    spoilt = work.judge_on(wrong, "held out")
+    config = workflow.ConversionConfig(to="fp16")
+    data = pictures.Pictures(found, config)
+    conversion = Conversion(
+        model=found, source=source, config=config, data=data, folder=tmp_path, progress=lambda _: None
+    )
+    assert conversion.compare_one(onnx.load(path), "held-out").sqnr_db == np.inf
+    spoilt = conversion.compare_one(wrong, "held-out")
     assert (spoilt.agreement, spoilt.sqnr_db) == (1.0, pytest.approx(0.0, abs=0.1))
-    assert gate.judge(work, spoilt).problem is not None
+    assert gate.check(conversion, spoilt).problem is not None
 
 
 def test_a_speed_that_no_machine_reaches_is_refused(tmp_path: Path, capfd: Any) -> None:
@@ -488,10 +490,10 @@ class TestComparison:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pictures(trained: Path, shared_data: Path, tmp_path: Path) -> None:
-    """Row 26: peak resident memory with ten times the pictures that calibrate and judge is within 5 %."""
+    """Row 26: peak resident memory with ten times the pictures for calibration and for the gate is within 5 %."""
 
     def peak_bytes(count: int) -> int:
-        work = (
+        conversion = (
             "import resource, sys\n"
             "from resnet_onnx.cli.main import main\n"
             "code = main(sys.argv[1:])\n"
@@ -504,7 +506,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(trained: Path, shared_
             "-o", str(tmp_path / f"{count}.onnx"),
         ]  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", work, *arguments], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", conversion, *arguments], capture_output=True, text=True, check=True, timeout=300
         )
         return int(done.stdout.split()[-1])
 

@@ -39,7 +39,7 @@ _SHOWN, _RANKED = 4, 10
               help="Calibration pictures.  [default: 512; fp16, bf16: 64]")  # fmt: skip
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
 @click.option("--held-out", type=click.IntRange(1, 1_000_000), default=5_000, show_default=True,
-              help="Most pictures that judge the result.")  # fmt: skip
+              help="Most pictures for the gate.")  # fmt: skip
 @click.option("--max-drop", type=Number(min=0, min_open=True), default=1.0, show_default=True,
               help="Largest loss of top-1, points.")  # fmt: skip
 @click.option("--min-speedup", type=Number(min=0, min_open=True), help="Least speed over fp32.")
@@ -77,7 +77,7 @@ def command(
 ) -> None:
     """Change the precision of a model, and keep the result only if it loses next to nothing.
 
-    The new file is judged against fp32 on pictures held out: by top-1 where at least 2,000 have labels, by the
+    The new file is compared with fp32 on held-out pictures: by top-1 where at least 2,000 have labels, by the
     outputs' signal-to-noise ratio otherwise. What fails is not written, and the exit code is 1.
     """
     from resnet_onnx import workflow
@@ -86,7 +86,7 @@ def command(
 
     runtimes = runtimes or ",".join(registry.conversion_runtimes(to))
     names = tuple(registry.parse_names(runtimes)) if min_speedup is not None else ()
-    wishes = workflow.Wishes(
+    config = workflow.ConversionConfig(
         to=to,
         calibration=calibration,
         method=method,
@@ -100,7 +100,7 @@ def command(
         keep_fp32=keep_fp32,
         half_io=half_io,
         per_channel=not per_tensor,
-        ranking=sensitivity,
+        sensitivity=sensitivity,
         budget_minutes=budget_minutes,
     )
     if plot is not None:
@@ -118,7 +118,7 @@ def command(
         target = output or workflow.default_output(model, to)
         if target.is_dir():
             target = target / workflow.default_output(model, to)
-        result = workflow.convert(model, target, wishes, plot=plot, progress=status.update)
+        result = workflow.convert(model, target, config, plot=plot, progress=status.update)
     _print(terminal, model, result)
     if plot is not None:
         terminal.line(f"Drawn: {plot}")
@@ -141,7 +141,7 @@ def _print(terminal: Terminal, model: Model, result: Convert) -> None:
     inside = result.agreement_computed_in
     upcast = f", which computes it in {inside}" if inside not in (None, result.precision) else ""
     terminal.line(
-        f"Decides like fp32 on {100 * result.agreement:.2f} % of {result.agreement_images} pictures held out "
+        f"Decides like fp32 on {100 * result.agreement:.2f} % of {result.agreement_images} held-out pictures "
         f"({result.agreement_runtime}{upcast}); outputs {_decibels(result.sqnr_db)} signal to noise"
     )
     _print_gate(terminal, result)

@@ -64,7 +64,7 @@ class SpeedRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TriedMethod:
-    """How well one way of finding ranges did on the pictures that choose."""
+    """How well one way of finding ranges did on the validation pictures."""
 
     method: str
     agreement: float
@@ -140,7 +140,7 @@ class Convert(Document):
     """A model in another precision: what it costs and what it saves.
 
     Attributes:
-        agreement: Share of the pictures held out that are decided as in fp32.
+        agreement: Share of the held-out pictures that are decided as in fp32.
         agreement_images: How many they are.
         agreement_runtime: Where they were decided.
         agreement_computed_in: The precision in which it multiplied, where that is known.

@@ -18,7 +18,14 @@ from resnet_onnx.workflow.opening import (
     tuned,
 )
 from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
-from resnet_onnx.workflow.precision import PRECISIONS, Wishes, build_lowered, convert, default_output, export_half
+from resnet_onnx.workflow.precision import (
+    PRECISIONS,
+    ConversionConfig,
+    build_lowered,
+    convert,
+    default_output,
+    export_half,
+)
 from resnet_onnx.workflow.request import (
     INPUT_NAME,
     METADATA_PREFIX,
@@ -38,6 +45,7 @@ __all__ = [
     "METADATA_PREFIX",
     "OUTPUT_NAME",
     "PRECISIONS",
+    "ConversionConfig",
     "Harness",
     "Measurement",
     "MeasuringPlan",
@@ -46,7 +54,6 @@ __all__ = [
     "ParityPlan",
     "Request",
     "Start",
-    "Wishes",
     "batch_sizes",
     "build_lowered",
     "check_parity",

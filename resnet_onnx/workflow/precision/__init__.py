@@ -1,8 +1,8 @@
-"""Changing a model's precision: calibrating on real pictures, choosing, and a gate that nothing lossy passes."""
+"""Changing a model's precision: calibration on real pictures, choices, and a gate that nothing lossy passes."""
 
 from resnet_onnx.workflow.precision.comparison import Comparison
-from resnet_onnx.workflow.precision.conversion import convert, default_output, export_half
+from resnet_onnx.workflow.precision.config import PRECISIONS, ConversionConfig
+from resnet_onnx.workflow.precision.converting import convert, default_output, export_half
 from resnet_onnx.workflow.precision.lowered import build_lowered
-from resnet_onnx.workflow.precision.wishes import PRECISIONS, Wishes
 
-__all__ = ["PRECISIONS", "Comparison", "Wishes", "build_lowered", "convert", "default_output", "export_half"]
+__all__ = ["PRECISIONS", "Comparison", "ConversionConfig", "build_lowered", "convert", "default_output", "export_half"]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.workflow.precision.config import ConversionConfig
+from resnet_onnx.workflow.precision.conversion import Conversion
 from resnet_onnx.workflow.precision.sensitivity import range_noise_db, weight_noise
-from resnet_onnx.workflow.precision.wishes import Wishes
-from resnet_onnx.workflow.precision.work import Work
 
 if TYPE_CHECKING:
     from converters.calibration import Method, Observed
@@ -27,25 +27,25 @@ _CALIBRATION_BYTES = 2**28
 """Of all values of a batch that calibration looks at together."""
 
 
-def half_candidate(work: Work) -> tuple[Any, dict[str, Any]]:
+def half_candidate(conversion: Conversion) -> tuple[Any, dict[str, Any]]:
     """Returns the model in fp16 or bf16, and details: the ``record`` in the file, and what is ``shown``."""
     from converters import graph, half
 
-    to: Any = work.wishes.to
-    work.progress(f"looking for layers that {to} does not hold")
+    to: Any = conversion.config.to
+    conversion.progress(f"looking for layers that {to} does not hold")
     made = half.convert(
-        graph.load(work.source),
+        graph.load(conversion.source),
         to,
-        work.data.calibration(8),
-        folder=work.folder,
-        what=work.model.name,
-        keep=work.wishes.keep_fp32,
-        half_io=work.wishes.half_io,
-        progress=work.progress,
+        conversion.data.calibration(8),
+        folder=conversion.folder,
+        what=conversion.model.name,
+        keep=conversion.config.keep_fp32,
+        half_io=conversion.config.half_io,
+        progress=conversion.progress,
     )
     kept = [{"node": row.node, "operator": row.operator, "reason": row.reason} for row in made.kept]
     shown = {"kept_fp32": kept, "converted_nodes": made.converted, "casts": made.casts}
-    return made.model, {"record": {"kept_fp32": kept, "calibration": work.data.described()}, "shown": shown}
+    return made.model, {"record": {"kept_fp32": kept, "calibration": conversion.data.described()}, "shown": shown}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Calibrated:
     shifts: Mapping[str, NDArray[np.float64]]
 
 
-def calibrated(work: Work) -> Calibrated:
+def calibrated(conversion: Conversion) -> Calibrated:
     """Runs the calibration pictures and chooses the method.
 
     Raises:
@@ -83,19 +83,19 @@ def calibrated(work: Work) -> Calibrated:
     """
     from converters import calibration, graph, int8
 
-    work.progress("preparing the graph")
-    prepared = int8.prepared(graph.load(work.source), what=work.model.name)
-    kept = frozenset(_kept_layers(prepared, work.wishes))
+    conversion.progress("preparing the graph")
+    prepared = int8.prepared(graph.load(conversion.source), what=conversion.model.name)
+    kept = frozenset(_kept_layers(prepared, conversion.config))
     plan = int8.plan(prepared, keep_fp32=kept)
     observed = calibration.observe(
         prepared,
         plan.observed,
-        work.data.calibration(_calibration_batch(prepared, plan)),
-        folder=work.folder,
-        what=work.model.name,
-        progress=lambda done: work.progress(f"calibrating: {done} pictures"),
+        conversion.data.calibration(_calibration_batch(prepared, plan)),
+        folder=conversion.folder,
+        what=conversion.model.name,
+        progress=lambda done: conversion.progress(f"calibrating: {done} pictures"),
     )
-    method, tried = _choose(work, plan, observed)
+    method, tried = _choose(conversion, plan, observed)
     ranges = observed.ranges(method)
     return Calibrated(
         prepared=prepared,
@@ -105,31 +105,31 @@ def calibrated(work: Work) -> Calibrated:
         method=method,
         tried=tried,
         ranges=ranges,
-        shifts=_shifts(work, plan, ranges),
+        shifts=_shifts(conversion, plan, ranges),
     )
 
 
 def int8_candidate(
-    work: Work, found: Calibrated, given_back: Mapping[str, str] | None = None
+    conversion: Conversion, found: Calibrated, further_fp32: Mapping[str, str] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Returns the portable int8 model, and details: ``record``, ``shown`` and ``choosing_sqnr_db``.
+    """Returns the portable int8 model, and details: ``record``, ``shown`` and ``validation_sqnr_db``.
 
     Args:
-        work: The conversion under way.
+        conversion: The conversion under way.
         found: Its calibration.
-        given_back: Further layers that stay in float32, each with the reason.
+        further_fp32: Further layers that stay in float32, each with the reason.
     """
     from converters import int8
 
-    given_back = given_back or {}
-    reasons = dict.fromkeys(found.kept, "asked for") | dict(given_back)
-    plan = int8.plan(found.prepared, keep_fp32=set(reasons)) if given_back else found.plan
-    ranges, per_channel = found.ranges, work.wishes.per_channel
-    final, corrected, sqnr_db = _corrected(work, plan, found)
+    further_fp32 = further_fp32 or {}
+    reasons = dict.fromkeys(found.kept, "asked for") | dict(further_fp32)
+    plan = int8.plan(found.prepared, keep_fp32=set(reasons)) if further_fp32 else found.plan
+    ranges, per_channel = found.ranges, conversion.config.per_channel
+    final, corrected, sqnr_db = _corrected(conversion, plan, found)
     candidate = int8.quantise(final, ranges, per_channel=per_channel)
     record = {
         "method": found.method,
-        "calibration": work.data.described(),
+        "calibration": conversion.data.described(),
         "kept_fp32": sorted(reasons),
         "ranges": {name: float(ranges[name]) for name in plan.observed},
         "per_channel": per_channel,
@@ -148,22 +148,24 @@ def int8_candidate(
             {"tensor": name, "sqnr_db": range_noise_db(found.observed, name, ranges[name])} for name in plan.observed
         ],
     }
-    return candidate, {"record": record, "shown": shown, "choosing_sqnr_db": sqnr_db}
+    return candidate, {"record": record, "shown": shown, "validation_sqnr_db": sqnr_db}
 
 
-def _shifts(work: Work, plan: Plan, ranges: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
+def _shifts(conversion: Conversion, plan: Plan, ranges: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:
     """Returns how far int8 moves the mean of each layer by itself, float64 [channels]."""
     from converters import calibration, int8
 
-    work.progress("looking how far int8 moves the layers")
-    model, names = int8.with_shifts(plan, ranges, per_channel=work.wishes.per_channel)
+    conversion.progress("looking how far int8 moves the layers")
+    model, names = int8.with_shifts(plan, ranges, per_channel=conversion.config.per_channel)
     batch = max(1, _calibration_batch(plan.model, plan) // 2)
-    feeds = itertools.islice(work.data.calibration(batch), max(1, _CORRECTING // batch))
-    means = calibration.mean_values(model, list(names.values()), feeds, folder=work.folder, what=work.model.name)
+    feeds = itertools.islice(conversion.data.calibration(batch), max(1, _CORRECTING // batch))
+    means = calibration.mean_values(
+        model, list(names.values()), feeds, folder=conversion.folder, what=conversion.model.name
+    )
     return {layer: means[name] for layer, name in names.items()}
 
 
-def _corrected(work: Work, plan: Plan, found: Calibrated) -> tuple[Plan, str, float]:
+def _corrected(conversion: Conversion, plan: Plan, found: Calibrated) -> tuple[Plan, str, float]:
     """Returns the plan with the biases that leave the least noise at the outputs, what was corrected, and dB.
 
     Corrections are of each layer by itself ("layers"), and after that of what is left at the outputs ("layers and
@@ -172,17 +174,19 @@ def _corrected(work: Work, plan: Plan, found: Calibrated) -> tuple[Plan, str, fl
     from converters import int8
 
     def drafted(chosen: Plan) -> Path:
-        return work.draft(int8.quantise(chosen, found.ranges, per_channel=work.wishes.per_channel), work.judge)
+        return conversion.draft(
+            int8.quantise(chosen, found.ranges, per_channel=conversion.config.per_channel), conversion.runtime
+        )
 
-    work.progress("correcting biases")
+    conversion.progress("correcting biases")
     layers = int8.corrected(plan, {layer: found.shifts[layer] for layer in plan.layers if layer in found.shifts})
     plans = {"": plan, "layers": layers}
     forms = {name: drafted(one) for name, one in plans.items()}
     last = _last_layer(plan)
     if last is not None:
-        plans["layers and outputs"] = int8.corrected(layers, {last: _output_shift(work, forms["layers"], plan)})
+        plans["layers and outputs"] = int8.corrected(layers, {last: _output_shift(conversion, forms["layers"], plan)})
         forms["layers and outputs"] = drafted(plans["layers and outputs"])
-    compared = work.compare(forms, "choosing", most=_CORRECTING)
+    compared = conversion.compare(forms, "validation", most=_CORRECTING)
     for path in forms.values():
         path.unlink()
     best = max(plans, key=lambda name: compared[name].sqnr_db)
@@ -200,20 +204,20 @@ def _last_layer(plan: Plan) -> str | None:
     return next((name_of(n) for n in int8.products(graph) if n.output[0] == output and rank == 2), None)
 
 
-def _output_shift(work: Work, path: Path, plan: Plan) -> NDArray[np.float64]:
+def _output_shift(conversion: Conversion, path: Path, plan: Plan) -> NDArray[np.float64]:
     """Returns how far a candidate moves the mean of the first output on calibration pictures, float64 [channels]."""
     batch = _calibration_batch(plan.model, plan)
-    feeds = itertools.islice(work.data.calibration(batch), max(1, _CORRECTING // batch))
-    return work.mean_difference(path, feeds)
+    feeds = itertools.islice(conversion.data.calibration(batch), max(1, _CORRECTING // batch))
+    return conversion.mean_difference(path, feeds)
 
 
-def _kept_layers(prepared: Any, wishes: Wishes) -> set[str]:
+def _kept_layers(prepared: Any, config: ConversionConfig) -> set[str]:
     from converters import half, int8
     from converters.graph import Graph
 
-    if not wishes.keep_fp32:
+    if not config.keep_fp32:
         return set()
-    return set().union(*half.check_patterns(Graph(prepared), wishes.keep_fp32, int8.PRODUCTS))
+    return set().union(*half.check_patterns(Graph(prepared), config.keep_fp32, int8.PRODUCTS))
 
 
 def _calibration_batch(prepared: Any, plan: Plan) -> int:
@@ -225,20 +229,20 @@ def _calibration_batch(prepared: Any, plan: Plan) -> int:
     return max(1, min(_BATCH, _CALIBRATION_BYTES // max(1, 4 * values)))
 
 
-def _choose(work: Work, plan: Plan, observed: Observed) -> tuple[Method, list[dict[str, Any]]]:
+def _choose(conversion: Conversion, plan: Plan, observed: Observed) -> tuple[Method, list[dict[str, Any]]]:
     """Returns the method to use; ``auto`` measures each on pictures that calibration did not see."""
     from converters import int8
     from converters.calibration import METHODS
 
-    if work.wishes.method != "auto":
-        chosen: Any = work.wishes.method
+    if conversion.config.method != "auto":
+        chosen: Any = conversion.config.method
         return chosen, []
-    work.progress("choosing the method")
+    conversion.progress("choosing the method")
     forms: dict[str, Path] = {}
     for method in METHODS:
-        made = int8.quantise(plan, observed.ranges(method), per_channel=work.wishes.per_channel)
-        forms[method] = work.draft(made, work.judge)
-    compared = work.compare(forms, "choosing")
+        made = int8.quantise(plan, observed.ranges(method), per_channel=conversion.config.per_channel)
+        forms[method] = conversion.draft(made, conversion.runtime)
+    compared = conversion.compare(forms, "validation")
     for path in forms.values():
         path.unlink()
     rows = [{"method": name, "agreement": c.agreement, "sqnr_db": c.sqnr_db} for name, c in compared.items()]

@@ -1,187 +1,167 @@
-"""From a float32 model to a file in another precision, judged before it is written."""
+"""A conversion under way: candidates written as runtimes open them, and compared with float32."""
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from resnet_onnx import __version__
-from resnet_onnx.results.convert import Convert, Export
-from resnet_onnx.results.writing import typed
-from resnet_onnx.workflow.onnx_form import onnx_path
-from resnet_onnx.workflow.precision import gate as gates
-from resnet_onnx.workflow.precision.candidates import calibrated, half_candidate, int8_candidate
+import numpy as np
+from numpy.typing import NDArray
+
 from resnet_onnx.workflow.precision.comparison import Comparison
-from resnet_onnx.workflow.precision.drawing import draw
+from resnet_onnx.workflow.precision.config import ConversionConfig
 from resnet_onnx.workflow.precision.pictures import Pictures
-from resnet_onnx.workflow.precision.search import give_back, held_out
-from resnet_onnx.workflow.precision.sensitivity import sensitivity
-from resnet_onnx.workflow.precision.wishes import Wishes
-from resnet_onnx.workflow.precision.work import Progress, Work
-from resnet_onnx.workflow.request import METADATA_PREFIX, Model
-from runtimes import onnx_gate
-from runtimes.errors import UsageError
+from resnet_onnx.workflow.request import Model
+from runtimes import onnx_gate, registry
+from runtimes.base import Runtime
+from runtimes.errors import BadData
+from runtimes.registry import open_runtime
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+
+Progress = Callable[[str], None]
+Split = Literal["validation", "held-out"]
+
+_KEPT_BYTES = 2**26
+"""Outputs of float32 on the validation pictures, which several steps look at; there are 1,024 pictures at most."""
 
 
-def convert(
-    model: Model, output: Path, wishes: Wishes, *, plot: Path | None = None, progress: Progress = lambda _: None
-) -> Convert:
-    """Converts a float32 model to another precision and writes it, if it passes the gate.
+@dataclass(kw_only=True)
+class Conversion:
+    """What the steps of a conversion share.
 
-    Args:
-        model: The model; exported first where it has no ONNX form yet.
-        output: Where to write.
-        wishes: What is wanted.
-        plot: Where to draw sensitivity per layer and the histograms of ranges (int8 only); drawn of what the gate
-            refuses too, since that is when one looks.
-        progress: Told what is being done.
-
-    Returns:
-        The document: path, precision, agreement, ratio of sizes and how they came about.
-
-    Raises:
-        CheckFailed: It loses too much, or is too slow; nothing was written.
-        UsageError: The model is not float32, or the data don't fit it.
-        UnsupportedModel: It can't be converted.
+    Attributes:
+        model: The model that is converted.
+        source: Its float32 ONNX file after the gate.
+        config: What the conversion should be.
+        data: The pictures.
+        folder: For drafts; removed when the conversion ends.
+        progress: Called with what is being done.
+        number: Of the last draft.
+        computes_in: Precision in which `runtime` multiplied, where that is known.
     """
-    if model.precision != "fp32":
-        raise UsageError(
-            f"{model.name} is {model.precision} already", fix="convert the float32 model that it was made from"
+
+    model: Model
+    source: onnx_gate.CheckedModel
+    config: ConversionConfig
+    data: Pictures
+    folder: Path
+    progress: Progress
+    number: int = field(default=0)
+    computes_in: str | None = None
+    _expected: list[list[NDArray[Any]]] = field(default_factory=list)
+    _mean: NDArray[np.float64] | None = None
+
+    @property
+    def runtime(self) -> str:
+        """The runtime whose outputs the gate compares: the one that a user meets first, if it runs the precision."""
+        return registry.judging_runtime(self.config.to)
+
+    def compare_one(self, candidate: Any, split: Split, most: int | None = None) -> Comparison:
+        """Compares a candidate, as `runtime` opens it, with float32."""
+        path = self.draft(candidate, self.runtime)
+        found = self.compare({self.runtime: path}, split, most)[self.runtime]
+        path.unlink()
+        return found
+
+    def draft(self, candidate: Any, runtime: str | None) -> Path:
+        """Writes a candidate into the working folder, lowered for a runtime where that has a lowering."""
+        import onnx
+
+        from converters.lowering import lower
+
+        self.number += 1
+        path = self.folder / f"draft-{self.number}.onnx"
+        if runtime is not None and self.config.to == "int8":
+            copy = onnx.ModelProto()
+            copy.CopyFrom(candidate)
+            lower(copy, runtime)
+            candidate = copy
+        path.write_bytes(candidate.SerializeToString())
+        return path
+
+    def mean_difference(self, path: Path, batches: Iterable[Feeds]) -> NDArray[np.float64]:
+        """Returns the mean of a candidate's first output less that of float32, float64 [channels].
+
+        Args:
+            path: The candidate, as `runtime` opens it.
+            batches: Feeds, the same in every call: the mean of float32 is kept.
+        """
+        options = RuntimeOptions(spin=False)
+        sources = {path: self.runtime} | (
+            {} if self._mean is not None else {self.source.path: registry.DEFAULT_RUNTIME}
         )
-    if wishes.min_speedup is not None:
-        from runtimes.registry import require_all
+        means: dict[Path, NDArray[np.float64]] = {}
+        samples = 0
+        with contextlib.ExitStack() as stack:
+            opened = {
+                name: stack.enter_context(
+                    open_runtime(runtime, ModelSource(path=name, label=self.model.name), options=options)
+                )
+                for name, runtime in sources.items()
+            }
+            for feeds in batches:
+                for name, runtime in opened.items():
+                    found = runtime.run(feeds)[runtime.outputs[0].name]
+                    means[name] = means.get(name, 0.0) + found.astype(np.float64).sum(axis=0)
+                samples += len(found)
+        if self._mean is None:
+            self._mean = means[self.source.path] / samples
+        return np.asarray(means[path] / samples - self._mean, np.float64)
 
-        require_all(wishes.runtimes)
-    source = onnx_gate.check_onnx(onnx_path(model))
-    if output.resolve() == source.path.resolve():
-        raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
-    data = Pictures(model, wishes)
-    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
-        work = Work(model=model, source=source, wishes=wishes, data=data, folder=Path(name), progress=progress)
-        candidate, details, judged, gate = _int8(work, plot) if wishes.to == "int8" else _half(work)
-        kept = [str(row["node"]) for row in details["shown"]["kept_fp32"]]
-        speed = gates.speed(work, candidate, kept) if wishes.min_speedup is not None else None
-        record = {
-            "to": wishes.to,
-            "from_sha256": source.sha256,
-            "made_by": f"resnet-onnx {__version__}",
-            "agreement": judged.agreement,
-            "gate": gate,
-            **details["record"],
-        }
-        from converters import graph
+    def compare(self, forms: Mapping[str, Path], split: Split, most: int | None = None) -> dict[str, Comparison]:
+        """Runs the float32 model and some forms on the same pictures, a batch at a time.
 
-        graph.set_metadata(candidate, {METADATA_PREFIX + "conversion": json.dumps(_plain(record))})
-        written = graph.write(
-            output, candidate, {"made_by": f"resnet-onnx {__version__}", "conversion": _plain(record)}
-        )
-    found = {
-        "path": str(output),
-        "sha256": written.sha256,
-        "precision": wishes.to,
-        "agreement": judged.agreement,
-        "agreement_images": judged.images,
-        "agreement_runtime": work.judge,
-        "agreement_computed_in": work.computes_in,
-        "skipped": [{"image": name, "reason": reason} for name, reason in sorted(data.skipped.items())],
-        "size_ratio": written.size_bytes / _total_bytes(source),
-        "size_bytes": written.size_bytes,
-        "sqnr_db": judged.sqnr_db,
-        "opset": written.opset,
-        "model": model.name,
-        "gate": gate,
-        "speed": speed,
-        "source": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
-        **details["shown"],
-    }
-    return typed(Convert, found)
+        Args:
+            forms: Files for `runtime`, by name.
+            split: The validation pictures, or the held-out ones.
+            most: Stop after so many pictures.
 
+        Raises:
+            BadData: No picture could be read.
+        """
+        options = RuntimeOptions(spin=False)
+        found = {name: Comparison() for name in forms}
+        outputs: Mapping[str, NDArray[Any]]
+        batches = self.data.validation() if split == "validation" else self.data.held_out()
+        with contextlib.ExitStack() as stack:
 
-Made = tuple[Any, dict[str, Any], Comparison, dict[str, Any]]
-"""The model, its details, how it compares with float32 on the pictures held out, and how the gate was passed."""
+            def opened(runtime: str, path: Path, what: str) -> Runtime:
+                source = ModelSource(path=path, label=what)
+                return stack.enter_context(open_runtime(runtime, source, options=options))
 
-
-def _half(work: Work) -> Made:
-    candidate, details = half_candidate(work)
-    judged = held_out(work, candidate)
-    verdict = gates.judge(work, judged)
-    if verdict.problem is not None:
-        raise gates.refusal(work, verdict.problem, [])
-    return candidate, details, judged, verdict.gate
-
-
-def _int8(work: Work, plot: Path | None) -> Made:
-    found = calibrated(work)
-    candidate, details = int8_candidate(work, found)
-    judged = held_out(work, candidate)
-    verdict = gates.judge(work, judged)
-    layers = sensitivity(work, found.plan, found.ranges) if work.wishes.ranking or plot or verdict.problem else []
-
-    def drawn(kept: Sequence[Mapping[str, Any]]) -> None:
-        if plot is not None:
-            draw(
-                plot,
-                title=f"{work.model.name}: int8, ranges by {found.method}",
-                layers=layers,
-                order=found.plan.layers,
-                kept=[str(row["node"]) for row in kept],
-                observed=found.observed,
-                ranges=found.ranges,
+            gold: Runtime | None = None
+            read = False
+            runtimes = {name: opened(self.runtime, path, f"{self.model.name} ({name})") for name, path in forms.items()}
+            self.computes_in = next(iter(runtimes.values())).recorded.get("computes_in")
+            for number, (feeds, count, labels) in enumerate(batches):
+                if split == "validation" and number < len(self._expected):
+                    expected = self._expected[number]
+                else:
+                    gold = gold or opened(registry.DEFAULT_RUNTIME, self.source.path, self.model.name)
+                    outputs = gold.run(feeds)
+                    expected = [_first(outputs[spec.name], count) for spec in gold.outputs]
+                    if split == "validation" and sum(a.nbytes for kept in self._expected for a in kept) < _KEPT_BYTES:
+                        self._expected.append(expected)
+                for name, runtime in runtimes.items():
+                    cast = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runtime.inputs}
+                    outputs = runtime.run(cast)
+                    found[name].add(expected, [_first(outputs[s.name], count) for s in runtime.outputs], labels)
+                read = True
+                images = next(iter(found.values())).images
+                self.progress(f"comparing with fp32: {images} pictures")
+                if most is not None and images >= most:
+                    break
+        if not read:
+            raise BadData(
+                "none of the held-out pictures could be read, so that nothing can be said of the result",
+                fix="name other pictures: --calibration D",
             )
-
-    drawn(details["shown"]["kept_fp32"])
-    if verdict.problem is not None:
-        if work.wishes.budget_minutes is None:
-            raise gates.refusal(work, verdict.problem, layers)
-        candidate, details, judged, verdict = give_back(work, found, details["choosing_sqnr_db"], verdict, layers)
-        drawn(details["shown"]["kept_fp32"])
-    details["shown"]["sensitivity"] = layers
-    return candidate, details, judged, verdict.gate
+        return found
 
 
-def _total_bytes(checked: onnx_gate.CheckedModel) -> int:
-    return checked.size_bytes + sum((checked.path.parent / name).stat().st_size for name in checked.external_data)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> Export:
-    """Exports a network and converts it to half precision in one step.
-
-    Returns:
-        What ``export`` returns of the verified float32 file, with path, hash, size and precision of the converted one,
-        and ``conversion``: what ``convert`` returns.
-    """
-    from resnet_onnx.workflow.onnx_form import export
-
-    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
-        plain = Path(name) / output.name
-        result = export(model, plain)
-        converted = convert(replace(model, onnx=plain), output, Wishes(to=precision), progress=progress)
-    if converted.source is not None:
-        converted = replace(converted, source=replace(converted.source, path=None))
-    return replace(
-        result,
-        path=converted.path,
-        sha256=converted.sha256,
-        precision=converted.precision,
-        size_bytes=converted.size_bytes,
-        opset=converted.opset,
-        conversion=converted,
-    )
-
-
-def default_output(model: Model, to: str) -> Path:
-    """Returns the name of a converted file where none was given."""
-    return Path(f"{model.name}-{to}.onnx")
+def _first(outputs: NDArray[Any], count: int | None) -> NDArray[Any]:
+    """Returns the outputs of the first `count` samples, all where it is None; a scalar is one."""
+    return np.atleast_1d(outputs)[:count]

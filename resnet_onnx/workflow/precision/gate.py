@@ -10,7 +10,7 @@ from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB
 from resnet_onnx.parity.proportions import share_interval
 from resnet_onnx.workflow.feeds import sample_feeds
 from resnet_onnx.workflow.precision.comparison import Comparison
-from resnet_onnx.workflow.precision.work import Work
+from resnet_onnx.workflow.precision.conversion import Conversion
 from runtimes.errors import CheckFailed, UnsupportedModel
 from runtimes.spec import ModelSource, Target
 
@@ -32,15 +32,15 @@ class Verdict:
     excess: float = 1.0
 
 
-def judge(work: Work, found: Comparison) -> Verdict:
-    """Returns whether a candidate loses too much on the pictures held out.
+def check(conversion: Conversion, found: Comparison) -> Verdict:
+    """Decides whether a candidate loses too much on the held-out pictures.
 
-    Labels judge where float32 itself is shown to be better than a guess on them. One that is not has nothing to lose:
-    whatever ruin would pass.
+    Top-1 decides where float32 itself is shown to be better than a guess on the labels. Where it is not it has nothing
+    to lose, and any damage would pass.
     """
-    wishes = work.wishes
+    config = conversion.config
     right = found.both + found.only_fp32
-    if found.labelled >= LABELLED_NEEDED and share_interval(right, found.labelled)[0] > work.data.chance:
+    if found.labelled >= LABELLED_NEEDED and share_interval(right, found.labelled)[0] > conversion.data.chance:
         low, high = found.drop_interval()
         gate: dict[str, Any] = {
             "kind": "top1",
@@ -49,19 +49,19 @@ def judge(work: Work, found: Comparison) -> Verdict:
             "top1": (found.both + found.only_candidate) / found.labelled,
             "drop_points": found.drop,
             "drop_ci95": [low, high],
-            "max_drop_points": wishes.max_drop,
+            "max_drop_points": config.max_drop,
             "sqnr_db": found.sqnr_db,
         }
         if not found.finite:
-            return Verdict(gate=gate, problem=_not_finite(work))
-        if high <= wishes.max_drop:
+            return Verdict(gate=gate, problem=_not_finite(conversion))
+        if high <= config.max_drop:
             return Verdict(gate=gate)
         problem = (
-            f"{wishes.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
-            f"{found.labelled} pictures held out, allowed are {wishes.max_drop:g}"
+            f"{config.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
+            f"{found.labelled} held-out pictures, allowed are {config.max_drop:g}"
         )
         # Changed decisions are about as many as the noise is large, and its energy goes with the square.
-        return Verdict(gate=gate, problem=problem, excess=min(1.0, (wishes.max_drop / max(high, 1e-9)) ** 2))
+        return Verdict(gate=gate, problem=problem, excess=min(1.0, (config.max_drop / max(high, 1e-9)) ** 2))
     gate = {
         "kind": "sqnr",
         "images": found.images,
@@ -72,36 +72,37 @@ def judge(work: Work, found: Comparison) -> Verdict:
     if found.sqnr_db >= LEAST_SQNR_DB:
         return Verdict(gate=gate)
     if not found.finite:
-        return Verdict(gate=gate, problem=_not_finite(work), excess=0.0)
+        return Verdict(gate=gate, problem=_not_finite(conversion), excess=0.0)
     problem = (
-        f"{wishes.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
-        f"pictures held out, needed are {LEAST_SQNR_DB:g}"
+        f"{config.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
+        f"held-out pictures, needed are {LEAST_SQNR_DB:g}"
     )
     return Verdict(gate=gate, problem=problem, excess=10 ** ((found.sqnr_db - LEAST_SQNR_DB) / 10))
 
 
-def _not_finite(work: Work) -> str:
-    return f"an output of {work.wishes.to} is not finite, or has another shape than that of fp32, on pictures held out"
+def _not_finite(conversion: Conversion) -> str:
+    to = conversion.config.to
+    return f"an output of {to} is not finite, or has another shape than that of fp32, on held-out pictures"
 
 
-def refusal(work: Work, problem: str, layers: Sequence[Mapping[str, Any]]) -> CheckFailed:
+def refusal(conversion: Conversion, problem: str, layers: Sequence[Mapping[str, Any]]) -> CheckFailed:
     """Returns the error that says why nothing was written.
 
     Args:
-        work: The conversion under way.
+        conversion: The conversion under way.
         problem: What is wrong.
         layers: What ``sensitivity`` measured; empty for half precision.
     """
-    wishes = work.wishes
+    config = conversion.config
     if not layers:
         return CheckFailed(f"{problem}; nothing was written", fix="keep the layers that need it: --keep-fp32 PATTERN")
     named = ", ".join(f"{row['layer']} ({row['sqnr_db']:.0f} dB)" for row in layers[:3])
     advice = [f"--keep-fp32 '{layers[0]['layer']}'"]
-    if wishes.budget_minutes is None:
+    if config.budget_minutes is None:
         advice.append("--budget-minutes 5 to look for the layers to keep")
-    if not wishes.per_channel:
+    if not config.per_channel:
         advice.append("scales per channel (leave --per-tensor out)")
-    if wishes.method != "auto":
+    if config.method != "auto":
         advice.append("--method auto")
     advice.append("more or other calibration pictures")
     return CheckFailed(
@@ -109,29 +110,29 @@ def refusal(work: Work, problem: str, layers: Sequence[Mapping[str, Any]]) -> Ch
     )
 
 
-def speed(work: Work, candidate: Any, kept: Sequence[str]) -> dict[str, Any]:
+def speed(conversion: Conversion, candidate: Any, kept: Sequence[str]) -> dict[str, Any]:
     """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow.
 
     Args:
-        work: The conversion under way.
+        conversion: The conversion under way.
         candidate: The ``ModelProto``.
         kept: Names of the layers in it that stay in float32, which are a cause where it is slow.
     """
     from resnet_onnx.bench.measure import measure
     from resnet_onnx.bench.plan import BenchPlan
 
-    wishes = work.wishes
-    least = wishes.min_speedup or 0.0
-    batch = work.model.form.batch or 8
+    config = conversion.config
+    least = config.min_speedup or 0.0
+    batch = conversion.model.form.batch or 8
     targets = []
-    for runtime in wishes.runtimes:
-        plain = ModelSource(path=work.source.path, label=f"{work.model.name} fp32")
-        changed = ModelSource(path=work.draft(candidate, runtime), label=f"{work.model.name} {wishes.to}")
+    for runtime in config.runtimes:
+        plain = ModelSource(path=conversion.source.path, label=f"{conversion.model.name} fp32")
+        changed = ModelSource(path=conversion.draft(candidate, runtime), label=f"{conversion.model.name} {config.to}")
         targets += [Target(runtime=runtime, source=plain), Target(runtime=runtime, source=changed)]
-    feeds = sample_feeds(work.model, batch, seed=wishes.seed)
-    rows = measure(targets, feeds, BenchPlan(batches=(batch,)), progress=work.progress)
+    feeds = sample_feeds(conversion.model, batch, seed=config.seed)
+    rows = measure(targets, feeds, BenchPlan(batches=(batch,)), progress=conversion.progress)
     found = {}
-    for runtime, slow, fast in zip(wishes.runtimes, rows[::2], rows[1::2], strict=True):
+    for runtime, slow, fast in zip(config.runtimes, rows[::2], rows[1::2], strict=True):
         for row in (slow, fast):
             if row.error is not None:
                 raise row.error
@@ -146,7 +147,7 @@ def speed(work: Work, candidate: Any, kept: Sequence[str]) -> dict[str, Any]:
     slow_ones = [f"{name} {row['speedup']:.2f}×" for name, row in found.items() if row["speedup"] < least]
     if slow_ones:
         raise CheckFailed(
-            f"{wishes.to} is not {least:g}× as fast as fp32 at batch {batch}: {', '.join(slow_ones)}; nothing was "
+            f"{config.to} is not {least:g}× as fast as fp32 at batch {batch}: {', '.join(slow_ones)}; nothing was "
             f"written{_named(kept)}",
             fix="another precision, fewer layers in --keep-fp32, or a lower --min-speedup",
         )

@@ -10,33 +10,33 @@ from typing import Any
 from resnet_onnx.workflow.precision import gate as gates
 from resnet_onnx.workflow.precision.candidates import Calibrated, int8_candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.conversion import Conversion
 from resnet_onnx.workflow.precision.gate import Verdict
-from resnet_onnx.workflow.precision.work import Work
 
 _STRICTER = 0.8
-"""By how much less noise is aimed at where the pictures held out refuse what those that choose let pass."""
+"""By how much less noise is aimed at where the held-out pictures refuse what the validation pictures let pass."""
 
 
-def held_out(work: Work, candidate: Any) -> Comparison:
-    """Compares a candidate with float32 on the pictures that judge."""
-    work.progress("comparing with fp32 on pictures held out")
-    return work.judge_on(candidate, "held out")
+def compare_held_out(conversion: Conversion, candidate: Any) -> Comparison:
+    """Compares a candidate with float32 on the held-out pictures."""
+    conversion.progress("comparing with fp32 on held-out pictures")
+    return conversion.compare_one(candidate, "held-out")
 
 
-def give_back(
-    work: Work, found: Calibrated, refused: float, verdict: Verdict, layers: Sequence[Mapping[str, Any]]
+def search(
+    conversion: Conversion, found: Calibrated, refused: float, verdict: Verdict, layers: Sequence[Mapping[str, Any]]
 ) -> tuple[Any, dict[str, Any], Comparison, Verdict]:
     """Keeps layers in float32 until the gate lets the model pass.
 
     The model of it: noise of different layers adds up as energy, and a layer costs speed by its multiply-adds. Layers
-    are given back by noise removed per multiply-add, as many as the model says are needed; then the noise is measured
-    on pictures that choose. Where it is still too much, more are given back; what made it worse is not. The pictures
-    held out judge only what has come so far.
+    return to float32 by noise removed per multiply-add, as many as the model says are needed; then the noise is
+    measured on validation pictures. Where it is still too much, more return; what made it worse does not. The gate sees
+    only what has come so far.
 
     Args:
-        work: The conversion under way.
+        conversion: The conversion under way.
         found: Its calibration.
-        refused: Signal-to-noise ratio, decibels, of all layers in int8 on the pictures that choose.
+        refused: Signal-to-noise ratio, decibels, of all layers in int8 on the validation pictures.
         verdict: What the gate said of it.
         layers: What ``sensitivity`` measured.
 
@@ -46,7 +46,7 @@ def give_back(
     Raises:
         CheckFailed: The minutes are over, or no layer is left, before the gate lets it pass.
     """
-    minutes = work.wishes.budget_minutes or 0.0
+    minutes = conversion.config.budget_minutes or 0.0
     end = time.monotonic() + 60 * minutes
     noise = _energy(refused)
     target = noise * verdict.excess if math.isfinite(noise) else 0.0
@@ -57,33 +57,33 @@ def give_back(
         several = rest[: max(1, min(needed(rest, noise, target), len(rest) // 2))]
         rest = rest[len(several) :]
         if not several or len(kept) + len(several) >= len(layers):
-            raise gates.refusal(work, f"{problem}; no choice of layers in fp32 was enough", layers)
+            raise gates.refusal(conversion, f"{problem}; no choice of layers in fp32 was enough", layers)
         if time.monotonic() > end:
             raise gates.refusal(
-                work,
+                conversion,
                 f"{problem}; {minutes:g} minutes were not enough to find the layers to keep "
                 f"({len(tried)} {'choice' if len(tried) == 1 else 'choices'} tried)",
                 layers,
             )
         wanted = kept | {row["layer"]: f"costs {row['sqnr_db']:.0f} dB alone" for row in several}
-        work.progress(f"keeping {len(wanted)} layers in fp32")
-        candidate, details = int8_candidate(work, found, wanted)
-        sqnr_db = details["choosing_sqnr_db"]
+        conversion.progress(f"keeping {len(wanted)} layers in fp32")
+        candidate, details = int8_candidate(conversion, found, wanted)
+        sqnr_db = details["validation_sqnr_db"]
         step = {"kept_fp32": list(wanted), "sqnr_db": sqnr_db, "passed": None}
         tried.append(step)
         if _energy(sqnr_db) >= noise:
-            continue  # errors of layers can cancel each other: what makes it worse is not given back
+            continue  # errors of layers can cancel each other: what makes it worse stays int8
         kept, noise = wanted, _energy(sqnr_db)
         if noise > target:
             continue
-        judged = held_out(work, candidate)
-        verdict = gates.judge(work, judged)
+        comparison = compare_held_out(conversion, candidate)
+        verdict = gates.check(conversion, comparison)
         step["passed"] = verdict.problem is None
         if verdict.problem is None:
-            search = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(layers, kept)}
-            details["record"]["search"] = search
-            details["shown"]["search"] = search
-            return candidate, details, judged, verdict
+            found_by = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(layers, kept)}
+            details["record"]["search"] = found_by
+            details["shown"]["search"] = found_by
+            return candidate, details, comparison, verdict
         problem = verdict.problem
         target = noise * _STRICTER
 
@@ -101,7 +101,7 @@ def by_worth(layers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def needed(order: Sequence[Mapping[str, Any]], before: float, goal: float) -> int:
-    """Returns how many layers must be given back for the noise to fall from `before` to `goal`, by the model."""
+    """Returns how many layers must return to float32 for the noise to fall from `before` to `goal`, by the model."""
     energies = [_energy(row["sqnr_db"]) for row in order]
     alone = sum(energies)
     # The pairs on additions, which no layer has by itself, are shared out; the next measurement corrects it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_onnx.workflow.precision.comparison import Comparison
-from resnet_onnx.workflow.precision.work import Work
+from resnet_onnx.workflow.precision.conversion import Conversion
 from runtimes.errors import BadData
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
@@ -45,7 +45,7 @@ def range_noise_db(observed: Observed, name: str, threshold: float) -> float:
     return math.inf if noise == 0 or signal == 0 else 10 * math.log10(signal / noise)
 
 
-def sensitivity(work: Work, plan: Plan, ranges: Mapping[str, float]) -> list[dict[str, Any]]:
+def sensitivity(conversion: Conversion, plan: Plan, ranges: Mapping[str, float]) -> list[dict[str, Any]]:
     """Measures what each layer costs by itself: the outputs' signal-to-noise ratio with that layer alone in int8.
 
     One session runs all of them, on a few pictures that did not calibrate: noise is a mean over outputs, pixels and
@@ -57,20 +57,20 @@ def sensitivity(work: Work, plan: Plan, ranges: Mapping[str, float]) -> list[dic
     """
     from converters import switches
 
-    model, switch_of = switches.switched(plan, ranges, per_channel=work.wishes.per_channel)
-    path = work.folder / "switched.onnx"
+    model, switch_of = switches.switched(plan, ranges, per_channel=conversion.config.per_channel)
+    path = conversion.folder / "switched.onnx"
     path.write_bytes(model.SerializeToString())
     del model
-    feeds, count = _few(work)
+    feeds, count = _few(conversion)
     off = {name: np.asarray(False) for name in switch_of.values()}
-    adds = _multiply_adds(work, feeds)
-    source = ModelSource(path=path, label=f"{work.model.name} (layers alone)")
+    adds = _multiply_adds(conversion, feeds)
+    source = ModelSource(path=path, label=f"{conversion.model.name} (layers alone)")
     rows = []
     with open_runtime("ort-cpu", source, options=RuntimeOptions(spin=False)) as runtime:
         output = runtime.outputs[0].name
         expected = runtime.run({**feeds, **off})[output][:count]
         for number, (layer, switch) in enumerate(switch_of.items(), 1):
-            work.progress(f"measuring layers alone: {number} of {len(switch_of)}")
+            conversion.progress(f"measuring layers alone: {number} of {len(switch_of)}")
             found = Comparison()
             found.add([expected], [runtime.run({**feeds, **off, switch: np.asarray(True)})[output][:count]], None)
             rows.append({"layer": layer, "sqnr_db": found.sqnr_db, "multiply_adds": adds.get(layer)})
@@ -78,22 +78,22 @@ def sensitivity(work: Work, plan: Plan, ranges: Mapping[str, float]) -> list[dic
     return sorted(rows, key=lambda row: float(row["sqnr_db"]))
 
 
-def _few(work: Work) -> tuple[Feeds, int]:
+def _few(conversion: Conversion) -> tuple[Feeds, int]:
     """Returns feeds of some pictures, fewer where they are large, and how many of them count."""
-    feeds, counted, _ = next(iter(work.data.choosing()), (None, None, None))
+    feeds, counted, _ = next(iter(conversion.data.validation()), (None, None, None))
     if feeds is None:
-        raise BadData("none of the pictures held out could be read", fix="name other pictures: --calibration D")
+        raise BadData("none of the held-out pictures could be read", fix="name other pictures: --calibration D")
     size = max((len(array) for array in feeds.values() if array.ndim), default=1)
     count = size if counted is None else counted
-    if work.model.form.batch is None:
+    if conversion.model.form.batch is None:
         values = max(int(np.prod(array.shape[1:])) for array in feeds.values())
         count = min(count, max(_FEWEST, _VALUES // max(1, values)))
         feeds = {name: array[:count] for name, array in feeds.items()}
     return feeds, count
 
 
-def _multiply_adds(work: Work, feeds: Feeds) -> dict[str, int]:
+def _multiply_adds(conversion: Conversion, feeds: Feeds) -> dict[str, int]:
     from resnet_onnx.bench.roofline import node_work
 
-    found = node_work(work.source.path, {name: (1, *array.shape[1:]) for name, array in feeds.items()})
+    found = node_work(conversion.source.path, {name: (1, *array.shape[1:]) for name, array in feeds.items()})
     return {name: node.work.multiply_adds for name, node in found.items() if node.is_product and node.work}

@@ -1,4 +1,4 @@
-"""What the user wants of a conversion."""
+"""What a conversion should be."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _HELD_OUT = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class ConversionConfig:
     """What a conversion should be.
 
     Attributes:
         to: The precision.
-        calibration: Data set; None takes crops of sample photos, where nothing better can be asked for.
+        calibration: Data set; None takes crops of sample photos, for half precision and random weights.
         method: How ranges are found: ``minmax``, ``entropy``, ``percentile``, ``mse``, or ``auto``: the best of them
             by agreement with fp32 on pictures that calibration did not see.
         count: Calibration pictures; None is ``DEFAULT_COUNT`` of the precision.
         seed: Of their choice.
-        held_out: At most so many pictures for the gate.
+        held_out: At most so many held-out pictures for the gate.
         max_drop: Largest loss of top-1 that passes, in points.
         min_speedup: Least speed over fp32 on each of `runtimes`; None measures none.
         runtimes: Where `min_speedup` is measured; none named: ``registry.conversion_runtimes`` of the precision.
         keep_fp32: Patterns of names of layers that stay in float32.
         half_io: Whether inputs and outputs become half too.
         per_channel: Weight scales per output channel.
-        ranking: Whether each layer is measured alone in int8, whatever the gate says.
+        sensitivity: Whether each layer is measured alone in int8, whatever the gate says.
         budget_minutes: How long to look for layers to keep in float32 where the gate refuses int8; None: not at all.
         skip_bad: Whether pictures that can't be decoded are left out, counted and named, instead of ending everything.
     """
@@ -57,7 +57,7 @@ class Wishes:
     keep_fp32: tuple[str, ...] = ()
     half_io: bool = False
     per_channel: bool = True
-    ranking: bool = False
+    sensitivity: bool = False
     budget_minutes: float | None = None
     skip_bad: bool = False
 
@@ -72,8 +72,9 @@ class Wishes:
         if self.half_io and self.to == "int8":
             raise UsageError("--half-io is for fp16 and bf16; inputs and outputs of an int8 file stay float32")
         if self.to != "int8":
-            for name, asked in (("--sensitivity", self.ranking), ("--budget-minutes", self.budget_minutes is not None)):
-                if asked:
+            minutes = self.budget_minutes is not None
+            for name, given in (("--sensitivity", self.sensitivity), ("--budget-minutes", minutes)):
+                if given:
                     raise UsageError(
                         f"{name} is for int8; {self.to} keeps in fp32 what needs it by itself", fix="leave it out"
                     )

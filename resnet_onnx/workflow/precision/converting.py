@@ -1,0 +1,210 @@
+"""From a float32 model to a file in another precision, which passes a gate before it is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from resnet_onnx import __version__
+from resnet_onnx.results.convert import Convert, Export
+from resnet_onnx.results.writing import typed
+from resnet_onnx.workflow.onnx_form import onnx_path
+from resnet_onnx.workflow.precision import gate as gates
+from resnet_onnx.workflow.precision.candidates import calibrated, half_candidate, int8_candidate
+from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.config import ConversionConfig
+from resnet_onnx.workflow.precision.conversion import Conversion, Progress
+from resnet_onnx.workflow.precision.drawing import draw
+from resnet_onnx.workflow.precision.pictures import Pictures
+from resnet_onnx.workflow.precision.search import compare_held_out, search
+from resnet_onnx.workflow.precision.sensitivity import sensitivity
+from resnet_onnx.workflow.request import METADATA_PREFIX, Model
+from runtimes import onnx_gate
+from runtimes.errors import UsageError
+
+
+def convert(
+    model: Model,
+    output: Path,
+    config: ConversionConfig,
+    *,
+    plot: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Convert:
+    """Converts a float32 model to another precision and writes it, if it passes the gate.
+
+    Args:
+        model: The model; exported first where it has no ONNX form yet.
+        output: Where to write.
+        config: What the conversion should be.
+        plot: Where to draw sensitivity per layer and the histograms of ranges (int8 only); drawn of what the gate
+            refuses too, since that is when one looks.
+        progress: Called with what is being done.
+
+    Returns:
+        The document: path, precision, agreement, ratio of sizes and how they came about.
+
+    Raises:
+        CheckFailed: It loses too much, or is too slow; nothing was written.
+        UsageError: The model is not float32, or the data don't fit it.
+        UnsupportedModel: It can't be converted.
+    """
+    if model.precision != "fp32":
+        raise UsageError(
+            f"{model.name} is {model.precision} already", fix="convert the float32 model that it was made from"
+        )
+    if config.min_speedup is not None:
+        from runtimes.registry import require_all
+
+        require_all(config.runtimes)
+    source = onnx_gate.check_onnx(onnx_path(model))
+    if output.resolve() == source.path.resolve():
+        raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
+    data = Pictures(model, config)
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
+        conversion = Conversion(
+            model=model, source=source, config=config, data=data, folder=Path(name), progress=progress
+        )
+        result = _int8(conversion, plot) if config.to == "int8" else _half(conversion)
+        kept = [str(row["node"]) for row in result.details["shown"]["kept_fp32"]]
+        speed = gates.speed(conversion, result.model, kept) if config.min_speedup is not None else None
+        record = {
+            "to": config.to,
+            "from_sha256": source.sha256,
+            "made_by": f"resnet-onnx {__version__}",
+            "agreement": result.comparison.agreement,
+            "gate": result.gate,
+            **result.details["record"],
+        }
+        from converters import graph
+
+        graph.set_metadata(result.model, {METADATA_PREFIX + "conversion": json.dumps(_plain(record))})
+        written = graph.write(
+            output, result.model, {"made_by": f"resnet-onnx {__version__}", "conversion": _plain(record)}
+        )
+    found = {
+        "path": str(output),
+        "sha256": written.sha256,
+        "precision": config.to,
+        "agreement": result.comparison.agreement,
+        "agreement_images": result.comparison.images,
+        "agreement_runtime": conversion.runtime,
+        "agreement_computed_in": conversion.computes_in,
+        "skipped": [{"image": name, "reason": reason} for name, reason in sorted(data.skipped.items())],
+        "size_ratio": written.size_bytes / _total_bytes(source),
+        "size_bytes": written.size_bytes,
+        "sqnr_db": result.comparison.sqnr_db,
+        "opset": written.opset,
+        "model": model.name,
+        "gate": result.gate,
+        "speed": speed,
+        "source": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
+        **result.details["shown"],
+    }
+    return typed(Convert, found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionResult:
+    """A converted model that passed the gate.
+
+    Attributes:
+        model: The ``ModelProto``.
+        details: How it came about: the ``record`` in the file, and what is ``shown``.
+        comparison: Beside float32 on the held-out pictures.
+        gate: The figures with which it passed.
+    """
+
+    model: Any
+    details: dict[str, Any]
+    comparison: Comparison
+    gate: dict[str, Any]
+
+
+def _half(conversion: Conversion) -> ConversionResult:
+    candidate, details = half_candidate(conversion)
+    comparison = compare_held_out(conversion, candidate)
+    verdict = gates.check(conversion, comparison)
+    if verdict.problem is not None:
+        raise gates.refusal(conversion, verdict.problem, [])
+    return ConversionResult(model=candidate, details=details, comparison=comparison, gate=verdict.gate)
+
+
+def _int8(conversion: Conversion, plot: Path | None) -> ConversionResult:
+    found = calibrated(conversion)
+    candidate, details = int8_candidate(conversion, found)
+    comparison = compare_held_out(conversion, candidate)
+    verdict = gates.check(conversion, comparison)
+    ranked = conversion.config.sensitivity or plot or verdict.problem
+    layers = sensitivity(conversion, found.plan, found.ranges) if ranked else []
+
+    def drawn(kept: Sequence[Mapping[str, Any]]) -> None:
+        if plot is not None:
+            draw(
+                plot,
+                title=f"{conversion.model.name}: int8, ranges by {found.method}",
+                layers=layers,
+                order=found.plan.layers,
+                kept=[str(row["node"]) for row in kept],
+                observed=found.observed,
+                ranges=found.ranges,
+            )
+
+    drawn(details["shown"]["kept_fp32"])
+    if verdict.problem is not None:
+        if conversion.config.budget_minutes is None:
+            raise gates.refusal(conversion, verdict.problem, layers)
+        candidate, details, comparison, verdict = search(
+            conversion, found, details["validation_sqnr_db"], verdict, layers
+        )
+        drawn(details["shown"]["kept_fp32"])
+    details["shown"]["sensitivity"] = layers
+    return ConversionResult(model=candidate, details=details, comparison=comparison, gate=verdict.gate)
+
+
+def _total_bytes(checked: onnx_gate.CheckedModel) -> int:
+    return checked.size_bytes + sum((checked.path.parent / name).stat().st_size for name in checked.external_data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> Export:
+    """Exports a network and converts it to half precision in one step.
+
+    Returns:
+        What ``export`` returns of the verified float32 file, with path, hash, size and precision of the converted one,
+        and ``conversion``: what ``convert`` returns.
+    """
+    from resnet_onnx.workflow.onnx_form import export
+
+    with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
+        plain = Path(name) / output.name
+        result = export(model, plain)
+        converted = convert(replace(model, onnx=plain), output, ConversionConfig(to=precision), progress=progress)
+    if converted.source is not None:
+        converted = replace(converted, source=replace(converted.source, path=None))
+    return replace(
+        result,
+        path=converted.path,
+        sha256=converted.sha256,
+        precision=converted.precision,
+        size_bytes=converted.size_bytes,
+        opset=converted.opset,
+        conversion=converted,
+    )
+
+
+def default_output(model: Model, to: str) -> Path:
+    """Returns the name of a converted file where none was given."""
+    return Path(f"{model.name}-{to}.onnx")
