@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from support.waiting import HANG_S
 
 from resnet_onnx.cli.main import main
 
@@ -64,7 +65,7 @@ def test_the_example_of_the_readme_as_it_stands(tmp_path: Path) -> None:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

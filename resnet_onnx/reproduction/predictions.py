@@ -167,8 +167,7 @@ class Predictor:
             self._loaders.pop(split).close()
 
     def _loader(self, split: Split) -> Loader:
-        from resnet_onnx.training.loaders import open_loader
-        from resnet_onnx.training.trainer import loading_workers
+        from resnet_onnx.training.loaders import loading_workers, open_loader
 
         if split not in self._loaders:
             pictures, preprocessing = self._sets[split], self._preprocessing

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from resnet_onnx.data.batches import Batches, prepared_picture
+from resnet_onnx.data.batches import Batches, default_workers, prepared_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
@@ -24,6 +24,9 @@ from runtimes.errors import BadPicture, ToolkitError, Unavailable
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Prepared pictures up to this size are kept in memory; CIFAR-10 has 0.15 GiB."""
+
+FEW_PICTURES = 4096
+"""Up to here, decoding in this process is faster than starting workers."""
 
 LOADING_BATCH = 256
 
@@ -189,6 +192,19 @@ def _collate(items: Sequence[_Loaded]) -> tuple[torch.Tensor, torch.Tensor, Tool
     if problem is not None or not good:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), problem or BadPicture("an empty batch")
     return torch.stack([picture for picture, _ in good]), torch.tensor([index for _, index in good]), None
+
+
+def loading_workers(requested: int | None, pictures: int, *, trainings: int = 1) -> int:
+    """Returns how many processes load a data set: as many as requested, or as its size is worth.
+
+    Args:
+        requested: By the user; None chooses.
+        pictures: Of the data set.
+        trainings: How many processes of this machine, this one included, load pictures at the same time.
+    """
+    if requested is not None:
+        return requested
+    return 0 if pictures <= FEW_PICTURES else max(1, default_workers() // trainings)
 
 
 def open_loader(

@@ -20,9 +20,10 @@ from resnet_onnx.training.checkpoint import BEST, LAST
 from resnet_onnx.training.device import failures_explained, limited_threads, select_device
 from resnet_onnx.training.distributed import SINGLE_PROCESS, ProcessGroup
 from resnet_onnx.training.history import EpochRow
+from resnet_onnx.training.loaders import loading_workers
 from resnet_onnx.training.plan import Progress, TrainingPlan, TrainingResult
 from resnet_onnx.training.resume import checkpoint_to_resume, locked_folder, resolve_recipe, run_identity
-from resnet_onnx.training.trainer import Trainer, loading_workers
+from resnet_onnx.training.trainer import Trainer
 from runtimes.errors import BadData
 
 

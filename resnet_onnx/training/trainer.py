@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 
 from resnet_onnx.bench.clock import Stopwatch
-from resnet_onnx.data.batches import default_workers
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.models.build import build
 from resnet_onnx.training.augmentation import BatchAugmentation, Normaliser, Shard, seed_for
@@ -25,7 +24,7 @@ from resnet_onnx.training.checkpoint import (
 )
 from resnet_onnx.training.distributed import ProcessGroup
 from resnet_onnx.training.history import BestEpoch, EpochRow, history_csv
-from resnet_onnx.training.loaders import Loader, open_loader
+from resnet_onnx.training.loaders import Loader, loading_workers, open_loader
 from resnet_onnx.training.plan import Progress, Stage, TrainingPlan
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.resume import rng_states, set_rng_states
@@ -37,21 +36,6 @@ from runtimes.errors import BadWeights, CheckFailed, ToolkitError
 
 HISTORY = "history.csv"
 """The figures of every epoch, in the folder of the run."""
-FEW_PICTURES = 4096
-"""Up to here, decoding in this process is faster than starting workers."""
-
-
-def loading_workers(requested: int | None, pictures: int, *, trainings: int = 1) -> int:
-    """Returns how many processes load a data set: as many as requested, or as its size is worth.
-
-    Args:
-        requested: By the user; None chooses.
-        pictures: Of the data set.
-        trainings: How many processes of this machine, this one included, load pictures at the same time.
-    """
-    if requested is not None:
-        return requested
-    return 0 if pictures <= FEW_PICTURES else max(1, default_workers() // trainings)
 
 
 class Trainer:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-HANG_S = 900
+HANG_S = 1800
 """Who waits longer hangs; a loaded machine does not."""
 
 
