@@ -36,13 +36,13 @@ from resnet_onnx.results.commands import (
     Models,
     Recipes,
     Report,
-    Table1,
     Train,
 )
 from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.document import Document
 from resnet_onnx.results.evaluate import Evaluate, Predict
 from resnet_onnx.results.parity import Parity
+from resnet_onnx.results.reproduce import Table1
 from resnet_onnx.results.writing import encode
 from runtimes import errors
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from resnet_onnx.reproduction.degradation import Degradation, DegradationPlan
-    from resnet_onnx.reproduction.shortcut import Cost
+    from resnet_onnx.results.reproduce import ShortcutCost
     from resnet_onnx.training.plan import Progress
 
 
@@ -107,7 +107,7 @@ def _degradation(
     threads: int | None,
 ) -> None:
     from resnet_onnx.reproduction import degradation
-    from resnet_onnx.results.commands import Degradation as DegradationDocument
+    from resnet_onnx.results.reproduce import Degradation as DegradationDocument
     from resnet_onnx.results.writing import typed
     from resnet_onnx.training.recipes import default_recipe, lookup_recipe
     from runtimes import registry
@@ -203,7 +203,7 @@ def _print(terminal: Terminal, result: Degradation) -> None:
     terminal.line(f"Figure: {result.plot} · numbers: {result.csv}")
 
 
-def _print_costs(terminal: Terminal, costs: Sequence[Cost]) -> None:
+def _print_costs(terminal: Terminal, costs: Sequence[ShortcutCost]) -> None:
     terminal.line("What the shortcut costs: images per second of residual over plain, fp32")
     terminal.table(
         ["runtime", "layers", "batch", "plain", "residual", "ratio", "95 % interval"],
@@ -212,8 +212,8 @@ def _print_costs(terminal: Terminal, costs: Sequence[Cost]) -> None:
                 cost.runtime + (" ~" if cost.doubts else ""),
                 str(cost.depth),
                 str(cost.batch),
-                "–" if cost.plain is None else f"{cost.plain:,.0f}",
-                "–" if cost.residual is None else f"{cost.residual:,.0f}",
+                "–" if cost.plain_images_per_second is None else f"{cost.plain_images_per_second:,.0f}",
+                "–" if cost.residual_images_per_second is None else f"{cost.residual_images_per_second:,.0f}",
                 "–" if cost.ratio is None else f"{cost.ratio:.3f}",
                 "–" if cost.ci95 is None else f"{cost.ci95[0]:.3f} – {cost.ci95[1]:.3f}",
             ]
@@ -244,8 +244,7 @@ def _refuse_options() -> None:
 
 def _table1(terminal: Terminal) -> None:
     from resnet_onnx.reproduction.table1 import conclude, table1
-    from resnet_onnx.results.commands import CountedNetwork, Table1
-    from resnet_onnx.results.writing import typed
+    from resnet_onnx.results.reproduce import Table1
 
     lines = table1()
     terminal.table(
@@ -273,7 +272,7 @@ def _table1(terminal: Terminal) -> None:
     terminal.line(conclude(lines))
     terminal.emit(
         Table1(
-            rows=[typed(CountedNetwork, line.to_json()) for line in lines],
+            rows=[line.record() for line in lines],
             verdict=conclude(lines),
             agrees=not any(line.differences for line in lines),
         )

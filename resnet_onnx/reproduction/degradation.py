@@ -20,6 +20,7 @@ from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.counting import count
 from resnet_onnx.report.words import counted
 from resnet_onnx.reproduction.forecast import Forecast, duration
+from resnet_onnx.results.reproduce import DegradationRow, DepthComparison, ShortcutCost
 from resnet_onnx.training.checkpoint import LAST
 from runtimes import files
 from runtimes.errors import BadWeights, UsageError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from resnet_onnx.data.datasets import PictureSet
     from resnet_onnx.reproduction.curves import Curve
     from resnet_onnx.reproduction.predictions import Predictions, Predictor
-    from resnet_onnx.reproduction.shortcut import Cost
     from resnet_onnx.reproduction.significance import Difference
     from resnet_onnx.training.plan import Progress, TrainingResult
     from resnet_onnx.training.recipes import Recipe
@@ -145,56 +145,22 @@ class Comparison:
         verdict = "undecided" if found.outcome == "undecided" else f"the deeper one is {found.outcome}"
         return f"{what}: {verdict} ({100 * found.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f})"
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
-        return {
-            "kind": self.kind,
-            "pictures_of": self.pictures,
-            "shallow": self.shallow,
-            "deep": self.deep,
-            **self.difference.to_json(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class VariantResult:
-    """The figures of one network, after its last epoch.
-
-    Attributes:
-        model: Its name.
-        kind: ``plain`` or ``residual``.
-        depth: Weighted layers.
-        parameters: Of the network.
-        multiply_adds: For one picture.
-        epochs: Trained.
-        steps: Trained.
-        training_error: On unchanged training pictures, 0 to 1.
-        training_error_ci95: Its 95 % interval.
-        training_loss: Mean cross-entropy on them.
-        test_error: On the test pictures, 0 to 1.
-        test_error_ci95: Its 95 % interval.
-        test_loss: Mean cross-entropy on them.
-        seconds: Of training, tests after each epoch included.
-        images_per_second: Of the last epoch's training.
-        checkpoint: Folder of the last epoch.
-    """
-
-    model: str
-    kind: str
-    depth: int
-    parameters: int
-    multiply_adds: int
-    epochs: int
-    steps: int
-    training_error: float
-    training_error_ci95: tuple[float, float]
-    training_loss: float
-    test_error: float
-    test_error_ci95: tuple[float, float]
-    test_loss: float
-    seconds: float
-    images_per_second: float
-    checkpoint: str
+    def record(self) -> DepthComparison:
+        """Returns what the document has of it."""
+        found = self.difference
+        return DepthComparison(
+            kind=self.kind,
+            pictures_of=self.pictures,
+            shallow=self.shallow,
+            deep=self.deep,
+            shallow_error=found.shallow_error,
+            deep_error=found.deep_error,
+            difference=found.difference,
+            ci95=found.ci95,
+            p_value=found.p_value,
+            outcome=found.outcome,
+            pictures=found.pictures,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,11 +181,11 @@ class Degradation:
         seconds: Training time over all networks, tests after each epoch included.
     """
 
-    rows: list[VariantResult]
+    rows: list[DegradationRow]
     comparisons: list[Comparison]
     reproduced: bool | None
     verdict: str
-    costs: list[Cost]
+    costs: list[ShortcutCost]
     plot: Path
     csv: Path
     recipe: Recipe
@@ -232,8 +198,8 @@ class Degradation:
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "verdict": self.verdict,
             "reproduced": self.reproduced,
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "shortcut_cost": [cost.to_json() for cost in self.costs],
+            "comparisons": [dataclasses.asdict(comparison.record()) for comparison in self.comparisons],
+            "shortcut_cost": [dataclasses.asdict(cost) for cost in self.costs],
             "plot": str(self.plot),
             "csv": str(self.csv),
             "recipe": self.recipe.to_json(),
@@ -470,13 +436,13 @@ def _compare(
 
 def _variant_result(
     variant: Variant, curve: Curve, predictions: tuple[Predictions, Predictions], out: Path
-) -> VariantResult:
+) -> DegradationRow:
     from resnet_onnx.reproduction.significance import error_interval
 
     counts = count(variant.entry.config, variant.entry.image_size)
     training, test = predictions
     last = curve.epochs[-1]
-    return VariantResult(
+    return DegradationRow(
         model=variant.entry.name,
         kind=variant.kind,
         depth=variant.depth,
@@ -496,7 +462,7 @@ def _variant_result(
     )
 
 
-def _measure_cost(plan: DegradationPlan, status: Log) -> list[Cost]:
+def _measure_cost(plan: DegradationPlan, status: Log) -> list[ShortcutCost]:
     from resnet_onnx.reproduction.shortcut import measure_cost
 
     models = {}

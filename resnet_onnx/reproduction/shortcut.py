@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resnet_onnx import workflow
+from resnet_onnx.results.reproduce import ShortcutCost
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.row import Row
@@ -15,50 +15,12 @@ BATCHES = (1, 64)
 _SECONDS_A_ROW = 4.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """One runtime at one batch size, for one depth.
-
-    Attributes:
-        depth: Weighted layers of both networks.
-        runtime: Where.
-        batch: Pictures a run.
-        plain: Images per second of the plain network, or None where it could not be measured.
-        residual: Of the residual one.
-        ratio: Residual over plain; below 1, the shortcut costs something.
-        ci95: Of the ratio; None where there were too few samples.
-        doubts: Why the two are not stable measurements, or what went wrong; empty where nothing is in doubt.
-    """
-
-    depth: int
-    runtime: str
-    batch: int
-    plain: float | None
-    residual: float | None
-    ratio: float | None
-    ci95: tuple[float, float] | None
-    doubts: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
-        return {
-            "depth": self.depth,
-            "runtime": self.runtime,
-            "batch": self.batch,
-            "plain_images_per_second": self.plain,
-            "residual_images_per_second": self.residual,
-            "ratio": self.ratio,
-            "ci95": None if self.ci95 is None else list(self.ci95),
-            "doubts": list(self.doubts),
-        }
-
-
 def measure_cost(
     models: Mapping[tuple[int, str], workflow.Model],
     names: Sequence[str],
     *,
     progress: Callable[[str], None] = lambda _: None,
-) -> list[Cost]:
+) -> list[ShortcutCost]:
     """Measures all networks on all runtimes in turns, so that what disturbs the machine meets each alike.
 
     Args:
@@ -86,7 +48,7 @@ def measure_cost(
     ]
 
 
-def _cost(depth: int, runtime: str, batch: int, plain: Row, residual: Row) -> Cost:
+def _cost(depth: int, runtime: str, batch: int, plain: Row, residual: Row) -> ShortcutCost:
     from resnet_onnx.bench.compare import ratio_interval
     from resnet_onnx.bench.record import images_per_second, unstable_reason
 
@@ -98,12 +60,12 @@ def _cost(depth: int, runtime: str, batch: int, plain: Row, residual: Row) -> Co
             doubts.append(f"{kind}: {doubt}")
         speeds.append(None if row.error is not None else images_per_second(row))
     base, new = speeds
-    return Cost(
+    return ShortcutCost(
         depth=depth,
         runtime=runtime,
         batch=batch,
-        plain=base[0] if base else None,
-        residual=new[0] if new else None,
+        plain_images_per_second=base[0] if base else None,
+        residual_images_per_second=new[0] if new else None,
         ratio=new[0] / base[0] if base and new else None,
         ci95=ratio_interval(base, new) if base and new else None,
         doubts=tuple(doubts),

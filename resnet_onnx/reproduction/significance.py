@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +41,6 @@ class Difference:
     def difference(self) -> float:
         """How much more of the pictures the deeper one gets wrong."""
         return self.deep_error - self.shallow_error
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
-        return {
-            "shallow_error": self.shallow_error,
-            "deep_error": self.deep_error,
-            "difference": self.difference,
-            "ci95": list(self.ci95),
-            "p_value": self.p_value,
-            "outcome": self.outcome,
-            "pictures": self.pictures,
-        }
 
 
 def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Difference:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 from resnet_onnx.models import catalog
 from resnet_onnx.models.catalog import RESNET_PAPER, VGG_PAPER, CatalogEntry
 from resnet_onnx.models.counting import Counts, count, layer_table, printed_convention
+from resnet_onnx.results.reproduce import CountedNetwork, CountedStage, PrintedStage
 
 NETWORKS = (
     "resnet18", "resnet34", "resnet50-v1", "resnet101-v1", "resnet152-v1", "plain18", "plain34", "vgg16", "vgg19",
@@ -96,34 +96,35 @@ class Line:
             found.append("parameters")
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
+    def record(self) -> CountedNetwork:
+        """Returns what the document has of it."""
         printed = self.entry.published
-        return {
-            "model": self.entry.name,
-            "layers": self.counts.layers,
-            "printed_layers": self.entry.depth,
-            "stages": [
-                {
-                    "output": [stage.side, stage.side],
-                    "convolutions": stage.convolutions,
-                    "channels": stage.channels,
-                    "multiply_adds": stage.multiply_adds,
-                }
+        return CountedNetwork(
+            model=self.entry.name,
+            layers=self.counts.layers,
+            printed_layers=self.entry.depth,
+            stages=[
+                CountedStage(
+                    output=(stage.side, stage.side),
+                    convolutions=stage.convolutions,
+                    channels=stage.channels,
+                    multiply_adds=stage.multiply_adds,
+                )
                 for stage in self.stages
             ],
-            "printed_stages": [
-                {"output": [side, side], "convolutions": convolutions} for side, convolutions in self.printed_stages
+            printed_stages=[
+                PrintedStage(output=(side, side), convolutions=convolutions)
+                for side, convolutions in self.printed_stages
             ],
-            "parameters": self.counts.parameters,
-            "printed_parameters_m": self.printed_parameters_m,
-            "multiply_adds": self.counts.multiply_adds,
-            "printed_multiply_adds_g": self.printed_g,
-            "difference": None if self.printed_g is None else self.counts.multiply_adds / (1e9 * self.printed_g) - 1,
-            "convention": self.convention,
-            "source": (printed.multiply_adds_source if printed else "") or None,
-            "differs": self.differences,
-        }
+            parameters=self.counts.parameters,
+            printed_parameters_m=self.printed_parameters_m,
+            multiply_adds=self.counts.multiply_adds,
+            printed_multiply_adds_g=self.printed_g,
+            difference=None if self.printed_g is None else self.counts.multiply_adds / (1e9 * self.printed_g) - 1,
+            convention=self.convention,
+            source=(printed.multiply_adds_source if printed else "") or None,
+            differs=self.differences,
+        )
 
 
 def table1() -> list[Line]:
