@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-HANG_S = 1800
-"""Who waits longer hangs; a loaded machine does not."""
+HANG_S = 570
+"""A process that takes longer hangs; below pytest's own timeout, so that the message names what hangs."""
 
 
 def wait_for_path(path: Path, process: subprocess.Popen[Any]) -> None:
