@@ -1,4 +1,4 @@
-"""Measuring in child processes: turns, deaths, neighbours, memory; and the work of a graph beside the peaks."""
+"""Measuring in worker processes: turns, deaths, neighbours, memory; and the work of a graph beside the peaks."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from resnet_onnx.bench.worker import Worker, enlarge
 from resnet_onnx.bench.worker_process import WorkerDied, WorkerProcess
 from resnet_onnx.results.bench import BenchRow
 from resnet_onnx.results.writing import typed
+from resnet_onnx.workflow import Harness, MeasuringPlan
 from runtimes import files
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
@@ -71,7 +72,7 @@ def ort(path: Path) -> Target:
     return Target(runtime="ort-cpu", source=ModelSource(path=path), options=RuntimeOptions(threads=1))
 
 
-def children() -> list[psutil.Process]:
+def workers() -> list[psutil.Process]:
     return [c for c in psutil.Process().children() if "resnet_onnx.bench.worker" in " ".join(c.cmdline())]
 
 
@@ -88,7 +89,7 @@ def test_every_target_is_measured_at_every_batch_and_number_of_streams(tiny: Pat
     assert [row.error for row in rows] == [None] * 8
     assert all(row.times_ns.size > 0 and row.times_ns.min() > 0 for row in rows)
     assert all(row.opened is not None and row.opened.version for row in rows)
-    assert not children(), "the child processes must be gone"
+    assert not workers(), "the worker processes must be gone"
     first = rows[0]
     assert first.opened is not None
     assert first.opened.recorded["threads"] == 1
@@ -119,16 +120,16 @@ def test_streams_and_threads_are_arranged_by_the_runtime_itself(tiny: Path) -> N
 def test_torch_shares_its_threads_out_among_the_streams() -> None:
     source = ModelSource(factory=f"{__name__}:counting_program")
     target = Target(runtime="torch", source=source, device="cpu", options=RuntimeOptions(threads=4))
-    with WorkerProcess("torch") as child:
+    with WorkerProcess("torch") as worker:
         for streams, each in ((1, 4), (2, 2), (8, 1)):
             arranged = replace(target, options=replace(target.options, streams=streams))
-            opened = child.call("open", target=arranged)
+            opened = worker.call("open", target=arranged)
             assert (opened.streams, opened.recorded["threads"]) == (streams, streams * each)
-            child.call(
+            worker.call(
                 "prepare", row=0, feeds={"x": np.array([[each]], np.float32)}, batch=1, scope="device", limit_s=0.1
             )
-            child.call("sample", row=0, seconds=0.01, discard=0)
-            child.call("release", row=0)
+            worker.call("sample", row=0, seconds=0.01, discard=0)
+            worker.call("release", row=0)
 
 
 def counting_program() -> Any:
@@ -269,6 +270,13 @@ def test_a_plan_that_measures_nothing_is_refused(wrong: dict[str, Any]) -> None:
         BenchPlan(**wrong)
 
 
+def test_a_plan_that_contradicts_its_harness_is_refused() -> None:
+    with pytest.raises(UsageError, match="copies every sample in and out, and the scope is device"):
+        MeasuringPlan(bench=BenchPlan(), runtimes=("ort-cpu",), harness=Harness())
+    with pytest.raises(UsageError, match="at least one runtime"):
+        MeasuringPlan(bench=BenchPlan(), runtimes=())
+
+
 def test_a_model_that_no_runtime_opens_is_an_error_in_its_rows(tmp_path: Path, tiny: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"")
@@ -287,13 +295,13 @@ def test_a_killed_worker_takes_one_row_with_it_and_the_others_go_on() -> None:
 
     def kill_once(text: str) -> None:
         if text.startswith("round 2: torch batch 2") and not victims:
-            victims.extend(child.pid for child in children())
+            victims.extend(worker.pid for worker in workers())
             os.kill(victims[0], signal.SIGKILL)
 
     rows = measure(
         [waiting(0.001)], ONE, BenchPlan(batches=(1, 2, 4), duration_s=0.5, precision_target=-1.0), progress=kill_once
     )
-    assert len(victims) == 1, "the test must have killed the one child"
+    assert len(victims) == 1, "the test must have killed the one worker"
     killed = next(row for row in rows if row.batch == 2)
     assert isinstance(killed.error, WorkerDied)
     assert "SIGKILL; the system does that where memory runs out" in killed.error.message
@@ -304,12 +312,12 @@ def test_a_killed_worker_takes_one_row_with_it_and_the_others_go_on() -> None:
             assert len(row.slices) >= 3
 
 
-def test_a_child_killed_while_it_profiles_leaves_what_was_measured_and_the_next_row_is_profiled(tiny: Path) -> None:
+def test_a_worker_killed_while_it_profiles_leaves_what_was_measured_and_the_next_row_is_profiled(tiny: Path) -> None:
     victims: list[int] = []
 
     def kill_once(text: str) -> None:
         if text.startswith("profiling") and not victims:
-            victims.extend(child.pid for child in children())
+            victims.extend(worker.pid for worker in workers())
             os.kill(victims[0], signal.SIGKILL)
 
     plan = BenchPlan(batches=(1, 2), duration_s=0.3, profile=True)
@@ -321,12 +329,12 @@ def test_a_child_killed_while_it_profiles_leaves_what_was_measured_and_the_next_
     assert second.layers
 
 
-def test_a_dead_child_is_told_to_everybody_who_asks() -> None:
-    with WorkerProcess("x") as child:
-        os.kill(next(iter(children())).pid, signal.SIGKILL)
+def test_a_dead_worker_is_an_error_of_every_call() -> None:
+    with WorkerProcess("x") as worker:
+        os.kill(next(iter(workers())).pid, signal.SIGKILL)
         for _ in range(2):
             with pytest.raises(WorkerDied):
-                child.call("release", row=0)
+                worker.call("release", row=0)
 
 
 def test_a_duration_without_end_is_refused() -> None:
@@ -335,7 +343,7 @@ def test_a_duration_without_end_is_refused() -> None:
             BenchPlan(duration_s=duration)
 
 
-def test_a_child_that_dies_while_it_opens_is_an_error_in_all_its_rows(tiny: Path) -> None:
+def test_a_worker_that_dies_while_it_opens_is_an_error_in_all_its_rows(tiny: Path) -> None:
     source = ModelSource(factory="os:_exit", arguments={"status": 7})
     rows = measure(
         [Target(runtime="torch", source=source), ort(tiny)], FEEDS, BenchPlan(batches=(1, 2), duration_s=0.2)
@@ -344,9 +352,9 @@ def test_a_child_that_dies_while_it_opens_is_an_error_in_all_its_rows(tiny: Path
     assert all(row.error is None for row in rows[2:])
 
 
-def test_a_fault_in_a_child_is_raised_with_its_traceback() -> None:
-    with WorkerProcess("x") as child, pytest.raises(RuntimeError, match=r"(?s)AttributeError.*Traceback"):
-        child.call("no_such_request")
+def test_a_fault_in_a_worker_is_raised_with_its_traceback() -> None:
+    with WorkerProcess("x") as worker, pytest.raises(RuntimeError, match=r"(?s)AttributeError.*Traceback"):
+        worker.call("no_such_request")
 
 
 class _Unknown:
@@ -356,24 +364,24 @@ class _Unknown:
         return __import__, ("no_such_module",)
 
 
-def test_a_request_that_a_child_cannot_read_is_a_fault_and_no_hang() -> None:
-    with WorkerProcess("x") as child, pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
-        child.call("release", row=_Unknown())
+def test_a_request_that_a_worker_cannot_read_is_a_fault_and_no_hang() -> None:
+    with WorkerProcess("x") as worker, pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
+        worker.call("release", row=_Unknown())
 
 
-def test_an_error_of_a_child_arrives_with_its_fix(tmp_path: Path) -> None:
-    with WorkerProcess("x") as child, pytest.raises(BadModel) as caught:
-        child.call("open", target=ort(tmp_path / "none.onnx"))
+def test_an_error_of_a_worker_arrives_with_its_fix(tmp_path: Path) -> None:
+    with WorkerProcess("x") as worker, pytest.raises(BadModel) as caught:
+        worker.call("open", target=ort(tmp_path / "none.onnx"))
     assert caught.value.fix == "check the path"
 
 
 def long_program(started: str) -> None:
-    """A factory in which a child stays for a long time, as in a run that takes minutes."""
+    """A factory in which a worker stays for a long time, as in a run that takes minutes."""
     Path(started).touch()
     time.sleep(120)
 
 
-def test_children_end_when_their_parent_is_killed_even_in_the_middle_of_a_run(tmp_path: Path) -> None:
+def test_workers_end_when_their_parent_is_killed_even_in_the_middle_of_a_run(tmp_path: Path) -> None:
     started = tmp_path / "started"
     script = f"""
 import sys
@@ -390,7 +398,7 @@ measure([Target(runtime="torch", source=source)], {{"x": np.zeros(1)}}, BenchPla
         while not started.exists() and time.time() < end:
             time.sleep(0.05)
         found = psutil.Process(parent.pid).children(recursive=True)
-        assert found, "there must be a child to be left behind"
+        assert found, "there must be a worker to be left behind"
         parent.kill()
     _, alive = psutil.wait_procs(found, timeout=10)
     left = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
@@ -405,8 +413,8 @@ def test_a_module_in_the_current_folder_does_not_stand_in_for_ours(
     for name in ("json.py", "runtimes.py"):
         (tmp_path / name).write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    with WorkerProcess("x") as child:
-        assert child.call("release", row=0) is None
+    with WorkerProcess("x") as worker:
+        assert worker.call("release", row=0) is None
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

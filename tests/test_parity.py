@@ -21,6 +21,7 @@ from resnet_onnx.parity.budget import allowance
 from resnet_onnx.parity.judge import judge
 from resnet_onnx.workflow import ParityPlan, Request
 from runtimes import files
+from runtimes.errors import UsageError
 
 RUNTIMES = "torch,ort-cpu,openvino"
 
@@ -243,6 +244,20 @@ def test_gold_is_computed_once_and_again_when_its_file_is_damaged(
     assert workflow.check_parity(model, ONE_IMAGE).outcomes[0].relative_rmse == first.outcomes[0].relative_rmse
     workflow.check_parity(model, replace(ONE_IMAGE, images=2))
     assert len(list((tmp_path / "gold").iterdir())) == 2  # other pictures, another gold
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"runtimes": []}, "at least one runtime"),
+        ({"images": 0}, "images must be at least 1"),
+        ({"tolerances": {"y": float("nan")}}, "the tolerance for y"),
+        ({"tolerances": {"y": -1.0}}, "the tolerance for y"),
+    ],
+)
+def test_a_plan_that_proves_nothing_is_refused(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        ParityPlan(**{"runtimes": ["ort-cpu"], **wrong})
 
 
 def test_a_gold_for_other_pictures_is_refused_with_both_sizes(cifar: Path, capfd: Any) -> None:

@@ -68,6 +68,8 @@ class MeasuringPlan:
     harness: Harness | None = None
 
     def __post_init__(self) -> None:
+        if not self.runtimes:
+            raise UsageError("a plan needs at least one runtime")
         if self.harness is not None and self.bench.scope != "end-to-end":
             raise UsageError(
                 f"a harness copies every sample in and out, and the scope is {self.bench.scope}",

@@ -57,6 +57,8 @@ class ParityPlan:
     tolerances: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.runtimes:
+            raise UsageError("a plan needs at least one runtime")
         if self.images < 1:
             raise UsageError(f"images must be at least 1, not {self.images}")
         for name, value in self.tolerances.items():
