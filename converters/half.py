@@ -8,7 +8,6 @@ make or read them are kept in float32 and named.
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +134,15 @@ def convert(
         raise UnsupportedModel(
             f"{what} has no node that can compute in {precision}", fix="convert the float32 model itself"
         )
-    casts = _rewrite(graph, types, precision, able, half_io=half_io)
+    rewriter = _Rewriter(graph, types, precision, able, half_io=half_io)
+    rewriter.rewrite()
     set_metadata(copy, {"precision": precision})
     return HalfModel(
         model=copy,
         precision=precision,
         converted=sum(able.values()),
         kept=tuple({(row.node): row for row in kept}.values()),
-        casts=casts,
+        casts=rewriter.casts,
     )
 
 
@@ -340,77 +340,102 @@ def _observe(
 # ---- the new graph ---------------------------------------------------------------------------------------------------
 
 
-def _rewrite(
-    graph: Graph, types: Mapping[str, int], precision: Half, able: Mapping[int, bool], *, half_io: bool
-) -> int:
-    """Puts casts wherever a value is read in another type than it is made in; returns their number."""
-    from onnx import TensorProto, helper, numpy_helper
+class _Rewriter:
+    """Puts casts wherever a value is read in another type than it is made in.
 
-    half, full = _half_element(precision), int(TensorProto.FLOAT)
-    kind = _NUMPY[precision]
-    casts: Counter[str] = Counter()
-    made: dict[tuple[str, int], str] = {}
-    holds: dict[str, int] = {}
-    nodes: list[Any] = []
-    for value in graph.proto.input:
-        if value.name in graph.inputs and is_float32(types, value.name):
-            holds[value.name] = half if half_io else full
-            if half_io:
-                value.type.tensor_type.elem_type = half
+    Attributes:
+        casts: How many were added.
+    """
 
-    def in_type(name: str, element: int) -> str:
-        """Returns the name under which a value is found in a type, making it where needed."""
-        if name in graph.constants:
-            if element == full:
-                return name
-            if (name, half) not in made:
-                with np.errstate(over="ignore"):  # what overflows was kept in float32, unless a user's own model has it
-                    narrow = numpy_helper.to_array(graph.constants[name]).astype(kind)
-                made[name, half] = graph.add_constant(f"{name}.{precision}", narrow)
-            return made[name, half]
-        if holds.get(name, full) == element:
-            return name
-        if (name, element) not in made:
-            target = graph.free_name(f"{name}.{precision if element == half else 'fp32'}")
-            nodes.append(helper.make_node("Cast", [name], [target], name=target, to=element))
-            made[name, element] = target
-            casts["cast"] += 1
-        return made[name, element]
+    def __init__(
+        self, graph: Graph, types: Mapping[str, int], precision: Half, able: Mapping[int, bool], *, half_io: bool
+    ) -> None:
+        from onnx import TensorProto
 
-    outputs = set(graph.outputs)
-    for node in list(graph.proto.node):
-        places = _half_places(node, graph, types, precision) if able[id(node)] else set()
-        for name in captured(node) & set(holds):
-            if holds[name] == half:
+        self._graph, self._types, self._precision, self._able = graph, types, precision, able
+        self._half, self._full = _half_element(precision), int(TensorProto.FLOAT)
+        self._outside = self._half if half_io else self._full  # type of the float inputs and outputs
+        self._outputs = set(graph.outputs)
+        self._made: dict[tuple[str, int], str] = {}  # where a value is found in another type
+        self._holds: dict[str, int] = {}  # the type that each float value is made in
+        self._nodes: list[Any] = []
+        self.casts = 0
+
+    def rewrite(self) -> None:
+        """Changes the graph in place."""
+        graph = self._graph
+        for value in graph.proto.input:
+            if value.name in graph.inputs and is_float32(self._types, value.name):
+                self._holds[value.name] = value.type.tensor_type.elem_type = self._outside
+        for node in list(graph.proto.node):
+            self._check_captured(node)
+            self._add(node)
+        for value in graph.proto.output:
+            if is_float32(self._types, value.name):
+                value.type.tensor_type.elem_type = self._outside
+        del graph.proto.value_info[:]
+        graph.replace_nodes(self._nodes)
+        graph.refresh()
+        graph.drop_unused_constants()
+
+    def _check_captured(self, node: Any) -> None:
+        """Refuses a value in half that is read inside a subgraph."""
+        graph = self._graph
+        for name in captured(node) & set(self._holds):
+            if self._holds[name] == self._half:
                 raise UnsupportedModel(
                     f"'{name}' is read inside a subgraph of {name_of(node)}, which stays in float32",
                     fix=f"--keep-fp32 '{name_of(graph.producer[name])}'" if name in graph.producer else None,
                 )
-        new = helper.make_node(node.op_type, [], [], name=node.name, domain=node.domain)
+
+    def _add(self, node: Any) -> None:
+        """Adds a copy of a node that reads and makes values in the types that it computes in."""
+        able = self._able[id(node)]
+        places = _half_places(node, self._graph, self._types, self._precision) if able else set()
+        new = type(node)()
         new.CopyFrom(node)
         for place, name in enumerate(node.input):
-            if is_float32(types, name):
-                new.input[place] = in_type(name, half if place in places else full)
-        nodes.append(new)
+            if is_float32(self._types, name):
+                new.input[place] = self._in_type(name, self._half if place in places else self._full)
+        self._nodes.append(new)
         for place, name in enumerate(node.output):
-            if not is_float32(types, name):
+            if not is_float32(self._types, name):
                 continue
-            holds[name] = half if able[id(node)] else full
-            if name in outputs and holds[name] != (half if half_io else full):
+            element = self._half if able else self._full
+            self._holds[name] = element
+            if name in self._outputs and element != self._outside:
                 # The output keeps its name; what is made inside gets another.
-                inner = graph.free_name(f"{name}.{precision if able[id(node)] else 'fp32'}")
+                inner = self._graph.free_name(f"{name}.{self._suffix(element)}")
                 new.output[place] = inner
-                nodes.append(
-                    helper.make_node("Cast", [inner], [name], name=f"{name}.cast", to=half if half_io else full)
-                )
-                casts["cast"] += 1
-                made[name, holds[name]] = inner
-                holds[name] = half if half_io else full
-    for value in graph.proto.output:
-        if half_io and is_float32(types, value.name):
-            value.type.tensor_type.elem_type = half
-    del graph.proto.value_info[:]
-    graph.replace_nodes(nodes)
-    graph.refresh()
-    graph.drop_unused_constants()
-    return casts["cast"]
+                self._cast(inner, name, self._outside, node_name=f"{name}.cast")
+                self._made[name, element] = inner
+                self._holds[name] = self._outside
+
+    def _in_type(self, name: str, element: int) -> str:
+        """Returns the name under which a value is found in a type, making it where needed."""
+        if self._holds.get(name, self._full) == element:  # constants are float32
+            return name
+        if (name, element) not in self._made:
+            if name in self._graph.constants:
+                self._made[name, element] = self._narrow_constant(name)
+            else:
+                target = self._graph.free_name(f"{name}.{self._suffix(element)}")
+                self._cast(name, target, element, node_name=target)
+                self._made[name, element] = target
+        return self._made[name, element]
+
+    def _narrow_constant(self, name: str) -> str:
+        from onnx import numpy_helper
+
+        with np.errstate(over="ignore"):  # what overflows was kept in float32, unless a user's own model has it
+            narrow = numpy_helper.to_array(self._graph.constants[name]).astype(_NUMPY[self._precision])
+        return self._graph.add_constant(f"{name}.{self._precision}", narrow)
+
+    def _cast(self, source: str, target: str, element: int, *, node_name: str) -> None:
+        from onnx import helper
+
+        self._nodes.append(helper.make_node("Cast", [source], [target], name=node_name, to=element))
+        self.casts += 1
+
+    def _suffix(self, element: int) -> str:
+        return self._precision if element == self._half else "fp32"

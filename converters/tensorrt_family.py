@@ -17,17 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtimes import engines, files, nvidia, onnx_gate, trt_shim
-from runtimes.engines import Profile, ShapeRange
 from runtimes.errors import BadModel, RuntimeUnavailable, UnsupportedModel, UsageError
-from runtimes.spec import TensorSpec
+from runtimes.spec import Profile, ShapeRange, TensorSpec, default_profile
 
 _T = TypeVar("_T")
 
 Progress = Callable[[str, int, int], None]
 """Called with the phase of the build, the steps done in it and the steps that it has."""
-
-DEFAULT_BATCHES = (1, 8, 64)
-"""Smallest, usual and largest batch of an engine whose model leaves the batch open and whose user names no shapes."""
 
 ARCHITECTURES = {
     "sm75": "Turing",
@@ -67,64 +63,6 @@ class EngineOptions:
             raise UsageError(f"the workspace must be at least 1 byte, not {self.workspace_bytes}")
         if self.optimization_level is not None and self.optimization_level not in _LEVELS:
             raise UsageError(f"the builder's optimisation level goes from 0 to 5, not {self.optimization_level}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineBuild:
-    """An engine, ready to be opened.
-
-    Attributes:
-        path: In the cache.
-        key: SHA-256 of everything that changes the engine.
-        seconds: How long the build took, now or when the cached one was made.
-        cached: Whether it was there already.
-        replaced: Why an entry that was there had to be built again, or "".
-        size_bytes: Of the engine.
-        sha256: Of the engine.
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        library_version: Its version.
-        target: Compute capability it was built for, ``sm86``.
-        profile: Accepted shapes by input name.
-        tf32: Whether fp32 products may be rounded to TF32.
-        layers: Layers of the parsed network: rows of ``type``, ``precision`` and ``count``.
-        warnings: What the library warned of while it built.
-        file: The same for ``runtimes.engines``.
-    """
-
-    path: Path
-    key: str
-    seconds: float
-    cached: bool
-    replaced: str
-    size_bytes: int
-    sha256: str
-    library: str
-    library_version: str
-    target: str
-    profile: Profile
-    tf32: bool
-    layers: tuple[Mapping[str, Any], ...]
-    warnings: tuple[str, ...]
-    file: engines.EngineFile
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what the command line prints."""
-        return {
-            "path": str(self.path),
-            "key": self.key,
-            "seconds": self.seconds,
-            "cached": self.cached,
-            "replaced": self.replaced,
-            "size_bytes": self.size_bytes,
-            "sha256": self.sha256,
-            "library": self.library,
-            "library_version": self.library_version,
-            "target": self.target,
-            "shapes": {name: str(accepted) for name, accepted in self.profile.items()},
-            "tf32": self.tf32,
-            "layers": [dict(row) for row in self.layers],
-            "warnings": list(self.warnings),
-        }
 
 
 # ---- shapes --------------------------------------------------------------------------------------------------------
@@ -173,29 +111,6 @@ def _parse_shape(text: str, name: str) -> tuple[int, ...]:
     if not all(1 <= n <= _MOST_EXTENT for n in shape):
         raise UsageError(f"input '{name}': extents must be between 1 and 2³¹ − 1, not {text}")
     return shape
-
-
-def default_profile(inputs: Sequence[TensorSpec], batches: tuple[int, int, int] = DEFAULT_BATCHES) -> Profile:
-    """Returns the profile of a model whose only open dimension is the batch.
-
-    Args:
-        inputs: The model's inputs.
-        batches: Smallest, usual and largest batch.
-
-    Raises:
-        UsageError: Another dimension is open: nobody but the user knows its extents.
-    """
-    profile = {}
-    for spec in inputs:
-        open_axes = [axis for axis, extent in enumerate(spec.shape) if not isinstance(extent, int)]
-        if [axis for axis in open_axes if axis != 0]:
-            raise UsageError(
-                f"input {spec} has open dimensions besides the batch; name their extents",
-                fix=f"--shapes '{spec.name}:MIN,OPT,MAX', each like {'x'.join(str(d) for d in spec.concrete())}",
-            )
-        shapes = ((batch, *spec.concrete()[1:]) if open_axes else spec.concrete() for batch in batches)
-        profile[spec.name] = ShapeRange(*shapes)
-    return profile
 
 
 def fit_profile(inputs: Sequence[TensorSpec], given: Profile | None) -> Profile:
@@ -310,7 +225,7 @@ def build_engine(
     device: str = "cuda:0",
     progress: Progress | None = None,
     rebuild: bool = False,
-) -> EngineBuild:
+) -> engines.Engine:
     """Builds an engine, or returns the cached one.
 
     Args:
@@ -340,26 +255,8 @@ def build_engine(
     checked = model if isinstance(model, onnx_gate.CheckedModel) else onnx_gate.check_onnx(model)
     profile = fit_profile(checked.inputs, shapes)
     key = engine_key(checked, loaded, chosen.name, profile, options, gpu=chosen.gpu)
-    job = _Job(checked, loaded, chosen, profile, options, progress or _no_progress)
-    found = engines.find_or_build(key, job.build, rebuild=rebuild)
-    record = found.record
-    return EngineBuild(
-        path=found.path,
-        key=key.digest,
-        seconds=record.seconds,
-        cached=found.cached,
-        replaced=found.replaced,
-        size_bytes=record.size_bytes,
-        sha256=record.sha256,
-        library=library,
-        library_version=loaded.version,
-        target=chosen.name,
-        profile=profile,
-        tf32=options.tf32,
-        layers=record.layers,
-        warnings=record.warnings,
-        file=found,
-    )
+    job = _Job(checked, loaded, chosen, key, options, progress or _no_progress)
+    return engines.find_or_build(key, job.build, rebuild=rebuild)
 
 
 def require_builder(library: trt_shim.LibraryName, *, target: str | None = None, device: str = "cuda:0") -> str:
@@ -425,15 +322,15 @@ class _Job:
     checked: onnx_gate.CheckedModel
     library: trt_shim.Library
     target: _Target
-    profile: Profile
+    key: engines.EngineKey
     options: EngineOptions
     progress: Progress
 
-    def build(self) -> engines.BuiltEngine:
+    def build(self) -> tuple[bytes, engines.Engine]:
         cancelled = threading.Event()
         return _interruptible(lambda: self._build_in_thread(cancelled), cancelled)
 
-    def _build_in_thread(self, cancelled: threading.Event) -> engines.BuiltEngine:
+    def _build_in_thread(self, cancelled: threading.Event) -> tuple[bytes, engines.Engine]:
         if self.target.gpu is None:
             return self._build(cancelled)
         import torch
@@ -441,7 +338,7 @@ class _Job:
         with torch.cuda.device(self.target.gpu.device):
             return self._build(cancelled)
 
-    def _build(self, cancelled: threading.Event) -> engines.BuiltEngine:
+    def _build(self, cancelled: threading.Event) -> tuple[bytes, engines.Engine]:
         begin = time.monotonic()
         library, trt = self.library, self.library.trt
         what = f"{library.title} can't build {self.checked.path.name}"
@@ -465,8 +362,8 @@ class _Job:
                 raise _CancelledError
             raise library.failure(what, messages, fix="resnet-onnx doctor")
         self._keep_timings(config, timings)
-        return engines.BuiltEngine(
-            plan=bytes(memoryview(plan)),
+        engine = engines.Engine(
+            key=self.key,
             seconds=round(time.monotonic() - begin, 3),
             dimensions={spec.name: spec.shape for spec in (*self.checked.inputs, *self.checked.outputs)},
             layers=layers,
@@ -475,6 +372,7 @@ class _Job:
             dtypes={spec.name: str(spec.dtype) for spec in (*self.checked.inputs, *self.checked.outputs)},
             metadata=self.checked.metadata,
         )
+        return bytes(memoryview(plan)), engine
 
     def _check_types(self, network: Any, what: str) -> None:
         """The parser narrows float64 to float32 without a word; a caller would never know."""
@@ -505,7 +403,7 @@ class _Job:
         if library.is_rtx:
             library.set_target(config, self.target.name)
         optimization_profile = builder.create_optimization_profile()
-        for name, accepted in self.profile.items():
+        for name, accepted in self.key.profile.items():
             optimization_profile.set_shape(name, accepted.minimum, accepted.optimum, accepted.maximum)
         config.add_optimization_profile(optimization_profile)
         monitor = library.progress_monitor(self.progress, cancelled.is_set)

@@ -64,6 +64,23 @@ Evaluate = Callable[[Path, Sequence[Mapping[str, NDArray[Any]]]], list[dict[str,
 """Runs an ONNX file on several feeds; given by the caller, who knows the runtimes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How an exported file is compared with its module.
+
+    Attributes:
+        batches: Tensors of the inputs, a batch each.
+        evaluate: Runs the file.
+        runtime: Name of the runtime behind `evaluate`.
+        bound: Largest relative RMSE that counts as the same function.
+    """
+
+    batches: Sequence[Sequence[Any]]
+    evaluate: Evaluate
+    runtime: str
+    bound: float
+
+
 def export(
     module: Any, example: Sequence[Any], path: Path, options: ExportOptions, metadata: Mapping[str, str]
 ) -> None:
@@ -103,44 +120,33 @@ def export(
         program.save(str(path), external_data=False)
 
 
-def verify(
-    module: Any,
-    path: Path,
-    batches: Sequence[Sequence[Any]],
-    *,
-    options: ExportOptions,
-    evaluate: Evaluate,
-    runtime: str,
-    bound: float,
-) -> Verification:
+def verify(module: Any, path: Path, options: ExportOptions, check: Check) -> Verification:
     """Compares the file with the module on several batches.
 
     Args:
         module: The module that was exported.
         path: The exported file.
-        batches: Tensors of the inputs, a batch each.
         options: As exported.
-        evaluate: Runs the file.
-        runtime: Name of the runtime behind `evaluate`.
-        bound: Largest relative RMSE that counts as the same function.
+        check: What is compared, and how closely.
 
     Raises:
-        CheckFailed: Outputs differ in shape, are not finite, or are further apart than `bound`.
+        CheckFailed: Outputs differ in shape, are not finite, or are further apart than the bound.
     """
     import torch
 
-    feeds = [{n: t.numpy() for n, t in zip(options.input_names, batch, strict=True)} for batch in batches]
-    found = evaluate(path, feeds)
+    feeds = [{n: t.numpy() for n, t in zip(options.input_names, batch, strict=True)} for batch in check.batches]
+    found = check.evaluate(path, feeds)
     worst = 0.0
     sizes = []
-    for batch, outputs in zip(batches, found, strict=True):
+    for batch, outputs in zip(check.batches, found, strict=True):
         with torch.inference_mode():
             result = module(*batch)
         expected = list(result) if isinstance(result, tuple | list) else [result]
         sizes.append(int(batch[0].shape[0]))
         for name, tensor in zip(options.output_names, expected, strict=True):
-            worst = max(worst, _difference(tensor.numpy(), outputs[name], f"'{name}' at batch {sizes[-1]}", bound))
-    return Verification(tuple(sizes), worst, runtime)
+            what = f"'{name}' at batch {sizes[-1]}"
+            worst = max(worst, _difference(tensor.numpy(), outputs[name], what, check.bound))
+    return Verification(tuple(sizes), worst, check.runtime)
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any], what: str, bound: float) -> float:
@@ -167,16 +173,22 @@ def write_verified(
     path: Path,
     module: Any,
     example: Sequence[Any],
-    batches: Sequence[Sequence[Any]],
-    *,
     options: ExportOptions,
+    *,
+    check: Check,
     metadata: Mapping[str, str],
-    evaluate: Evaluate,
-    runtime: str,
-    bound: float,
     manifest: Mapping[str, Any],
 ) -> Verification:
     """Exports, verifies, and only then puts file and manifest into place.
+
+    Args:
+        path: Where to write.
+        module: As for ``export``.
+        example: As for ``export``.
+        options: Names, batch, opset.
+        check: What must hold before the file is put there.
+        metadata: Goes into ``metadata_props``.
+        manifest: Goes into the manifest.
 
     Raises:
         CheckFailed: The file does not compute what the module computes; the old file, if any, is untouched.
@@ -184,10 +196,7 @@ def write_verified(
     """
     with onnx_gate.atomic_model(path, manifest) as temporary:
         export(module, example, temporary, options, metadata)
-        verification = verify(
-            module, temporary, batches, options=options, evaluate=evaluate, runtime=runtime, bound=bound
-        )
-    return verification
+        return verify(module, temporary, options, check)
 
 
 @contextlib.contextmanager

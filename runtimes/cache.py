@@ -83,8 +83,8 @@ def prune(max_bytes: int) -> list[Pruned]:
         FileProblem: The cache can't be written.
     """
     removed = [
-        Pruned(f"{row.model or row.path.name} ({row.library}, {row.target})" if row.library else row.path.name,
-               row.size_bytes)
+        Pruned(f"{row.model or row.path.name} ({row.key.built_by}, {row.key.target})" if row.key.library
+               else row.path.name, row.size_bytes)
         for row in engines.prune_engines(max_bytes)
     ]  # fmt: skip
     left = max(0, max_bytes - sum(row.size_bytes for row in engines.list_engines()))

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +20,13 @@ import filelock
 import numpy as np
 
 from runtimes import files, onnx_types
-from runtimes.errors import BadFeeds, BadModel, FileProblem, UsageError
-from runtimes.spec import Feeds, TensorSpec
+from runtimes.errors import BadModel, FileProblem, UsageError
+from runtimes.spec import Profile, ShapeRange, TensorSpec
 
 SCHEMA = 3
 SUFFIX = ".engine"
 _FOLDER = "engines"
 _DIGEST_BYTES = 32
-
-
-# ---- shape profiles ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ShapeRange:
-    """The shapes of one input that an engine accepts, and the one it is made fastest for.
-
-    Attributes:
-        minimum: Smallest extent per axis.
-        optimum: The shape that the builder optimises for.
-        maximum: Largest extent per axis.
-    """
-
-    minimum: tuple[int, ...]
-    optimum: tuple[int, ...]
-    maximum: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.minimum) == len(self.optimum) == len(self.maximum):
-            raise UsageError(f"the three shapes of a profile need the same number of axes, not {self}")
-        ordered = zip(self.minimum, self.optimum, self.maximum, strict=True)
-        if not all(1 <= low <= usual <= high for low, usual, high in ordered):
-            raise UsageError(f"a profile needs 1 ≤ minimum ≤ optimum ≤ maximum on every axis, not {self}")
-
-    def __str__(self) -> str:
-        return ",".join("x".join(str(n) for n in shape) for shape in (self.minimum, self.optimum, self.maximum))
-
-    def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether an array of that shape can be run."""
-        return len(shape) == len(self.minimum) and all(
-            low <= n <= high for low, n, high in zip(self.minimum, shape, self.maximum, strict=True)
-        )
-
-
-Profile = Mapping[str, ShapeRange]
-"""Accepted shapes by input name."""
-
-
-def check_profile(feeds: Feeds, profile: Profile, *, who: str) -> None:
-    """Raises ``BadFeeds`` where an array lies outside the shapes that the engine was built for."""
-    for name, accepted in profile.items():
-        shape = tuple(feeds[name].shape)
-        if not accepted.accepts(shape):
-            low, high = ("×".join(str(n) for n in s) for s in (accepted.minimum, accepted.maximum))
-            raise BadFeeds(
-                f"{who}: input '{name}' was given shape {'×'.join(str(n) for n in shape)}, "
-                f"the engine was built for {low} up to {high}",
-                fix=f"build one for it: resnet-onnx build … --shapes '{name}:MIN,OPT,MAX'",
-            )
 
 
 # ---- keys and records ----------------------------------------------------------------------------------------------
@@ -116,6 +65,16 @@ class EngineKey:
         """SHA-256 of the key: the name of the engine in the cache."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def shapes(self) -> str:
+        """The accepted shapes as ``--shapes`` takes them."""
+        return ";".join(f"{name}:{accepted}" for name, accepted in self.profile.items())
+
+    @property
+    def built_by(self) -> str:
+        """Library and version, or "" where they are not known."""
+        return f"{self.library} {self.library_version}".strip()
+
     def to_json(self) -> dict[str, Any]:
         """Returns the key as plain values."""
         return {**asdict(self), "profile": {name: str(accepted) for name, accepted in self.profile.items()}}
@@ -131,35 +90,45 @@ class EngineKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineRecord:
-    """What lies beside an engine.
+class Engine:
+    """An engine: as it was built, found in the cache or listed there. Two are equal where their records are.
 
     Attributes:
         key: What it was built from.
         sha256: Of the engine.
         size_bytes: Of the engine.
-        seconds: How long the build took.
+        seconds: How long the build took, now or when the cached one was made.
         dimensions: Names of the axes by input or output name (``["batch", 3, 224, 224]``); an engine forgets them.
         layers: What the builder said of it: rows of ``type``, ``precision``, ``count``.
         warnings: What the library warned of while it built.
-        model: What the model was called.
+        model: Name of the model.
         dtypes: Names of NumPy dtypes by input or output name.
         metadata: That of the ONNX file: how pictures are prepared, labels, where the weights came from.
+        path: Where it lies.
+        cached: Whether it was there already.
+        replaced: Why an entry that was there had to be built again, or "".
+        last_used: Of a listed one, in seconds since 1970.
+        problem: What is wrong with a listed one, or ""; where its record can't be read, the key is empty.
     """
 
     key: EngineKey
-    sha256: str
-    size_bytes: int
-    seconds: float
-    dimensions: Mapping[str, tuple[int | str, ...]]
-    layers: tuple[Mapping[str, Any], ...]
-    warnings: tuple[str, ...]
-    model: str
+    sha256: str = ""
+    size_bytes: int = 0
+    seconds: float = 0.0
+    dimensions: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    layers: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    model: str = ""
     dtypes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    path: Path = field(default=Path(), compare=False)
+    cached: bool = field(default=False, compare=False)
+    replaced: str = field(default="", compare=False)
+    last_used: float = field(default=0.0, compare=False)
+    problem: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record as plain values."""
+        """Returns what lies beside it, as plain values."""
         return {
             "schema": SCHEMA,
             "key": self.key.to_json(),
@@ -175,48 +144,6 @@ class EngineRecord:
         }
 
 
-@dataclass(frozen=True)
-class EngineFile:
-    """An engine in a file.
-
-    Attributes:
-        path: Where it lies.
-        record: What lies beside it.
-        cached: Whether it was there already.
-        replaced: Why an entry that was there had to be built again, or "".
-    """
-
-    path: Path
-    record: EngineRecord
-    cached: bool
-    replaced: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltEngine:
-    """What a builder hands to the cache.
-
-    Attributes:
-        plan: The serialised engine.
-        seconds: How long the build took.
-        dimensions: As in ``EngineRecord``.
-        layers: As in ``EngineRecord``.
-        warnings: As in ``EngineRecord``.
-        model: What the model was called.
-        dtypes: As in ``EngineRecord``.
-        metadata: As in ``EngineRecord``.
-    """
-
-    plan: bytes
-    seconds: float
-    dimensions: Mapping[str, tuple[int | str, ...]]
-    layers: tuple[Mapping[str, Any], ...]
-    warnings: tuple[str, ...]
-    model: str
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
 def record_path(engine: Path) -> Path:
     """Returns where the record of an engine lies: beside it, with ``.json`` appended."""
     return engine.with_name(engine.name + ".json")
@@ -225,14 +152,14 @@ def record_path(engine: Path) -> Path:
 # ---- building once -------------------------------------------------------------------------------------------------
 
 
-def find_or_build(key: EngineKey, build: Callable[[], BuiltEngine], *, rebuild: bool = False) -> EngineFile:
+def find_or_build(key: EngineKey, build: Callable[[], tuple[bytes, Engine]], *, rebuild: bool = False) -> Engine:
     """Returns the cached engine of `key`, building it where there is none or a damaged one.
 
     Any number of processes may ask at once: one builds, the others wait and use it.
 
     Args:
         key: Everything that changes the engine.
-        build: Called at most once.
+        build: Called at most once; returns the serialised engine and what is known of it.
         rebuild: Build even where a sound one is cached.
 
     Raises:
@@ -248,41 +175,31 @@ def find_or_build(key: EngineKey, build: Callable[[], BuiltEngine], *, rebuild: 
         found, damage = (None, "") if rebuild else _look_up(path)
         if found is not None:
             return found
-        built = build()
-        record = EngineRecord(
-            key=key,
-            sha256=hashlib.sha256(built.plan).hexdigest(),
-            size_bytes=len(built.plan),
-            seconds=built.seconds,
-            dimensions=built.dimensions,
-            layers=built.layers,
-            warnings=built.warnings,
-            model=built.model,
-            dtypes=built.dtypes,
-            metadata=built.metadata,
-        )
+        plan, built = build()
+        digest = hashlib.sha256(plan).hexdigest()
+        engine = replace(built, key=key, sha256=digest, size_bytes=len(plan), path=path, replaced=damage)
         record_path(path).unlink(missing_ok=True)
-        files.write_bytes(path, built.plan)
-        files.write_json(record_path(path), record.to_json())
-        return EngineFile(path, record, cached=False, replaced=damage)
+        files.write_bytes(path, plan)
+        files.write_json(record_path(path), engine.to_json())
+        return engine
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(path.with_suffix(".lock"), mode=0o600)
 
 
-def _look_up(path: Path) -> tuple[EngineFile | None, str]:
+def _look_up(path: Path) -> tuple[Engine | None, str]:
     """Returns the sound entry, or None and what is wrong with the one that is there."""
     if not path.exists():
         return None, ""
     try:
-        record = _read_record(path)
-        _check_name(path, record)
-        _read_verified(path, record)
+        engine = _read_record(path)
+        _check_name(engine)
+        _read_verified(engine)
     except BadModel as damage:
         return None, damage.message
     _touch(path)
-    return EngineFile(path, record, cached=True), ""
+    return replace(engine, cached=True), ""
 
 
 def _touch(path: Path) -> None:
@@ -291,13 +208,14 @@ def _touch(path: Path) -> None:
     os.utime(path, (now, now))
 
 
-def _read_record(engine: Path) -> EngineRecord:
+def _read_record(engine: Path) -> Engine:
     path = record_path(engine)
     try:
         value = json.loads(path.read_text())
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {SCHEMA} expected")
-        return EngineRecord(
+        return Engine(
+            path=engine,
             key=EngineKey.from_json(value["key"]),
             sha256=str(value["sha256"]),
             size_bytes=int(value["size_bytes"]),
@@ -315,7 +233,7 @@ def _read_record(engine: Path) -> EngineRecord:
         raise BadModel(f"the record {path} can't be read ({error})", fix="build the engine again") from error
 
 
-def read_record(engine: Path) -> EngineRecord:
+def read_record(engine: Path) -> Engine:
     """Returns what lies beside an engine; the engine itself is not read, and nothing is executed.
 
     Raises:
@@ -325,46 +243,47 @@ def read_record(engine: Path) -> EngineRecord:
     return _read_record(engine)
 
 
-def described_specs(record: EngineRecord) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def described_specs(engine: Engine) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Returns the inputs and outputs of an engine as its ONNX file had them.
 
     Raises:
         BadModel: The record has a dtype that does not exist.
     """
     specs = []
-    for name, axes in record.dimensions.items():
-        text = record.dtypes.get(name, "")
+    for name, axes in engine.dimensions.items():
+        text = engine.dtypes.get(name, "")
         try:
             specs.append(TensorSpec(name, onnx_types.BFLOAT16 if text == "bfloat16" else np.dtype(text), axes))
         except TypeError as error:
             raise BadModel(f"the record of the engine gives '{name}' the unknown type '{text}'") from error
-    inputs = tuple(spec for spec in specs if spec.name in record.key.profile)
-    return inputs, tuple(spec for spec in specs if spec.name not in record.key.profile)
+    inputs = tuple(spec for spec in specs if spec.name in engine.key.profile)
+    return inputs, tuple(spec for spec in specs if spec.name not in engine.key.profile)
 
 
-def _check_name(engine: Path, record: EngineRecord) -> None:
-    if engine.stem != record.key.digest:
+def _check_name(engine: Engine) -> None:
+    if engine.path.stem != engine.key.digest:
         raise BadModel(
-            f"the engine {engine} was built from something else than its name says",
+            f"the engine {engine.path} was built from something else than its name says",
             fix="build it again: resnet-onnx build",
         )
 
 
-def _read_verified(engine: Path, record: EngineRecord) -> bytes:
+def _read_verified(engine: Engine) -> bytes:
     """Returns the bytes of an engine after comparing them with its record; what is returned is what was compared."""
     try:
-        plan = engine.read_bytes()
+        plan = engine.path.read_bytes()
     except OSError as error:
-        raise BadModel(f"can't read the engine {engine}: {error.strerror}", fix="check the path") from error
-    if len(plan) != record.size_bytes:
+        raise BadModel(f"can't read the engine {engine.path}: {error.strerror}", fix="check the path") from error
+    if len(plan) != engine.size_bytes:
         raise BadModel(
-            f"the engine {engine} is truncated or was changed: {len(plan)} bytes, recorded {record.size_bytes}",
+            f"the engine {engine.path} is truncated or was changed: {len(plan)} bytes, recorded {engine.size_bytes}",
             fix="build it again: resnet-onnx build",
         )
     digest = hashlib.sha256(plan).hexdigest()
-    if digest != record.sha256:
+    if digest != engine.sha256:
         raise BadModel(
-            f"the engine {engine} is damaged or was changed: SHA-256 {digest[:12]}…, recorded {record.sha256[:12]}…",
+            f"the engine {engine.path} is damaged or was changed: SHA-256 {digest[:12]}…, "
+            f"recorded {engine.sha256[:12]}…",
             fix="build it again: resnet-onnx build",
         )
     return plan
@@ -373,7 +292,7 @@ def _read_verified(engine: Path, record: EngineRecord) -> bytes:
 # ---- the gate ------------------------------------------------------------------------------------------------------
 
 
-def load_engine(path: Path, *, trust: bool) -> tuple[bytes, EngineRecord | None]:
+def load_engine(path: Path, *, trust: bool) -> tuple[bytes, Engine | None]:
     """Returns an engine's bytes, fit to be executed, and its record.
 
     Args:
@@ -388,19 +307,19 @@ def load_engine(path: Path, *, trust: bool) -> tuple[bytes, EngineRecord | None]
     """
     _check_regular(path)
     if is_ours(path):
-        record = _read_record(path)
-        _check_name(path, record)
-        plan = _read_verified(path, record)
+        engine = _read_record(path)
+        _check_name(engine)
+        plan = _read_verified(engine)
         _touch(path)
-        return plan, record
+        return plan, engine
     if not trust:
         raise BadModel(
             f"the engine {path} was not built by this machine's own cache; an engine is code and could do anything",
             fix="build it here from its ONNX file: resnet-onnx build; or, where you know who made it: --trust-engine",
         )
     if record_path(path).exists():
-        record = _read_record(path)
-        return _read_verified(path, record), record
+        engine = _read_record(path)
+        return _read_verified(engine), engine
     return path.read_bytes(), None
 
 
@@ -427,47 +346,25 @@ def _check_regular(path: Path) -> None:
         raise BadModel(f"the engine {path} is empty", fix="build it again: resnet-onnx build")
 
 
-def copy_engine(engine: EngineFile, output: Path) -> Path:
+def copy_engine(engine: Engine, output: Path) -> Path:
     """Copies an engine and its record to `output`, to deploy it; opening it there needs trust.
 
     Raises:
         FileProblem: The folder can't be written.
     """
-    plan = _read_verified(engine.path, engine.record)
+    plan = _read_verified(engine)
     files.write_bytes(output, plan)
-    files.write_json(record_path(output), engine.record.to_json())
+    files.write_json(record_path(output), engine.to_json())
     return output
 
 
 # ---- size and pruning ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class CachedEngine:
-    """One entry of the cache.
-
-    Attributes:
-        path: The engine.
-        size_bytes: Of the engine.
-        last_used: Seconds since 1970.
-        model: What the model was called, or "" where the record can't be read.
-        library: Library and version, or "".
-        target: Compute capability, or "".
-        shapes: Accepted shapes as ``--shapes`` takes them, or "".
-        problem: What is wrong with the entry, or "".
-    """
-
-    path: Path
-    size_bytes: int
-    last_used: float
-    model: str = ""
-    library: str = ""
-    target: str = ""
-    shapes: str = ""
-    problem: str = ""
+_UNKNOWN = EngineKey(model_sha256="", profile={}, precision="", tf32=False, library="", library_version="", target="")
 
 
-def list_engines() -> list[CachedEngine]:
+def list_engines() -> list[Engine]:
     """Returns the engines in the cache, the latest used first; reads records, not engines."""
     folder = files.cache_root() / _FOLDER
     rows = []
@@ -477,27 +374,15 @@ def list_engines() -> list[CachedEngine]:
         except OSError:
             continue  # pruned by another process
         try:
-            record = _read_record(path)
+            engine = _read_record(path)
+            problem = "" if found.st_size == engine.size_bytes else "truncated"
         except BadModel as damage:
-            rows.append(CachedEngine(path, found.st_size, found.st_mtime, problem=damage.message))
-            continue
-        key = record.key
-        rows.append(
-            CachedEngine(
-                path,
-                found.st_size,
-                found.st_mtime,
-                model=record.model,
-                library=f"{key.library} {key.library_version}",
-                target=key.target,
-                shapes=";".join(f"{name}:{accepted}" for name, accepted in key.profile.items()),
-                problem="" if found.st_size == record.size_bytes else "truncated",
-            )
-        )
+            engine, problem = Engine(key=_UNKNOWN, path=path), damage.message
+        rows.append(replace(engine, size_bytes=found.st_size, last_used=found.st_mtime, problem=problem))
     return sorted(rows, key=lambda row: row.last_used, reverse=True)
 
 
-def prune_engines(max_bytes: int) -> list[CachedEngine]:
+def prune_engines(max_bytes: int) -> list[Engine]:
     """Removes unusable engines, then those unused for longest, until the rest needs at most `max_bytes`.
 
     Returns:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import engines, nvidia, onnx_gate, onnx_types, ort_gpu
+from runtimes import nvidia, onnx_gate, onnx_types, ort_gpu
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import (
@@ -32,7 +32,7 @@ from runtimes.errors import (
     UnsupportedModel,
     is_out_of_memory,
 )
-from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
+from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, check_profile
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Otherwise ONNX Runtime looks up its maker's host, keeps a device id in the user's cache and writes into $TMPDIR."""
@@ -477,11 +477,11 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
         return {**super()._recorded(), "engine": self._key}
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        engines.check_profile(feeds, self.options.shapes, who=self.name)
+        check_profile(feeds, self.options.shapes, who=self.name)
         return super()._run(feeds)
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        engines.check_profile(feeds, self.options.shapes, who=self.name)
+        check_profile(feeds, self.options.shapes, who=self.name)
         return super()._prepare(feeds, scope)
 
     def _close(self) -> None:

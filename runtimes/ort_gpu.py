@@ -21,9 +21,8 @@ from typing import Any
 import filelock
 
 from runtimes import files, nvidia, onnx_gate
-from runtimes.engines import Profile
 from runtimes.errors import FileProblem, RuntimeUnavailable, UnsupportedModel
-from runtimes.spec import NodePlacement, RuntimeOptions
+from runtimes.spec import NodePlacement, Profile, RuntimeOptions
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 

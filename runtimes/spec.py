@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.errors import BadFeeds, UsageError
-
-if TYPE_CHECKING:
-    from runtimes.engines import ShapeRange
 
 Feeds = Mapping[str, NDArray[Any]]
 """Input arrays by input name."""
@@ -95,6 +92,80 @@ def check_feeds(feeds: Feeds, inputs: tuple[TensorSpec, ...], *, who: str) -> No
                 raise BadFeeds(
                     f"{who}: dimension '{want}' is {before[0]} in input '{before[1]}' and {got} in input '{name}'"
                 )
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes of one input that an engine accepts, and the one it is made fastest for.
+
+    Attributes:
+        minimum: Smallest extent per axis.
+        optimum: The shape that the builder optimises for.
+        maximum: Largest extent per axis.
+    """
+
+    minimum: tuple[int, ...]
+    optimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.minimum) == len(self.optimum) == len(self.maximum):
+            raise UsageError(f"the three shapes of a profile need the same number of axes, not {self}")
+        ordered = zip(self.minimum, self.optimum, self.maximum, strict=True)
+        if not all(1 <= low <= usual <= high for low, usual, high in ordered):
+            raise UsageError(f"a profile needs 1 ≤ minimum ≤ optimum ≤ maximum on every axis, not {self}")
+
+    def __str__(self) -> str:
+        return ",".join("x".join(str(n) for n in shape) for shape in (self.minimum, self.optimum, self.maximum))
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether an array of that shape can be run."""
+        return len(shape) == len(self.minimum) and all(
+            low <= n <= high for low, n, high in zip(self.minimum, shape, self.maximum, strict=True)
+        )
+
+
+Profile = Mapping[str, ShapeRange]
+"""Accepted shapes by input name."""
+
+ENGINE_BATCHES = (1, 8, 64)
+"""Smallest, usual and largest batch of an engine whose model leaves the batch open and whose user names no shapes."""
+
+
+def default_profile(inputs: Sequence[TensorSpec], batches: tuple[int, int, int] = ENGINE_BATCHES) -> Profile:
+    """Returns the profile of a model whose only open dimension is the batch.
+
+    Args:
+        inputs: The model's inputs.
+        batches: Smallest, usual and largest batch.
+
+    Raises:
+        UsageError: Another dimension is open: nobody but the user knows its extents.
+    """
+    profile = {}
+    for spec in inputs:
+        open_axes = [axis for axis, extent in enumerate(spec.shape) if not isinstance(extent, int)]
+        if [axis for axis in open_axes if axis != 0]:
+            raise UsageError(
+                f"input {spec} has open dimensions besides the batch; name their extents",
+                fix=f"--shapes '{spec.name}:MIN,OPT,MAX', each like {'x'.join(str(d) for d in spec.concrete())}",
+            )
+        shapes = ((batch, *spec.concrete()[1:]) if open_axes else spec.concrete() for batch in batches)
+        profile[spec.name] = ShapeRange(*shapes)
+    return profile
+
+
+def check_profile(feeds: Feeds, profile: Profile, *, who: str) -> None:
+    """Raises ``BadFeeds`` where an array lies outside the shapes that the engine was built for."""
+    for name, accepted in profile.items():
+        shape = tuple(feeds[name].shape)
+        if not accepted.accepts(shape):
+            low, high = ("×".join(str(n) for n in s) for s in (accepted.minimum, accepted.maximum))
+            raise BadFeeds(
+                f"{who}: input '{name}' was given shape {'×'.join(str(n) for n in shape)}, "
+                f"the engine was built for {low} up to {high}",
+                fix=f"build one for it: resnet-onnx build … --shapes '{name}:MIN,OPT,MAX'",
+            )
 
 
 def imported(name: str) -> Callable[..., Any]:

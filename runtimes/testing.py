@@ -99,7 +99,7 @@ def _spec(name: str, dtype: type[np.generic], *shape: Dimension) -> TensorSpec:
     return TensorSpec(name, np.dtype(dtype), shape)
 
 
-def _cases() -> Iterator[Case]:
+def _plain_cases() -> Iterator[Case]:
     f32 = np.float32
     weight = np.linspace(-1, 1, 15, dtype=f32).reshape(5, 3, 1, 1)
     bias = np.linspace(0, 1, 5, dtype=f32)
@@ -148,6 +148,10 @@ def _cases() -> Iterator[Case]:
         compute=lambda f: {"y": f["x"] + f["x"]},
         nodes=(("Add", ["x", "x"], ["y"], {}),),
     )
+
+
+def _odd_cases() -> Iterator[Case]:
+    f32 = np.float32
     yield Case(
         name="scalars",
         inputs=(_spec("x", f32, "batch", 4), _spec("gain", f32)),
@@ -174,7 +178,7 @@ def _cases() -> Iterator[Case]:
     )
 
 
-CASES: Mapping[str, Case] = MappingProxyType({case.name: case for case in _cases()})
+CASES: Mapping[str, Case] = MappingProxyType({case.name: case for case in (*_plain_cases(), *_odd_cases())})
 """The models of the suite by name."""
 
 

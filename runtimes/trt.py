@@ -29,7 +29,7 @@ from runtimes.errors import (
     is_out_of_memory,
 )
 from runtimes.nvidia import check_driver
-from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
+from runtimes.spec import LayerTime, NodePlacement, Scope, ShapeRange, TensorSpec, check_profile
 
 
 class TensorRTFamilyRuntime(Runtime):
@@ -110,7 +110,7 @@ class TensorRTFamilyRuntime(Runtime):
         return layer_placement(report, f"{self._library.title} engine", self.device)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        engines.check_profile(feeds, self._profile, who=self.name)
+        check_profile(feeds, self._profile, who=self.name)
         if self._lane is None:
             self._lane = _Lane(self)
         lane = self._lane
@@ -122,7 +122,7 @@ class TensorRTFamilyRuntime(Runtime):
         return lane.results()
 
     def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
-        engines.check_profile(feeds, self._profile, who=self.name)
+        check_profile(feeds, self._profile, who=self.name)
         seconds: dict[str, float] = {}
 
         class Profiler(self._library.trt.IProfiler):  # type: ignore[misc, name-defined]
@@ -144,7 +144,7 @@ class TensorRTFamilyRuntime(Runtime):
         return [LayerTime(name, "engine layer", time) for name, time in seconds.items()]
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        engines.check_profile(feeds, self._profile, who=self.name)
+        check_profile(feeds, self._profile, who=self.name)
         return _PreparedEngine(self, feeds, scope)
 
     def _close(self) -> None:
@@ -382,7 +382,7 @@ def check_capability(library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
         )
 
 
-def check_record(record: engines.EngineRecord, library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
+def check_record(record: engines.Engine, library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
     """Raises where an engine was built by another library or version, or for another GPU.
 
     Raises:
@@ -402,7 +402,7 @@ def check_record(record: engines.EngineRecord, library: trt_shim.Library, gpu: n
         )
 
 
-def profile_range(profile: Sequence[Sequence[int]], shape: Sequence[int]) -> engines.ShapeRange:
+def profile_range(profile: Sequence[Sequence[int]], shape: Sequence[int]) -> ShapeRange:
     """Returns what an input accepts; an engine without a profile for it accepts its one fixed shape.
 
     Args:
@@ -411,8 +411,8 @@ def profile_range(profile: Sequence[Sequence[int]], shape: Sequence[int]) -> eng
     """
     shapes = [tuple(dims) for dims in profile]
     if len(shapes) == 3 and all(len(s) == len(shape) and min(s, default=1) >= 1 for s in shapes):
-        return engines.ShapeRange(*shapes)
-    return engines.ShapeRange(*[tuple(shape)] * 3)
+        return ShapeRange(*shapes)
+    return ShapeRange(*[tuple(shape)] * 3)
 
 
 def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacement, ...]:

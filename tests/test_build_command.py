@@ -25,9 +25,8 @@ from resnet_onnx.cli.gpu_options import Size, check_tuning, size_text
 from resnet_onnx.cli.main import main
 from runtimes import engines, files, nvidia, registry, trt_shim
 from runtimes.base import Availability
-from runtimes.engines import ShapeRange
 from runtimes.errors import BadModel, RuntimeUnavailable, UsageError
-from runtimes.spec import RuntimeOptions
+from runtimes.spec import RuntimeOptions, ShapeRange
 
 FOREIGN = Path(onnx.__file__).parent / "backend/test/data/light/light_squeezenet.onnx"
 

@@ -104,7 +104,7 @@ def test_gpus_are_shown_with_driver_clocks_and_temperature(
 # ---- the cache
 
 
-def fill(cache: Path) -> list[engines.EngineFile]:
+def fill(cache: Path) -> list[engines.Engine]:
     """Three engines, the first unused for longest, and something of two other kinds."""
     found = []
     for index, target in enumerate(("sm75", "sm86", "sm89")):
@@ -140,7 +140,7 @@ def test_pruning_removes_what_was_unused_for_longest_and_says_so(
     capfd: pytest.CaptureFixture[str], cache: Path
 ) -> None:
     entries = fill(cache)
-    size = entries[0].record.size_bytes
+    size = entries[0].size_bytes
     said = doctor_text(capfd, "--prune", str(2 * size))
     assert "Removed 1 engine, " in said
     assert "sm75" in said.splitlines()[-1]
@@ -156,7 +156,7 @@ def test_pruning_counts_the_engines_of_onnx_runtime_too(cache: Path) -> None:
     with ort_gpu.engine_folder("ab" * 32) as folder:
         (folder / "x.engine").write_bytes(b"0" * 1000)
     entry = engines.find_or_build(make_key(), Builder())
-    removed = cache_contents.prune(entry.record.size_bytes + 500)
+    removed = cache_contents.prune(entry.size_bytes + 500)
     assert [row.size_bytes >= 1000 for row in removed] == [True]
     assert entry.path.exists()
     assert not folder.exists()

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from support.engine_builders import PLAN, Builder, make_key
 
 from runtimes import engines, files
-from runtimes.engines import BuiltEngine, EngineKey, ShapeRange
+from runtimes.engines import Engine, EngineKey
 from runtimes.errors import BadFeeds, BadModel, FileProblem, UsageError
+from runtimes.spec import ShapeRange, check_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,9 +69,9 @@ def test_the_second_request_is_served_from_the_cache(cache: Path) -> None:
     first = engines.find_or_build(make_key(), build)
     second = engines.find_or_build(make_key(), build)
     assert (first.cached, second.cached, build.calls) == (False, True, 1)
-    assert second.record == first.record
-    assert second.record.dimensions == {"input": ("batch", 3, 8, 8)}
-    assert second.record.warnings == ("mind the gap",)
+    assert second == first
+    assert second.dimensions == {"input": ("batch", 3, 8, 8)}
+    assert second.warnings == ("mind the gap",)
     assert second.path.read_bytes() == PLAN
 
 
@@ -124,7 +125,7 @@ def test_a_damaged_entry_is_refused_and_rebuilt(cache: Path, damage: str) -> Non
 
 
 def test_a_failed_build_leaves_no_entry(cache: Path) -> None:
-    def fail() -> BuiltEngine:
+    def fail() -> tuple[bytes, Engine]:
         raise BadModel("no")
 
     with pytest.raises(BadModel):
@@ -154,7 +155,7 @@ def test_an_engine_from_elsewhere_needs_trust(cache: Path, tmp_path: Path) -> No
     assert refusal.value.exit_code == 2
     plan, record = engines.load_engine(output, trust=True)
     assert plan == PLAN
-    assert record == entry.record
+    assert record == entry
 
 
 def test_trust_does_not_excuse_damage(cache: Path, tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monke
 # ---- size and pruning
 
 
-def fill_cache() -> list[engines.EngineFile]:
+def fill_cache() -> list[engines.Engine]:
     entries = [
         engines.find_or_build(make_key(target=target), Builder(bytes(1000))) for target in ("sm75", "sm80", "sm86")
     ]
@@ -217,21 +218,21 @@ def fill_cache() -> list[engines.EngineFile]:
 def test_the_cache_lists_its_engines_latest_used_first(cache: Path) -> None:
     fill_cache()
     rows = engines.list_engines()
-    assert [(row.target, row.size_bytes, row.model, row.problem) for row in rows] == [
+    assert [(row.key.target, row.size_bytes, row.model, row.problem) for row in rows] == [
         ("sm86", 1000, "net.onnx", ""),
         ("sm80", 1000, "net.onnx", ""),
         ("sm75", 1000, "net.onnx", ""),
     ]
-    assert rows[0].shapes == "input:1x3x8x8,2x3x8x8,4x3x8x8"
-    assert rows[0].library == "tensorrt-rtx 1.7.1"
+    assert rows[0].key.shapes == "input:1x3x8x8,2x3x8x8,4x3x8x8"
+    assert rows[0].key.built_by == "tensorrt-rtx 1.7.1"
 
 
 def test_use_protects_from_pruning(cache: Path) -> None:
     fill_cache()
     assert engines.find_or_build(make_key(target="sm75"), Builder()).cached
     removed = engines.prune_engines(2000)
-    assert [row.target for row in removed] == ["sm80"]
-    assert [row.target for row in engines.list_engines()] == ["sm75", "sm86"]
+    assert [row.key.target for row in removed] == ["sm80"]
+    assert [row.key.target for row in engines.list_engines()] == ["sm75", "sm86"]
     assert not list(cache.glob("engines/*sm80*"))
 
 
@@ -266,9 +267,9 @@ def test_timings_come_back_or_are_forgotten_when_damaged(cache: Path) -> None:
 
 def test_feeds_outside_the_profile_name_expected_and_given() -> None:
     profile = {"x": ShapeRange((1, 3), (2, 3), (4, 3))}
-    engines.check_profile({"x": np.zeros((4, 3))}, profile, who="tensorrt")
+    check_profile({"x": np.zeros((4, 3))}, profile, who="tensorrt")
     with pytest.raises(BadFeeds, match="input 'x' was given shape 5×3, the engine was built for 1×3 up to 4×3"):
-        engines.check_profile({"x": np.zeros((5, 3))}, profile, who="tensorrt")
+        check_profile({"x": np.zeros((5, 3))}, profile, who="tensorrt")
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4))
@@ -296,7 +297,8 @@ def test_a_range_must_be_ordered(shapes: tuple[tuple[int, ...], ...]) -> None:
 HOLDER = """
 import sys, time
 from runtimes import engines
-from runtimes.engines import EngineKey, ShapeRange
+from runtimes.engines import EngineKey
+from runtimes.spec import ShapeRange
 key = EngineKey.from_json(__import__("json").loads(sys.argv[1]))
 def build():
     print("building", flush=True)

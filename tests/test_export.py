@@ -134,8 +134,8 @@ def test_a_wrong_export_is_never_kept(tmp_path: Path, factor: float, reason: str
     monkeypatch.setattr(torch_export, "export", export_then_change)
     with pytest.raises(CheckFailed, match=reason):
         torch_export.write_verified(
-            path, module, batches[1], batches, options=ExportOptions(), metadata={}, evaluate=_run,
-            runtime="ort-cpu", bound=2.0**-12, manifest={},
+            path, module, batches[1], ExportOptions(), metadata={}, manifest={},
+            check=torch_export.Check(batches=batches, evaluate=_run, runtime="ort-cpu", bound=2.0**-12),
         )  # fmt: skip
     assert path.read_bytes() == b"the old file"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx"]

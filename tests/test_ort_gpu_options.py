@@ -25,10 +25,9 @@ from support.gpus import A6000
 from support.onnx_models import save, small_conv, weight
 
 from runtimes import environment, files, nvidia, onnx_gate, ort, ort_gpu, pytorch, registry
-from runtimes.engines import ShapeRange
 from runtimes.errors import BadFeeds, OutOfMemory, RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
-from runtimes.spec import ModelSource, NodePlacement, RuntimeOptions, TensorSpec, TorchProgram
+from runtimes.spec import ModelSource, NodePlacement, RuntimeOptions, ShapeRange, TensorSpec, TorchProgram
 
 SHAPES = {"x": ShapeRange((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))}
 EVERYTHING = RuntimeOptions(tf32=True, cuda_graph=True, exhaustive_search=True, channels_last=True, shapes=SHAPES)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from support.onnx_models import small_conv
 
-from converters.tensorrt_family import EngineBuild, build_engine
+from converters.tensorrt_family import build_engine
 from runtimes import trt_shim
 from runtimes.base import Runtime
-from runtimes.engines import ShapeRange, described_specs, load_engine
+from runtimes.engines import Engine, described_specs, load_engine
 from runtimes.fake import FakeRuntime
 from runtimes.ort import OrtCpuRuntime, OrtCudaRuntime, OrtTensorRTRuntime
 from runtimes.ov import OpenVINORuntime
 from runtimes.pytorch import TorchRuntime
 from runtimes.reference import ReferenceRuntime
-from runtimes.spec import ModelSource, TensorSpec, TorchProgram
+from runtimes.spec import ModelSource, ShapeRange, TensorSpec, TorchProgram
 from runtimes.testing import BATCHES, CASES, Case, RuntimeContract
 from runtimes.trt import TensorRTRTXRuntime, TensorRTRuntime
 
@@ -93,7 +93,7 @@ class TestOpenVINO(RuntimeContract):
     runtime = OpenVINORuntime
 
 
-def engine(case: Case, folder: Path, library: trt_shim.LibraryName, target: str | None = None) -> EngineBuild:
+def engine(case: Case, folder: Path, library: trt_shim.LibraryName, target: str | None = None) -> Engine:
     """Builds the engine of a case, for every extent that the suite gives it."""
     profile = {spec.name: ShapeRange(*(_extents(spec, n) for n in (1, 8, max(BATCHES)))) for spec in case.inputs}
     return build_engine(case.write(folder), library=library, shapes=profile, target=target)

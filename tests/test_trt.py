@@ -30,9 +30,8 @@ from support.onnx_models import save, small_conv, weight
 from support.rtx import TARGETS
 
 from converters import tensorrt_family
-from converters.tensorrt_family import EngineOptions, build_engine, default_profile, fit_profile, parse_shapes
+from converters.tensorrt_family import EngineOptions, build_engine, fit_profile, parse_shapes
 from runtimes import engines, nvidia, onnx_gate, registry, trt, trt_shim
-from runtimes.engines import ShapeRange
 from runtimes.errors import (
     BadFeeds,
     BadModel,
@@ -42,7 +41,7 @@ from runtimes.errors import (
     UnsupportedModel,
     UsageError,
 )
-from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
+from runtimes.spec import ModelSource, RuntimeOptions, ShapeRange, TensorSpec, default_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -462,7 +461,7 @@ def test_tensorrt_itself_does_not_build_without_a_gpu(tmp_path: Path) -> None:
 # ---- real builds
 
 
-def layer_count(build: tensorrt_family.EngineBuild, kind: str, precision: str) -> int:
+def layer_count(build: engines.Engine, kind: str, precision: str) -> int:
     return sum(row["count"] for row in build.layers if (row["type"], row["precision"]) == (kind, precision))
 
 
@@ -497,11 +496,11 @@ def test_residual_networks_build_for_two_targets_without_a_gpu(
     model = exported(name, side)
     builds = [build_engine(model, library="tensorrt-rtx", target=target) for target in TARGETS]
     for target, build in zip(TARGETS, builds, strict=True):
-        assert (build.target, build.cached) == (target, False)
+        assert (build.key.target, build.cached) == (target, False)
         assert build.size_bytes == build.path.stat().st_size > 0.9 * model.stat().st_size
         assert layer_count(build, "convolution", "fp32") == convolutions
         assert {row["precision"] for row in build.layers} - {"int64"} == {"fp32"}  # int64: computing with shapes
-        assert build.profile["input"].maximum == (64, 3, side, side)
+        assert build.key.profile["input"].maximum == (64, 3, side, side)
         print(f"{name} {target}: {build.size_bytes / 1e6:.1f} MB in {build.seconds:.2f} s")
     assert builds[0].key != builds[1].key
     assert build_engine(model, library="tensorrt-rtx", target=TARGETS[0]).cached
@@ -619,11 +618,11 @@ def test_equal_graph_names_with_other_shapes_do_not_collide(tmp_path: Path) -> N
     """onnxruntime#32254: a cache keyed on the graph's name hands out the engine of another shape."""
     small = small_conv(tmp_path / "small.onnx", side=8, graph_name="main_graph")
     large = small_conv(tmp_path / "large.onnx", side=16, graph_name="main_graph")
-    keys = {build_engine(model, library="tensorrt-rtx", target="sm86").key for model in (small, large)}
+    keys = {build_engine(model, library="tensorrt-rtx", target="sm86").key.digest for model in (small, large)}
     profiles = [parse_shapes(f"x:1x3x8x8,{n}x3x8x8,{n}x3x8x8") for n in (2, 4)]
     builds = [build_engine(small, library="tensorrt-rtx", target="sm86", shapes=shapes) for shapes in profiles]
     assert [build.cached for build in builds] == [False, False]
-    assert len(keys | {build.key for build in builds}) == 4
+    assert len(keys | {build.key.digest for build in builds}) == 4
 
 
 @pytest.mark.usefixtures("rtx", "cache")
@@ -637,7 +636,7 @@ def test_options_reach_the_builder_and_the_key(tmp_path: Path) -> None:
         EngineOptions(cuda_graph=True),
     ]
     builds = [build_engine(model, library="tensorrt-rtx", target="sm86", options=options) for options in choices]
-    assert len({build.key for build in builds}) == len(choices)
+    assert len({build.key.digest for build in builds}) == len(choices)
     without = EngineOptions(timing_cache=False)
     assert build_engine(model, library="tensorrt-rtx", target="sm86", options=without).key == builds[0].key
     with pytest.raises(OutOfMemory, match="workspace"):
@@ -649,14 +648,10 @@ def test_tf32_is_off_unless_asked(rtx: trt_shim.Library, cache: Path, tmp_path: 
     profile = default_profile(checked.inputs)
     builder = rtx.trt.Builder(rtx.logger)
     for tf32 in (False, True):
-        job = tensorrt_family._Job(
-            checked,
-            rtx,
-            tensorrt_family._Target("sm86", None),
-            profile,
-            EngineOptions(tf32=tf32, workspace_bytes=2**28, optimization_level=2, cuda_graph=True),
-            lambda *step: None,
-        )
+        options = EngineOptions(tf32=tf32, workspace_bytes=2**28, optimization_level=2, cuda_graph=True)
+        key = tensorrt_family.engine_key(checked, rtx, "sm86", profile, options)
+        target = tensorrt_family._Target("sm86", None)
+        job = tensorrt_family._Job(checked, rtx, target, key, options, lambda *step: None)
         config = job._configure(builder, threading.Event())
         assert config.get_flag(rtx.trt.BuilderFlag.TF32) is tf32
         assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 2**28
@@ -710,7 +705,7 @@ def test_an_interrupted_build_stops_at_its_next_step(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         build_engine(model, library="tensorrt-rtx", target="sm86", progress=slow)
     assert len(steps) < at_interrupt[0] + 10 < len(whole)
-    assert [row.target for row in engines.list_engines()] == ["sm89"]
+    assert [row.key.target for row in engines.list_engines()] == ["sm89"]
 
 
 @pytest.mark.usefixtures("rtx", "cache")
@@ -736,7 +731,7 @@ def test_external_data_is_part_of_the_key(tmp_path: Path) -> None:
         )
         build = build_engine(folder / "net.onnx", library="tensorrt-rtx", target="sm86")
         assert not build.cached
-        keys.append(build.file.record.key)
+        keys.append(build.key)
     assert keys[0].model_sha256 == keys[1].model_sha256
     assert keys[0].external_sha256 != keys[1].external_sha256
     assert keys[0].digest != keys[1].digest
@@ -771,15 +766,15 @@ def cached_engine(plan: bytes = b"plan", **changes: Any) -> Path:
             **changes,
         }
     )
-    built = engines.BuiltEngine(
-        plan=plan,
+    built = engines.Engine(
+        key=key,
         seconds=0,
         dimensions={"x": ("batch", 3), "y": ("batch", 3)},
         layers=(),
         warnings=(),
         model="net.onnx",
     )
-    return engines.find_or_build(key, lambda: built).path
+    return engines.find_or_build(key, lambda: (plan, built)).path
 
 
 def open_fake(path: Path, **options: Any) -> trt.TensorRTRuntime:

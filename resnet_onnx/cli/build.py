@@ -17,9 +17,10 @@ from runtimes.errors import UsageError
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from converters.tensorrt_family import EngineBuild, Progress
+    from converters.tensorrt_family import Progress
     from resnet_onnx.workflow import Model, Request
     from runtimes.base import Runtime
+    from runtimes.engines import Engine
 
 
 @make_command("build", example="resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm86 -o resnet50.engine")
@@ -109,10 +110,10 @@ def command(
             progress=report,
             rebuild=rebuild,
         )
-    path = built.path if output is None else engines.copy_engine(built.file, _target_file(output, model, built))
+    path = built.path if output is None else engines.copy_engine(built, _target_file(output, model, built))
     _print(terminal, model, built, source, path)
     found = {
-        **built.to_json(),
+        **_known(built),
         "path": str(path),
         "cache_path": str(built.path),
         "runtime": runtime,
@@ -121,6 +122,26 @@ def command(
         "onnx": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
     }
     terminal.emit(typed(BuildEngine, found))
+
+
+def _known(engine: Engine) -> dict[str, Any]:
+    """Returns what is known of an engine by itself."""
+    key = engine.key
+    return {
+        "key": key.digest,
+        "seconds": engine.seconds,
+        "cached": engine.cached,
+        "replaced": engine.replaced,
+        "size_bytes": engine.size_bytes,
+        "sha256": engine.sha256,
+        "library": key.library,
+        "library_version": key.library_version,
+        "target": key.target,
+        "shapes": {name: str(accepted) for name, accepted in key.profile.items()},
+        "tf32": key.tf32,
+        "layers": [dict(row) for row in engine.layers],
+        "warnings": list(engine.warnings),
+    }
 
 
 def _build_lowered(
@@ -184,8 +205,8 @@ def _check_model(request: Request) -> None:
         )
 
 
-def _target_file(output: Path, model: Model, built: EngineBuild) -> Path:
-    return output / f"{model.name}-{built.target}.engine" if output.is_dir() else output
+def _target_file(output: Path, model: Model, built: Engine) -> Path:
+    return output / f"{model.name}-{built.key.target}.engine" if output.is_dir() else output
 
 
 @contextmanager
@@ -205,35 +226,37 @@ def _progress(terminal: Terminal) -> Iterator[Progress]:
 # ---- for people ------------------------------------------------------------------------------------------------------
 
 
-def _print(terminal: Terminal, model: Model, built: EngineBuild, source: Any, path: Path) -> None:
+def _print(terminal: Terminal, model: Model, built: Engine, source: Any, path: Path) -> None:
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if built.replaced:
         terminal.note(f"built again, because the engine in the cache could not be used: {built.replaced}")
     terminal.line(f"{path}  {size_text(built.size_bytes)} (ONNX file {size_text(source.size_bytes)})")
-    terminal.line(f"{model.description} · {_title(built)} · for {_target(built.target)}")
-    for name, accepted in built.profile.items():
+    terminal.line(f"{model.description} · {_title(built)} · for {_target(built.key.target)}")
+    for name, accepted in built.key.profile.items():
         low, usual, high = (_shape(s) for s in (accepted.minimum, accepted.optimum, accepted.maximum))
         terminal.line(f"Accepts {name} {low}" + (f" to {high}, fastest at {usual}" if low != high else ""))
     when = "built earlier, from the cache" if built.cached else "built now"
-    terminal.line(f"{built.seconds:.2f} s to build ({when}). Key {built.key[:16]}…")
+    terminal.line(f"{built.seconds:.2f} s to build ({when}). Key {built.key.digest[:16]}…")
     terminal.line()
     terminal.table(["layer", "precision", "count"], [_row(row) for row in built.layers], left=2)
     for warning in built.warnings:
         terminal.note(f"{_title(built)} warns: {warning}")
     terminal.line()
     trusted = "" if path == built.path else " --trust-engine"
-    terminal.line(f"Next, on a machine with such a GPU: resnet-onnx bench {path} --runtime {built.library}{trusted}")
+    terminal.line(
+        f"Next, on a machine with such a GPU: resnet-onnx bench {path} --runtime {built.key.library}{trusted}"
+    )
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:
     return [str(row["type"]), str(row["precision"]) or "–", str(row["count"])]
 
 
-def _title(built: EngineBuild) -> str:
+def _title(built: Engine) -> str:
     from runtimes import trt_shim
 
-    return f"{trt_shim.title(built.library)} {built.library_version}"
+    return f"{trt_shim.title(built.key.library)} {built.key.library_version}"
 
 
 def _target(target: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -13,8 +12,10 @@ from resnet_onnx.cli.options import make_command
 from resnet_onnx.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from resnet_onnx.results.commands import CachedEngineRecord
     from resnet_onnx.results.document import Environment
     from runtimes.base import Availability
+    from runtimes.engines import Engine
 
 
 @make_command("doctor", example="resnet-onnx doctor --cache")
@@ -126,7 +127,7 @@ def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None
 def _cache(terminal: Terminal, prune: int | None) -> None:
     import time
 
-    from resnet_onnx.results.commands import Cache, CachedEngineRecord, CacheKind, RemovedRecord
+    from resnet_onnx.results.commands import Cache, CacheKind, RemovedRecord
     from resnet_onnx.results.writing import typed
     from runtimes import cache, engines, files
 
@@ -146,11 +147,11 @@ def _cache(terminal: Terminal, prune: int | None) -> None:
             [
                 [
                     row.model or row.path.name[:16],
-                    row.library or "–",
-                    row.target or "–",
+                    row.key.built_by or "–",
+                    row.key.target or "–",
                     size_text(row.size_bytes),
                     time.strftime("%Y-%m-%d %H:%M", time.localtime(row.last_used)),
-                    row.problem or row.shapes,
+                    row.problem or row.key.shapes,
                 ]
                 for row in listed
             ],
@@ -168,7 +169,22 @@ def _cache(terminal: Terminal, prune: int | None) -> None:
             cache=str(files.cache_root()),
             size_bytes=sum(row.size_bytes for row in rows),
             kinds=[typed(CacheKind, row) for row in rows],
-            engines=[typed(CachedEngineRecord, {**asdict(row), "path": str(row.path)}) for row in listed],
+            engines=[_listed(row) for row in listed],
             removed=[typed(RemovedRecord, row) for row in removed],
         )
+    )
+
+
+def _listed(engine: Engine) -> CachedEngineRecord:
+    from resnet_onnx.results.commands import CachedEngineRecord
+
+    return CachedEngineRecord(
+        path=str(engine.path),
+        size_bytes=engine.size_bytes,
+        last_used=engine.last_used,
+        model=engine.model,
+        library=engine.key.built_by,
+        target=engine.key.target,
+        shapes=engine.key.shapes,
+        problem=engine.problem,
     )

@@ -20,7 +20,7 @@ from resnet_onnx.workflow.weights import digest
 from runtimes import files, onnx_gate
 from runtimes.environment import package_version
 from runtimes.errors import BadModel, UsageError
-from runtimes.registry import open_runtime
+from runtimes.registry import DEFAULT_RUNTIME, open_runtime
 from runtimes.spec import Feeds, ModelSource
 
 
@@ -51,12 +51,14 @@ def export(model: Model, path: Path) -> Export:
         path,
         module,
         (batches[1],),
-        [(batch,) for batch in batches],
-        options=options,
+        options,
+        check=torch_export.Check(
+            batches=[(batch,) for batch in batches],
+            evaluate=_evaluate_on_ort,
+            runtime=DEFAULT_RUNTIME,
+            bound=SAME_FUNCTION,
+        ),
         metadata=_metadata(network, form, options.opset),
-        evaluate=_evaluate_on_ort,
-        runtime="ort-cpu",
-        bound=SAME_FUNCTION,
         manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
     )
     checked = onnx_gate.check_onnx(path)
@@ -104,7 +106,7 @@ def _verification_feeds(model: Model) -> list[Feeds]:
 
 
 def _evaluate_on_ort(path: Path, feeds: Sequence[Feeds]) -> list[dict[str, NDArray[Any]]]:
-    with open_runtime("ort-cpu", ModelSource(path=path)) as runtime:
+    with open_runtime(DEFAULT_RUNTIME, ModelSource(path=path)) as runtime:
         return [runtime.run(batch) for batch in feeds]
 
 

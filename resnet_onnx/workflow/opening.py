@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resnet_onnx.workflow.feeds import specs
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
 from runtimes import onnx_gate, registry
 from runtimes.errors import RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
-from runtimes.spec import ModelForm, ModelSource, RuntimeOptions, Target, TensorSpec
-
-if TYPE_CHECKING:
-    from runtimes.engines import Profile
+from runtimes.spec import (
+    ENGINE_BATCHES,
+    ModelForm,
+    ModelSource,
+    Profile,
+    RuntimeOptions,
+    Target,
+    TensorSpec,
+    default_profile,
+)
 
 TORCH_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 """What torch computes in by the precision of the file; its inputs and outputs stay as the file has them."""
@@ -137,10 +143,8 @@ def profile(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
     Raises:
         UsageError: The model has open dimensions besides the batch.
     """
-    from converters.tensorrt_family import DEFAULT_BATCHES, default_profile
-
     largest = max(batches, default=1)
-    return default_profile(inputs, DEFAULT_BATCHES if largest <= DEFAULT_BATCHES[2] else (1, largest, largest))
+    return default_profile(inputs, ENGINE_BATCHES if largest <= ENGINE_BATCHES[2] else (1, largest, largest))
 
 
 def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence[int]) -> RuntimeOptions:

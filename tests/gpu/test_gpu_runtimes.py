@@ -279,7 +279,7 @@ def test_an_engine_for_another_gpu_is_refused(tmp_path: Path) -> None:
 
 def test_a_deployed_engine_runs_when_trusted(tmp_path: Path, family_name: str) -> None:
     build = build_engine(small_conv(tmp_path / "net.onnx"), library=family_name, device=DEVICE)
-    output = engines.copy_engine(build.file, tmp_path / "net.engine")
+    output = engines.copy_engine(build, tmp_path / "net.engine")
     with pytest.raises(BadModel, match="not built by this machine's own cache"):
         open_runtime(family_name, ModelSource(path=output), device=DEVICE)
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from runtimes.engines import BuiltEngine, EngineKey, ShapeRange
+from runtimes.engines import Engine, EngineKey
+from runtimes.spec import ShapeRange
 
 PLAN = bytes(range(256)) * 40
 
@@ -27,13 +28,14 @@ class Builder:
     def __init__(self, plan: bytes = PLAN) -> None:
         self.calls, self.plan = 0, plan
 
-    def __call__(self) -> BuiltEngine:
+    def __call__(self) -> tuple[bytes, Engine]:
         self.calls += 1
-        return BuiltEngine(
-            plan=self.plan,
+        engine = Engine(
+            key=make_key(),
             seconds=1.5,
             dimensions={"input": ("batch", 3, 8, 8)},
             layers=({"type": "convolution", "precision": "fp32", "count": 20},),
             warnings=("mind the gap",),
             model="net.onnx",
         )
+        return self.plan, engine
