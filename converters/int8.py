@@ -282,7 +282,7 @@ def _weight(graph: Graph, node: Any, name: str, nodes: list[Any], *, per_channel
 
     weight = graph.array(name)
     if weight is None:
-        raise UnsupportedModel(f"the weights {name} are no constant")
+        raise UnsupportedModel(f"the weights {name} are not constant")
     axis = weight_axis(node, weight)
     whole, scale = quantised_weight(weight, axis, per_channel=per_channel)
     stored = graph.add_constant(f"{name}.int8", whole)

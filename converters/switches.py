@@ -49,7 +49,7 @@ def switched(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
         if weight not in rounded:
             array = graph.array(weight)
             if array is None:
-                raise UnsupportedModel(f"the weights {weight} are no constant")
+                raise UnsupportedModel(f"the weights {weight} are not constant")
             rounded[weight] = graph.add_constant(
                 f"{weight}.rounded", rounded_weight(node, array, per_channel=per_channel)
             )

@@ -106,7 +106,7 @@ _MOST_EXTENT = 2**31 - 1  # an engine's dimensions are below 2**31
 
 def _parse_shape(text: str, name: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[0-9]{1,10}(x[0-9]{1,10})*", text):
-        raise UsageError(f"input '{name}': '{text}' is no shape: {_SHAPES_FORM}")
+        raise UsageError(f"input '{name}': '{text}' is not a shape: {_SHAPES_FORM}")
     shape = tuple(int(n) for n in text.split("x"))
     if not all(1 <= n <= _MOST_EXTENT for n in shape):
         raise UsageError(f"input '{name}': extents must be between 1 and 2³¹ − 1, not {text}")
@@ -162,11 +162,11 @@ def parse_target(argument: str) -> str:
     """Returns a compute capability as ``sm86`` from ``sm86``, ``SM_86``, ``8.6`` or ``86``.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is not one.
     """
     found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", argument.strip().lower())
     if not found:
-        raise UsageError(f"'{argument}' is no compute capability: expected one like sm86 or 8.6")
+        raise UsageError(f"'{argument}' is not a compute capability: expected one like sm86 or 8.6")
     return f"sm{found[1]}{found[2]}"
 
 
@@ -263,7 +263,7 @@ def require_builder(library: trt_shim.LibraryName, *, target: str | None = None,
     """Checks what can be checked before a model is looked at; returns the compute capability that is built for.
 
     Raises:
-        UsageError: The target is none, or must be named; the message lists the valid ones.
+        UsageError: The target is not a compute capability, or must be named; the message lists the valid ones.
         RuntimeUnavailable: The library is missing, or a GPU is needed and there is none.
     """
     return _prepare(library, target, device)[1].name
@@ -435,7 +435,7 @@ class _Job:
 
 
 class _CancelledError(Exception):
-    """The build ended because it was asked to."""
+    """The build was cancelled."""
 
 
 def _interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:

@@ -173,8 +173,7 @@ class Runtime(ABC):
     def probe(cls, device: str | None = None) -> Availability:
         """Finds out by really trying whether this runtime can run here, on `device` or its default one."""
         try:
-            asked = cls.resolve_device(device)
-            version, devices = cls._probe(asked)
+            version, devices = cls._probe(cls.resolve_device(device))
         except RuntimeUnavailable as missing:
             return Availability(
                 name=cls.name,
@@ -187,7 +186,7 @@ class Runtime(ABC):
 
     @classmethod
     def resolve_device(cls, device: str | None) -> str:
-        """Returns the full name of the device asked for (``cuda`` → ``cuda:0``).
+        """Returns the full name of the requested device (``cuda`` → ``cuda:0``).
 
         Raises:
             UsageError: The device is misspelt, or of a kind that this runtime does not have.

@@ -341,7 +341,7 @@ def _check_regular(path: Path) -> None:
     except OSError as error:
         raise BadModel(f"can't read the engine {path}: {error.strerror}", fix="check the path") from error
     if not stat.S_ISREG(found.st_mode):
-        raise BadModel(f"{path} is no regular file, expected an engine")
+        raise BadModel(f"{path} is not a regular file, expected an engine")
     if found.st_size == 0:
         raise BadModel(f"the engine {path} is empty", fix="build it again: resnet-onnx build")
 

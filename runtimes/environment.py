@@ -50,7 +50,7 @@ def load_library(module: str, *, runtime: str, package: str) -> Any:
     Args:
         module: What to import.
         runtime: Who needs it, for the message.
-        package: What to install, as pip is told (``resnet-onnx[tensorrt]``).
+        package: What to install, as pip takes it (``resnet-onnx[tensorrt]``).
 
     Raises:
         RuntimeUnavailable: It is not installed, or is installed but can't be loaded.

@@ -6,7 +6,7 @@ branch                  exit  meaning
 ``CheckFailed``            1  a check failed: parity, regression, accuracy gate
 ``UserError``              2  bad usage or bad input; nothing was changed
 ``Unavailable``            3  a runtime, hardware or the network is not there
-anything else             70  a fault of ours
+anything else             70  an internal error
 ======================  ====  =====================================================
 
 A message says what was given and what was expected; ``fix`` says what to do.
@@ -43,7 +43,7 @@ def _rebuild(cls: type[ToolkitError], message: str, fix: str | None) -> ToolkitE
 
 
 class CheckFailed(ToolkitError):
-    """A check that the user asked for came out negative."""
+    """A check that the user requested came out negative."""
 
     kind = "check-failed"
     exit_code = 1

@@ -1,6 +1,6 @@
 """A runtime that computes with a Python function: for tests, yours and ours.
 
-It is no entry of the registry; make one directly::
+It is not in the registry; make one directly::
 
     fake = FakeRuntime(ModelSource(factory="mytests:program"), device="cpu", options=RuntimeOptions())
 """

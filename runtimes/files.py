@@ -106,7 +106,7 @@ def settle_folder(path: Path) -> None:
 
 
 def printable(name: str) -> str:
-    """Returns a file's name as text: bytes in it that are no UTF-8 become replacement characters."""
+    """Returns a file's name as text: bytes in it that are not UTF-8 become replacement characters."""
     return os.fsencode(name).decode(errors="replace")
 
 
@@ -119,7 +119,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically; raises ``FileProblem`` as ``atomic_file``.
 
-    What is no Unicode, as parts of some old file names, becomes a question mark.
+    What is not Unicode, as parts of some old file names, becomes a question mark.
     """
     write_bytes(path, text.encode(errors="replace"))
 
@@ -175,7 +175,7 @@ def _told_plainly(path: Path) -> Iterator[None]:
     except OSError as error:
         raise FileProblem(f"can't write {path}: {error.strerror or error}", fix=_write_fix(error)) from error
     except Exception as error:
-        # safetensors reports a failed write as its own exception, which is no OSError.
+        # safetensors reports a failed write as its own exception, which is not an OSError.
         if type(error).__name__ == "SafetensorError":
             raise FileProblem(f"can't write {path}: {error}", fix="check free space and permissions") from error
         raise
@@ -260,7 +260,7 @@ def cache_dir(*parts: str) -> Path:
     """Makes and returns a folder in the cache, open to its owner alone (mode 0700).
 
     The cache folder itself is closed to others only where it is made here: one that was there before may be somebody's
-    working folder, or /tmp, whose mode is none of ours.
+    working folder, or /tmp, whose mode is not ours to change.
 
     Raises:
         FileProblem: The folder can't be made or belongs to somebody else.

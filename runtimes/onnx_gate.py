@@ -113,7 +113,7 @@ class CheckedModel:
 def check_onnx(path: Path) -> CheckedModel:
     """Passes an ONNX file through the gate; every library opens only what came through here.
 
-    In this order: it is a file of a possible size; it is no other known format; its manifest, where there is one,
+    In this order: it is a file of a possible size; it is not of another known format; its manifest, where there is one,
     agrees with every byte; it parses; its external data stays inside its folder; no tensor claims a size that its
     data does not have; ONNX's own checker passes it.
 
@@ -127,7 +127,7 @@ def check_onnx(path: Path) -> CheckedModel:
     if stat.S_ISDIR(found.st_mode):
         raise BadModel(f"{path} is a folder, expected an .onnx file")
     if not stat.S_ISREG(found.st_mode):
-        raise BadModel(f"{path} is no regular file, expected an .onnx file")
+        raise BadModel(f"{path} is not a regular file, expected an .onnx file")
     path = path.absolute()
     stamp = tuple(_stamp(p, follow=True) for p in (path, manifest_path(path)))
     checked, external = _check_onnx(path, stamp)
@@ -271,7 +271,7 @@ def _parse(path: Path) -> Any:
         return onnx.load(str(path), format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise BadModel(
-            f"{path} is no ONNX model, or a truncated one ({error})", fix="export or download it again"
+            f"{path} is not an ONNX model, or is truncated ({error})", fix="export or download it again"
         ) from error
 
 
@@ -491,7 +491,7 @@ def _contained_size(path: Path, name: str, what: str) -> int:
                 f"{what} goes through the symbolic link {step}; refused", fix="copy the data beside the model"
             )
     if not stat.S_ISREG(found.st_mode):
-        raise BadModel(f"{what} is no regular file; refused")
+        raise BadModel(f"{what} is not a regular file; refused")
     if found.st_nlink > 1:
         raise BadModel(f"{what} is a hard link to a file elsewhere; refused", fix="copy the data beside the model")
     return found.st_size
@@ -548,7 +548,7 @@ def _run_checker(path: Path, model: Any, external: bool) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BadModel(
-            f"{path} is no valid ONNX model: {reason[:300]}", fix="export it again, or report it to its maker"
+            f"{path} is not a valid ONNX model: {reason[:300]}", fix="export it again, or report it to its maker"
         ) from error
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         _check_value(path, value)

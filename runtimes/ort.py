@@ -121,7 +121,7 @@ class OrtRuntime(Runtime):
         return settings
 
     def _start(self, checked: onnx_gate.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
-        """Returns a session and its providers with their options, the one asked for first."""
+        """Returns a session and its providers with their options, the requested one first."""
         providers: dict[str, dict[str, str]] = {self.provider: {}}
         return self._session_on(checked, settings, providers), providers
 

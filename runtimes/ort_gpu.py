@@ -41,7 +41,7 @@ def cuda_options(index: int, options: RuntimeOptions) -> dict[str, str]:
 
     Args:
         index: N of ``cuda:N``.
-        options: What was asked for.
+        options: What was requested.
     """
     return {
         "device_id": str(index),
@@ -59,7 +59,7 @@ def tensorrt_options(
 
     Args:
         index: N of ``cuda:N``.
-        options: What was asked for.
+        options: What was requested.
         folder: Where this very engine is kept.
         precisions: Those of the ONNX graph, as ``graph_precisions`` says. The provider's networks are weakly typed:
             without the flag TensorRT refuses a type that the graph holds.
@@ -219,7 +219,7 @@ def not_started(provider: str, *, runtime: str) -> RuntimeUnavailable:
 
 
 def check_placement(rows: Sequence[NodePlacement], provider: str, *, runtime: str, model: str) -> None:
-    """Raises where nodes run on the CPU, or where none runs on the provider that was asked for.
+    """Raises where nodes run on the CPU, or where none runs on the requested provider.
 
     Raises:
         UnsupportedModel: Names the nodes.
@@ -309,7 +309,7 @@ def _digests(folder: Path) -> dict[str, str]:
         if path.name == _SEAL:
             continue
         if path.is_symlink() or not path.is_file():
-            return {"": f"{path.name} is no regular file"}
+            return {"": f"{path.name} is not a regular file"}
         found[path.name] = files.sha256_file(path)
     return found
 

@@ -1,4 +1,4 @@
-"""What a runtime is asked for and what it says of itself: plain, picklable values."""
+"""What a runtime is given and what it reports of itself: plain, picklable values."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def check_profile(feeds: Feeds, profile: Profile, *, who: str) -> None:
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """Imports the function named ``"module:function"``, as another process is told it."""
+    """Imports the function named ``"module:function"``, as another process is given it."""
     module, _, function = name.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found

@@ -58,7 +58,7 @@ class TensorRTFamilyRuntime(Runtime):
         path = self.source.path
         if path is None or path.suffix == ".onnx":
             raise BadModel(
-                f"runtime '{self.name}' opens engines, but {self.source.name} is none",
+                f"runtime '{self.name}' opens engines, and {self.source.name} is not one",
                 fix=f"build one: resnet-onnx build … --runtime {self.name}",
             )
         plan, record = engines.load_engine(path, trust=self.options.trust_engine)
@@ -177,7 +177,7 @@ class _Lane:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def watch(self, profiler: Any) -> None:
-        """Has the time of every layer of later runs told to a profiler of the library."""
+        """Reports the time of every layer of later runs to a profiler of the library."""
         self._context.profiler = profiler
 
     def bind(self, feeds: Mapping[str, NDArray[Any]]) -> None:

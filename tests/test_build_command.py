@@ -166,7 +166,7 @@ MISTAKES = [
     (["resnet18", "--runtime", "ort-tensorrt"], 2, "it builds its engine, into the cache, when it opens the ONNX file"),
     (["resnet19", "--runtime", "tensorrt"], 2, "no ResNet of depth 19"),
     (["resnet18", "--runtime", "tensorrt", "--device", "cpu"], 2, "runs on cuda, not on 'cpu'"),
-    (["resnet18", "--runtime", "tensorrt", "--target", "ampere"], 2, "'ampere' is no compute capability"),
+    (["resnet18", "--runtime", "tensorrt", "--target", "ampere"], 2, "'ampere' is not a compute capability"),
     (["resnet18", "--runtime", "tensorrt", "--shapes", "1x3"], 2, "names no input"),
     (["resnet18", "--runtime", "tensorrt", "--workspace", "lots"], 2, "no size like 500MB"),
     (["resnet18", "--runtime", "tensorrt", "--workspace", "0"], 2, "the workspace must be at least 1 byte"),

@@ -191,7 +191,7 @@ def test_what_is_no_engine_file_is_one_clear_error(cache: Path, tmp_path: Path, 
         path.mkdir()
     elif content is not None:
         path.write_bytes(bytes(content))
-    with pytest.raises(BadModel, match=r"can't read|is empty|no regular file"):
+    with pytest.raises(BadModel, match=r"can't read|is empty|not a regular file"):
         engines.load_engine(path, trust=True)
 
 

@@ -347,13 +347,13 @@ def test_shapes_are_read() -> None:
         ("", "no shapes given"),
         ("1x3x8x8", "names no input"),
         (":1x3", "names no input"),
-        ("x:", "'' is no shape"),
+        ("x:", "'' is not a shape"),
         ("x:1x3,2x3", "given 2 shapes, expected 3"),
         ("x:1x3,2x3,3x3,4x3", "given 4 shapes"),
-        ("x:1xa,2x3,3x3", "'1xa' is no shape"),
-        ("x:1x-3,2x3,3x3", "'1x-3' is no shape"),
+        ("x:1xa,2x3,3x3", "'1xa' is not a shape"),
+        ("x:1x-3,2x3,3x3", "'1x-3' is not a shape"),
         ("x:0x3,2x3,3x3", "between 1 and"),
-        ("x:1x99999999999", "is no shape"),
+        ("x:1x99999999999", "is not a shape"),
         ("x:4x3,2x3,8x3", "minimum ≤ optimum"),
         ("x:1x3,2x3,3x3x3", "same number of axes"),
         ("x:1x3;x:2x3", "given shapes twice"),
@@ -440,7 +440,7 @@ def test_an_unknown_target_lists_the_known_ones(tmp_path: Path, target: str) -> 
     model = small_conv(tmp_path / "net.onnx")
     with pytest.raises(UsageError, match=rf"can't build for '{target}': choose sm75 \(Turing\), .*sm89 \(Ada\)"):
         build_engine(model, library="tensorrt-rtx", target=target)
-    with pytest.raises(UsageError, match="'ada' is no compute capability"):
+    with pytest.raises(UsageError, match="'ada' is not a compute capability"):
         build_engine(model, library="tensorrt-rtx", target="ada")
 
 

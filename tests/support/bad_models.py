@@ -1,4 +1,4 @@
-"""Files that are no sound ONNX model, each in another way."""
+"""Files that are not a sound ONNX model, each in another way."""
 
 from __future__ import annotations
 
@@ -204,15 +204,15 @@ BAD: dict[str, tuple[Writer, str]] = {
     "folder": (lambda path: path.mkdir(), "folder"),
     "truncated": (_bytes(sound().SerializeToString()[:-7]), "truncated"),
     "cut in half": (_bytes(sound().SerializeToString()[: len(sound().SerializeToString()) // 2]), "truncated"),
-    "random bytes": (_bytes(np.random.default_rng(0).bytes(4096)), "no ONNX model"),
-    "zeros": (_bytes(bytes(4096)), "no ONNX model"),
+    "random bytes": (_bytes(np.random.default_rng(0).bytes(4096)), "not an ONNX model"),
+    "zeros": (_bytes(bytes(4096)), "not an ONNX model"),
     "random bytes after a sound start": (
         _bytes(sound().SerializeToString()[:100] + np.random.default_rng(1).bytes(500)),
-        "no ONNX model",
+        "not an ONNX model",
     ),
     "one field": (_bytes(b"\x08\x09"), "no ONNX graph"),
-    "nested 60 deep": (_bytes(nested(60)), "no ONNX model"),
-    "nested 5,000 deep": (_bytes(nested(5000)), "no ONNX model"),
+    "nested 60 deep": (_bytes(nested(60)), "not an ONNX model"),
+    "nested 5,000 deep": (_bytes(nested(5000)), "not an ONNX model"),
     "branches 25 deep": (_model(lambda: deep_if(25)), "nest more than 8 deep"),
     "a function calling itself": (_model(recursive), "calls itself"),
     "functions that grow tenfold nine times": (_model(lambda: laughing(9)), "nodes"),
