@@ -16,6 +16,7 @@ from support.saved_results import SCHEMA_1, document, noisy, row
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.results.bench import Bench, Latency
+from resnet_onnx.results.commands import Recipes
 from resnet_onnx.results.document import Document, ErrorDocument, ErrorRecord
 from resnet_onnx.results.reading import KINDS, read, read_bench
 from resnet_onnx.results.writing import encode, typed, write
@@ -94,7 +95,8 @@ def test_values_of_numpy_and_paths_are_written_as_plain_ones() -> None:
         "none": None,
         5: "key",
     }
-    assert json.loads(encode(given)) == {
+    (found,) = json.loads(encode(Recipes(recipes=[given])))["recipes"]  # type: ignore[list-item]
+    assert found == {
         "float": 0.5,
         "half": 1.5,
         "bfloat": 2.0,

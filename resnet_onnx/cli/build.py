@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from converters.tensorrt_family import Progress
+    from resnet_onnx.results.commands import BuildEngine
     from resnet_onnx.workflow import Model, Request
     from runtimes.base import Runtime
     from runtimes.engines import Engine
+    from runtimes.onnx_gate import CheckedModel
 
 
 @make_command("build", example="resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm86 -o resnet50.engine")
@@ -63,8 +65,6 @@ def command(
     """
     from converters import tensorrt_family
     from resnet_onnx import workflow
-    from resnet_onnx.results.commands import BuildEngine
-    from resnet_onnx.results.writing import typed
     from runtimes import engines, onnx_gate, registry
 
     adapter = registry.adapter(runtime)
@@ -112,36 +112,36 @@ def command(
         )
     path = built.path if output is None else engines.copy_engine(built, _target_file(output, model, built))
     _print(terminal, model, built, source, path)
-    found = {
-        **_known(built),
-        "path": str(path),
-        "cache_path": str(built.path),
-        "runtime": runtime,
-        "model": model.name,
-        "precision": model.precision,
-        "onnx": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
-    }
-    terminal.emit(typed(BuildEngine, found))
+    terminal.emit(_document(built, runtime, model, source, path))
 
 
-def _known(engine: Engine) -> dict[str, Any]:
-    """Returns what is known of an engine by itself."""
+def _document(engine: Engine, runtime: str, model: Model, source: CheckedModel, path: Path) -> BuildEngine:
+    from resnet_onnx.results.commands import BuildEngine, EngineLayers
+    from resnet_onnx.results.document import FileRecord
+    from resnet_onnx.results.writing import typed
+
     key = engine.key
-    return {
-        "key": key.digest,
-        "seconds": engine.seconds,
-        "cached": engine.cached,
-        "replaced": engine.replaced,
-        "size_bytes": engine.size_bytes,
-        "sha256": engine.sha256,
-        "library": key.library,
-        "library_version": key.library_version,
-        "target": key.target,
-        "shapes": {name: str(accepted) for name, accepted in key.profile.items()},
-        "tf32": key.tf32,
-        "layers": [dict(row) for row in engine.layers],
-        "warnings": list(engine.warnings),
-    }
+    return BuildEngine(
+        path=str(path),
+        key=key.digest,
+        seconds=engine.seconds,
+        cached=engine.cached,
+        replaced=engine.replaced,
+        size_bytes=engine.size_bytes,
+        sha256=engine.sha256,
+        library=key.library,
+        library_version=key.library_version,
+        target=key.target,
+        shapes={name: str(accepted) for name, accepted in key.profile.items()},
+        tf32=key.tf32,
+        layers=[typed(EngineLayers, row) for row in engine.layers],
+        warnings=engine.warnings,
+        cache_path=str(engine.path),
+        runtime=runtime,
+        model=model.name,
+        precision=model.precision,
+        onnx=FileRecord(path=str(source.path), sha256=source.sha256, size_bytes=source.size_bytes),
+    )
 
 
 def _build_lowered(

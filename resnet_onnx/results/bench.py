@@ -87,8 +87,8 @@ class Latency(Struct, frozen=True, kw_only=True, rename={"p99_9": "p99.9"}):  # 
 class Ends:
     """Least and most of a reading."""
 
-    min: float
-    max: float
+    min: int | float
+    max: int | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class WarmUpRecord:
     seconds: float
     settled: bool
     run_s: float
-    at_once: float = 1
+    at_once: int | float = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class HarnessLatency:
 class HarnessSettings:
     """What a run of the harness has to keep."""
 
-    min_duration_ms: float
+    min_duration_ms: int | float
     min_query_count: int | UnsetType = UNSET
     samples: int | UnsetType = UNSET
 

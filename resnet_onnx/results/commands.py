@@ -351,7 +351,7 @@ class PublishedRecord:
 
     multiply_adds_g: float | None
     multiply_adds_source: str | None
-    parameters_m: float | None
+    parameters_m: int | float | None
     parameters_source: str | None
     errors: Sequence[PublishedError]
     note: str | None

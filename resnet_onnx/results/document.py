@@ -94,7 +94,7 @@ class Cpu:
     model: str
     usable_cores: Count
     instruction_sets: Sequence[str] = ()
-    clock_mhz: float | None = None
+    clock_mhz: int | float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,11 @@ class GpuRecord:
     compute_capability: str = ""
     memory_bytes: int = 0
     multiprocessors: int = 0
-    clock_mhz: float | None = None
-    max_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
-    power_limit_w: float | None = None
-    temperature_c: float | None = None
+    clock_mhz: int | float | None = None
+    max_clock_mhz: int | float | None = None
+    memory_clock_mhz: int | float | None = None
+    power_limit_w: int | float | None = None
+    temperature_c: int | float | None = None
     throttled: Sequence[str] = ()
 
 

@@ -15,14 +15,10 @@ from runtimes import files
 T = TypeVar("T")
 
 
-def encode(document: Document | Saved[Any] | Mapping[str, Any]) -> bytes:
+def encode(document: Document | Saved[Any]) -> bytes:
     """Returns a document as indented JSON in UTF-8 that ends in a newline; NaN and Infinity become null."""
-    whole: Mapping[str, Any]
-    if isinstance(document, Mapping):
-        whole = document
-    else:
-        known = ((field.name, getattr(document, field.name)) for field in fields(document))
-        whole = {"schema": SCHEMA, "kind": document.kind, **{n: v for n, v in known if v is not msgspec.UNSET}}
+    known = ((field.name, getattr(document, field.name)) for field in fields(document))
+    whole = {"schema": SCHEMA, "kind": document.kind, **{n: v for n, v in known if v is not msgspec.UNSET}}
     try:
         content = msgspec.json.encode(whole, enc_hook=_plain)
     except UnicodeEncodeError:  # names of files may be of any bytes
