@@ -10,7 +10,6 @@ from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import (
-    gold_target,
     lowered_path,
     profile,
     runnable,
@@ -67,7 +66,6 @@ __all__ = [
     "export_half",
     "feeds_of",
     "gold_reference",
-    "gold_target",
     "graph_path",
     "initial_state",
     "insist_on_trained",
