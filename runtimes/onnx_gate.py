@@ -6,15 +6,18 @@ import contextlib
 import functools
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtimes import onnx_types
 from runtimes.errors import BadModel
 from runtimes.files import atomic_file, sha256_file, write_json
 from runtimes.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 MANIFEST_SUFFIX = ".manifest.json"
 MANIFEST_SCHEMA = 1
@@ -263,7 +266,7 @@ def _foreign_format(head: bytes) -> str | None:
     return None
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: Path) -> ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -275,7 +278,7 @@ def _parse(path: Path) -> Any:
         ) from error
 
 
-def _check_graph(path: Path, model: Any) -> None:
+def _check_graph(path: Path, model: ModelProto) -> None:
     import onnx
 
     graph = model.graph
@@ -314,7 +317,7 @@ def _check_graph(path: Path, model: Any) -> None:
     _check_functions(path, model)
 
 
-def _check_depth(path: Path, model: Any) -> None:
+def _check_depth(path: Path, model: ModelProto) -> None:
     """Branches within branches: OpenVINO takes twice as long for every level (seen in 2026.4)."""
     waiting = [(node, 0) for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes]
     while waiting:
@@ -326,12 +329,12 @@ def _check_depth(path: Path, model: Any) -> None:
             waiting.extend((inner, depth + 1) for graph in graphs for inner in graph.node)
 
 
-def _check_functions(path: Path, model: Any) -> None:
+def _check_functions(path: Path, model: ModelProto) -> None:
     """Functions that call functions may grow tenfold with every level, and libraries expand them all."""
     bodies = {(f.domain, f.name, f.overload): list(_all_nodes(f.node)) for f in model.functions}
     sizes: dict[tuple[str, str, str], int] = {}
 
-    def size(nodes: list[Any], callers: tuple[tuple[str, str, str], ...]) -> int:
+    def size(nodes: list[NodeProto], callers: tuple[tuple[str, str, str], ...]) -> int:
         total = 0
         for node in nodes:
             called = (node.domain, node.op_type, node.overload)
@@ -351,7 +354,7 @@ def _check_functions(path: Path, model: Any) -> None:
             raise BadModel(f"{path}: its functions expand to {total} nodes, at most {MAX_EXPANDED_NODES} are accepted")
 
 
-def _all_nodes(nodes: Any) -> Iterator[Any]:
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """Yields nodes and the nodes of their subgraphs."""
     waiting = list(nodes)
     while waiting:
@@ -363,7 +366,7 @@ def _all_nodes(nodes: Any) -> Iterator[Any]:
                 waiting.extend(graph.node)
 
 
-def _check_value(path: Path, value: Any) -> None:
+def _check_value(path: Path, value: ValueInfoProto) -> None:
     tensor = value.type.tensor_type
     dims = [d.dim_value for d in tensor.shape.dim if d.WhichOneof("value") == "dim_value"]
     _check_dims(path, value.name, dims, bits=_BITS.get(tensor.elem_type, 8))
@@ -404,7 +407,7 @@ class _External:
     expected: int
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yields every TensorProto: initialisers and attributes of the graph, its subgraphs and its functions."""
     graphs = [model.graph]
     nodes = [n for f in model.functions for n in f.node]
@@ -430,7 +433,7 @@ def _tensors(model: Any) -> Iterator[Any]:
             graphs.extend(attribute.graphs)
 
 
-def _external_tensors(path: Path, model: Any) -> list[_External]:
+def _external_tensors(path: Path, model: ModelProto) -> list[_External]:
     found = []
     for tensor in _tensors(model):
         if not tensor.external_data and tensor.data_location != tensor.EXTERNAL:
@@ -451,7 +454,7 @@ def _external_tensors(path: Path, model: Any) -> list[_External]:
     return found
 
 
-def _check_external_data(path: Path, model: Any) -> list[str]:
+def _check_external_data(path: Path, model: ModelProto) -> list[str]:
     names: dict[str, int] = {}
     for tensor in _external_tensors(path, model):
         name = tensor.location
@@ -497,7 +500,7 @@ def _contained_size(path: Path, name: str, what: str) -> int:
     return found.st_size
 
 
-def _tensor_bytes(path: Path, tensor: Any) -> int:
+def _tensor_bytes(path: Path, tensor: TensorProto) -> int:
     import onnx
 
     bits = _BITS.get(tensor.data_type)
@@ -516,7 +519,7 @@ _BITS = {
 }  # fmt: skip
 
 
-def _check_sizes(path: Path, model: Any) -> None:
+def _check_sizes(path: Path, model: ModelProto) -> None:
     """Every tensor kept in the file has as many elements as its shape says."""
     for tensor in _tensors(model):
         count = _check_dims(path, tensor.name, list(tensor.dims), bits=_BITS.get(tensor.data_type, 8))
@@ -534,7 +537,7 @@ def _check_sizes(path: Path, model: Any) -> None:
             )
 
 
-def _run_checker(path: Path, model: Any, external: bool) -> None:
+def _run_checker(path: Path, model: ModelProto, external: bool) -> None:
     import onnx
 
     try:
@@ -557,7 +560,7 @@ def _run_checker(path: Path, model: Any, external: bool) -> None:
 _SMALL = 1024
 
 
-def without_weights(model: Any) -> Any:
+def without_weights(model: ModelProto) -> ModelProto:
     """Returns a copy of a ``ModelProto`` in which large weights are inputs, so that shape inference copies none."""
     import onnx
 
