@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from converters.graph import expose
 from runtimes.errors import CheckFailed, UsageError
 from runtimes.registry import DEFAULT_RUNTIME, open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -160,7 +163,7 @@ class Observed:
 
 
 def mean_values(
-    model: Any, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
+    model: ModelProto, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
 ) -> dict[str, NDArray[np.float64]]:
     """Runs a model on calibration data and returns the mean of some of its values over the batches.
 
@@ -188,7 +191,7 @@ def mean_values(
 
 
 def observe(
-    model: Any,
+    model: ModelProto,
     values: Sequence[str],
     batches: Iterable[Feeds],
     *,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import onnx_gate, onnx_types
 from runtimes.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
 
 MAX_BYTES = 2**31 - 2**20
 """One protobuf message holds less than 2 GiB; what is converted must fit into one file."""
@@ -35,16 +38,16 @@ class Graph:
         outputs: Names of the graph's outputs.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ModelProto) -> None:
         self.model = model
         self.proto = model.graph
         self.refresh()
 
     def refresh(self) -> None:
         """Reads the graph anew after it was changed."""
-        self.constants: dict[str, Any] = {tensor.name: tensor for tensor in self.proto.initializer}
-        self.producer: dict[str, Any] = {name: node for node in self.proto.node for name in node.output if name}
-        self._readers: dict[str, list[tuple[Any, int]]] = {}
+        self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.proto.initializer}
+        self.producer: dict[str, NodeProto] = {name: node for node in self.proto.node for name in node.output if name}
+        self._readers: dict[str, list[tuple[NodeProto, int]]] = {}
         for node in self.proto.node:
             for place, name in enumerate(node.input):
                 self._readers.setdefault(name, []).append((node, place))
@@ -52,7 +55,7 @@ class Graph:
         self.outputs = [value.name for value in self.proto.output]
         self._taken = {*self.constants, *self.producer, *(value.name for value in self.proto.input)}
 
-    def readers(self, value: str) -> list[tuple[Any, int]]:
+    def readers(self, value: str) -> list[tuple[NodeProto, int]]:
         """Returns the nodes that read a value and at which place of their inputs."""
         return self._readers.get(value, [])
 
@@ -82,7 +85,7 @@ class Graph:
         self._taken.add(name)
         return name
 
-    def replace_nodes(self, nodes: Iterable[Any]) -> None:
+    def replace_nodes(self, nodes: Iterable[NodeProto]) -> None:
         """Puts `nodes` in place of those that are there."""
         kept = list(nodes)
         del self.proto.node[:]
@@ -104,7 +107,7 @@ class Graph:
             self.proto.input.extend(inputs)
 
 
-def attribute(node: Any, name: str, default: Any = None) -> Any:
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """Returns the value of a node's attribute, or `default` where it has none of that name."""
     from onnx import helper
 
@@ -114,7 +117,7 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
     return default
 
 
-def captured(node: Any) -> set[str]:
+def captured(node: NodeProto) -> set[str]:
     """Returns the names that a node's subgraphs may read from outside."""
     names: set[str] = set()
     for item in node.attribute:
@@ -125,12 +128,12 @@ def captured(node: Any) -> set[str]:
     return names
 
 
-def name_of(node: Any) -> str:
+def name_of(node: NodeProto) -> str:
     """Returns what people call a node: its name, or its first output where it has none."""
     return str(node.name or node.output[0])
 
 
-def load(checked: onnx_gate.CheckedModel) -> Any:
+def load(checked: onnx_gate.CheckedModel) -> ModelProto:
     """Reads a model that passed the gate, its external data included.
 
     Raises:
@@ -144,7 +147,7 @@ def load(checked: onnx_gate.CheckedModel) -> Any:
     return onnx.load(str(checked.path))
 
 
-def at_opset(model: Any, opset: int, *, what: str) -> Any:
+def at_opset(model: ModelProto, opset: int, *, what: str) -> ModelProto:
     """Returns the model in at least that operator set.
 
     Raises:
@@ -169,7 +172,7 @@ def at_opset(model: Any, opset: int, *, what: str) -> Any:
     return converted
 
 
-def set_metadata(model: Any, values: Mapping[str, str]) -> None:
+def set_metadata(model: ModelProto, values: Mapping[str, str]) -> None:
     """Sets entries of ``metadata_props``; the others stay."""
     found = {entry.key: entry.value for entry in model.metadata_props} | dict(values)
     del model.metadata_props[:]
@@ -177,7 +180,7 @@ def set_metadata(model: Any, values: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def constants_from_nodes(model: Any) -> None:
+def constants_from_nodes(model: ModelProto) -> None:
     """Turns Constant nodes that hold a tensor into initialisers, in place; no initialiser is an input any more."""
     graph = model.graph
     if model.ir_version < _INITIALISERS_ALONE:  # there, new ones would have to be inputs too
@@ -200,7 +203,7 @@ def constants_from_nodes(model: Any) -> None:
         graph.node.extend(kept)
 
 
-def element_types(model: Any) -> dict[str, int]:
+def element_types(model: ModelProto) -> dict[str, int]:
     """Returns the ONNX element type of every value whose type shape inference finds."""
     import onnx
 
@@ -210,7 +213,7 @@ def element_types(model: Any) -> dict[str, int]:
     return found | {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
 
 
-def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
+def shapes(model: ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     """Returns the shape of every value that shape inference finds; an open extent is a name or None."""
     import onnx
 
@@ -227,7 +230,7 @@ def shapes(model: Any) -> dict[str, tuple[int | str | None, ...]]:
     return found
 
 
-def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> onnx_gate.CheckedModel:
+def write(path: Path, model: ModelProto, manifest: Mapping[str, Any]) -> onnx_gate.CheckedModel:
     """Writes a model as one self-contained file with its manifest, and passes it through the gate.
 
     Raises:
@@ -239,7 +242,7 @@ def write(path: Path, model: Any, manifest: Mapping[str, Any]) -> onnx_gate.Chec
     return onnx_gate.check_onnx(path)
 
 
-def expose(model: Any, names: Iterable[str]) -> Any:
+def expose(model: ModelProto, names: Iterable[str]) -> ModelProto:
     """Returns a copy of a model whose outputs are the values `names`.
 
     Raises:

@@ -11,7 +11,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +32,9 @@ from converters.graph import (
 from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
 from runtimes.registry import DEFAULT_RUNTIME, open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 Half = Literal["fp16", "bf16"]
 
@@ -77,7 +80,7 @@ class HalfModel:
         casts: Casts that were added.
     """
 
-    model: Any
+    model: ModelProto
     precision: Half
     converted: int
     kept: tuple[Kept, ...]
@@ -85,7 +88,7 @@ class HalfModel:
 
 
 def convert(
-    model: Any,
+    model: ModelProto,
     precision: Half,
     batches: Iterable[Feeds],
     *,
@@ -180,7 +183,7 @@ def _half_element(precision: Half) -> int:
     return int(onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16)
 
 
-def _schema(node: Any, graph: Graph) -> Any:
+def _schema(node: NodeProto, graph: Graph) -> Any:
     import onnx
 
     version = next((entry.version for entry in graph.model.opset_import if entry.domain == node.domain), None)
@@ -201,7 +204,7 @@ def _formal(formals: Sequence[Any], place: int) -> Any:
     return formals[-1] if formals else None
 
 
-def _half_places(node: Any, graph: Graph, types: Mapping[str, int], precision: Half) -> set[int]:
+def _half_places(node: NodeProto, graph: Graph, types: Mapping[str, int], precision: Half) -> set[int]:
     """Returns the places of a node's float32 inputs that take half precision by its schema."""
     schema = _schema(node, graph)
     if schema is None:
@@ -215,7 +218,7 @@ def _half_places(node: Any, graph: Graph, types: Mapping[str, int], precision: H
     }
 
 
-def _able(node: Any, graph: Graph, types: Mapping[str, int], precision: Half) -> bool:
+def _able(node: NodeProto, graph: Graph, types: Mapping[str, int], precision: Half) -> bool:
     """Returns whether all float32 outputs of a node follow the type of inputs that can be half."""
     schema = _schema(node, graph)
     if schema is None or captured(node):
@@ -378,7 +381,7 @@ class _Rewriter:
         graph.refresh()
         graph.drop_unused_constants()
 
-    def _check_captured(self, node: Any) -> None:
+    def _check_captured(self, node: NodeProto) -> None:
         """Refuses a value in half that is read inside a subgraph."""
         graph = self._graph
         for name in captured(node) & set(self._holds):
@@ -388,7 +391,7 @@ class _Rewriter:
                     fix=f"--keep-fp32 '{name_of(graph.producer[name])}'" if name in graph.producer else None,
                 )
 
-    def _add(self, node: Any) -> None:
+    def _add(self, node: NodeProto) -> None:
         """Adds a copy of a node that reads and makes values in the types that it computes in."""
         able = self._able[id(node)]
         places = _half_places(node, self._graph, self._types, self._precision) if able else set()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from converters.calibration import LEVELS
 from converters.graph import Graph, at_opset, attribute, constants_from_nodes, name_of, set_metadata, shapes
 from runtimes.errors import UnsupportedModel, UsageError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 OPSET = 13
 """The first operator set whose DequantizeLinear takes a scale per channel."""
@@ -45,7 +48,7 @@ class Plan:
         scale_of: The value whose range a value of `tensors` takes: itself, or what was moved to make it.
     """
 
-    model: Any
+    model: ModelProto
     layers: tuple[str, ...]
     tensors: tuple[str, ...]
     scale_of: Mapping[str, str]
@@ -56,7 +59,7 @@ class Plan:
         return tuple(dict.fromkeys(self.scale_of[name] for name in self.tensors))
 
 
-def prepared(model: Any, *, what: str) -> Any:
+def prepared(model: ModelProto, *, what: str) -> ModelProto:
     """Returns a copy of a float32 model that is ready to be quantised.
 
     Raises:
@@ -77,7 +80,7 @@ def prepared(model: Any, *, what: str) -> Any:
     return copy
 
 
-def products(graph: Graph) -> list[Any]:
+def products(graph: Graph) -> list[NodeProto]:
     """Returns the products whose weights are constant float32, in the graph's order."""
     found = []
     for node in graph.proto.node:
@@ -92,7 +95,7 @@ def products(graph: Graph) -> list[Any]:
     return found
 
 
-def weight_axis(node: Any, weight: NDArray[Any]) -> int:
+def weight_axis(node: NodeProto, weight: NDArray[Any]) -> int:
     """Returns the axis of a product's weights that counts output channels."""
     if node.op_type == "Conv":
         return 0
@@ -101,7 +104,7 @@ def weight_axis(node: Any, weight: NDArray[Any]) -> int:
     return weight.ndim - 1
 
 
-def plan(model: Any, *, keep_fp32: Collection[str] = ()) -> Plan:
+def plan(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> Plan:
     """Decides which values of a prepared model are quantised.
 
     Args:
@@ -140,7 +143,7 @@ def plan(model: Any, *, keep_fp32: Collection[str] = ()) -> Plan:
     return Plan(model=model, layers=tuple(name_of(node) for node in chosen), tensors=tensors, scale_of=scale_of)
 
 
-def _is_residual(node: Any, graph: Graph, shaped: Mapping[str, tuple[Any, ...]]) -> bool:
+def _is_residual(node: NodeProto, graph: Graph, shaped: Mapping[str, tuple[Any, ...]]) -> bool:
     if node.op_type != "Add" or any(name in graph.constants for name in node.input):
         return False
     a, b = (shaped.get(name) for name in node.input)
@@ -152,7 +155,7 @@ def _comes_from(name: str, graph: Graph, quantised: set[int]) -> bool:
     return maker is not None and id(maker) in quantised
 
 
-def _moves(node: Any, graph: Graph) -> bool:
+def _moves(node: NodeProto, graph: Graph) -> bool:
     if node.op_type not in _MOVERS:
         return False
     if node.op_type == "Pad":
@@ -183,7 +186,7 @@ def quantised_weight(weight: NDArray[Any], axis: int, *, per_channel: bool = Tru
     return np.clip(np.rint(steps), -LEVELS, LEVELS).astype(np.int8), np.asarray(scale)
 
 
-def rounded_weight(node: Any, weight: NDArray[Any], *, per_channel: bool = True) -> NDArray[np.float32]:
+def rounded_weight(node: NodeProto, weight: NDArray[Any], *, per_channel: bool = True) -> NDArray[np.float32]:
     """Returns a product's weights as int8 holds them, back in float32 of the same shape."""
     axis = weight_axis(node, weight)
     whole, scale = quantised_weight(weight, axis, per_channel=per_channel)
@@ -198,7 +201,7 @@ def signal_to_noise_db(signal: NDArray[Any], noise: NDArray[Any]) -> float:
     return float("inf") if lost == 0 else 10 * float(np.log10(max(energy, 1e-300) / lost))
 
 
-def weight_sqnr_db(node: Any, weight: NDArray[Any], *, per_channel: bool = True) -> float:
+def weight_sqnr_db(node: NodeProto, weight: NDArray[Any], *, per_channel: bool = True) -> float:
     """Returns the signal-to-noise ratio of a product's weights in its worst quarter of channels, decibels.
 
     One huge channel hides what rounding does to the others in any sum over all of them.
@@ -215,7 +218,7 @@ def weight_sqnr_db(node: Any, weight: NDArray[Any], *, per_channel: bool = True)
 # ---- the new graph ---------------------------------------------------------------------------------------------------
 
 
-def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> Any:
+def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> ModelProto:
     """Returns the portable int8 model.
 
     Args:
@@ -235,7 +238,7 @@ def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
     scales: dict[str, str] = {}
     outputs = set(graph.outputs)
     made: dict[str, str] = {}
-    nodes: list[Any] = []
+    nodes: list[NodeProto] = []
 
     def scale(name: str) -> str:
         source = chosen.scale_of[name]
@@ -277,7 +280,7 @@ def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
     return copy
 
 
-def _weight(graph: Graph, node: Any, name: str, nodes: list[Any], *, per_channel: bool) -> str:
+def _weight(graph: Graph, node: NodeProto, name: str, nodes: list[NodeProto], *, per_channel: bool) -> str:
     from onnx import helper
 
     weight = graph.array(name)
@@ -299,7 +302,9 @@ def _weight(graph: Graph, node: Any, name: str, nodes: list[Any], *, per_channel
 # ---- bias ------------------------------------------------------------------------------------------------------------
 
 
-def with_shifts(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> tuple[Any, dict[str, str]]:
+def with_shifts(
+    chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True
+) -> tuple[ModelProto, dict[str, str]]:
     """Returns the float32 model with a second, quantised product beside each: how far int8 moves its mean.
 
     Each quantised product reads the float32 values, so that every layer is measured by itself.
@@ -315,7 +320,7 @@ def with_shifts(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool 
     graph = Graph(copy)
     zero = graph.add_constant("int8_zero", np.zeros((), np.int8))
     pooled: dict[int, str] = {}
-    nodes: list[Any] = []
+    nodes: list[NodeProto] = []
     shifts: dict[str, str] = {}
     layers = set(chosen.layers)
     shaped = shapes(chosen.model)

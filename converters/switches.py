@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,8 +12,13 @@ from converters.graph import Graph, name_of
 from converters.int8 import SMALLEST_SCALE, Plan, products, rounded_weight
 from runtimes.errors import UnsupportedModel
 
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
-def switched(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> tuple[Any, dict[str, str]]:
+
+def switched(
+    chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True
+) -> tuple[ModelProto, dict[str, str]]:
     """Returns the float32 model with a switch for each layer; one session then measures all of them.
 
     A layer that is switched on reads its values rounded to signed bytes and computes with rounded weights: what
@@ -37,7 +42,7 @@ def switched(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
     zero = graph.add_constant("int8_zero", np.zeros((), np.int8))
     rounded: dict[str, str] = {}
     switches: dict[str, str] = {}
-    nodes: list[Any] = []
+    nodes: list[NodeProto] = []
     changing = {id(node) for node in products(graph) if name_of(node) in layers}
     for node in list(graph.proto.node):
         if id(node) not in changing:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from runtimes.errors import UnsupportedModel
 from runtimes.spec import Dimension, TensorSpec
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
@@ -58,11 +61,11 @@ def element_name(element: int) -> str:
     return str(known.get(element, element))
 
 
-def model_specs(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and outputs."""
     initialised = {t.name for t in model.graph.initializer}
 
-    def one(value: Any) -> TensorSpec:
+    def one(value: ValueInfoProto) -> TensorSpec:
         tensor = value.type.tensor_type
         element = element_name(tensor.elem_type)
         shape = [d.dim_param or None if d.WhichOneof("value") != "dim_value" else d.dim_value for d in tensor.shape.dim]

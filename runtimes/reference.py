@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
 from runtimes.spec import NodePlacement, Scope, TensorSpec
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 _FIRST_SOUND_OPSET = 15
 """The evaluator's BatchNormalization before opset 14 is wrong for inference, and 14 still has other mean and variance
@@ -112,7 +115,7 @@ class _PreparedEvaluation(Prepared):
         return {name: array.copy() for name, array in self._results.items()}
 
 
-def widen(model: Any, element: str = "DOUBLE") -> None:
+def widen(model: ModelProto, element: str = "DOUBLE") -> None:
     """Turns every narrower float of a ``ModelProto`` (opset ≥ 15) into float64, or another type, in place.
 
     Initialisers, tensors in attributes, types of inputs, outputs and intermediate values, and the targets of Cast.
@@ -130,23 +133,23 @@ def widen(model: Any, element: str = "DOUBLE") -> None:
     wide = onnx.helper.tensor_dtype_to_np_dtype(double)
     narrow = {getattr(onnx.TensorProto, name) for name in _NARROW_FLOATS} - {double}
 
-    def widen_tensor(tensor: Any) -> None:
+    def widen_tensor(tensor: TensorProto) -> None:
         if tensor.data_type in narrow:
             array = numpy_helper.to_array(tensor).astype(wide)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
-    def widen_value(value: Any) -> None:
+    def widen_value(value: ValueInfoProto) -> None:
         if value.type.tensor_type.elem_type in narrow:
             value.type.tensor_type.elem_type = double
 
-    def widen_graph(graph: Any) -> None:
+    def widen_graph(graph: GraphProto) -> None:
         for tensor in graph.initializer:
             widen_tensor(tensor)
         for value in (*graph.input, *graph.output, *graph.value_info):
             widen_value(value)
         widen_nodes(graph.node)
 
-    def widen_nodes(nodes: Any) -> None:
+    def widen_nodes(nodes: Iterable[NodeProto]) -> None:
         for node in nodes:
             for attribute in node.attribute:
                 if attribute.HasField("t"):

@@ -8,13 +8,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from converters import graph as graphs
 from converters.lowering.portable import is_portable
 from runtimes import files, onnx_gate, onnx_types
 from runtimes.errors import BadModel
 from runtimes.registry import adapter
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 METADATA = onnx_types.LOWERED
 
@@ -41,7 +44,7 @@ class Lowering:
     checked: onnx_gate.CheckedModel
 
 
-def lower(model: Any, runtime: str, *, exact: bool = False) -> dict[str, int] | None:
+def lower(model: ModelProto, runtime: str, *, exact: bool = False) -> dict[str, int] | None:
     """Rewrites a portable int8 ``ModelProto`` for a runtime, in place.
 
     Returns:

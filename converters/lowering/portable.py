@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.graph import Graph, attribute
 from converters.int8 import PRODUCTS, weight_axis
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "Abs", "Exp", "Softplus")
 KEEPS_SIGN = (
@@ -30,8 +33,8 @@ class Pair:
         scale: Of a step.
     """
 
-    quantize: Any
-    dequantize: Any
+    quantize: NodeProto
+    dequantize: NodeProto
     scale: float
 
 
@@ -68,7 +71,7 @@ def is_portable(graph: Graph) -> bool:
     return bool(pairs(graph)) and not integer
 
 
-def _zero(dequantize: Any, graph: Graph) -> bool:
+def _zero(dequantize: NodeProto, graph: Graph) -> bool:
     """Returns whether a DequantizeLinear has a zero point that is not 0."""
     zero = graph.array(dequantize.input[2]) if len(dequantize.input) > 2 else None
     return zero is not None and bool(zero.any())
@@ -109,9 +112,9 @@ class QuantisedProduct:
         axis: Of its weights' channels.
     """
 
-    node: Any
-    data: Any
-    weight: Any
+    node: NodeProto
+    data: NodeProto
+    weight: NodeProto
     stored: NDArray[Any]
     scales: NDArray[np.float64]
     axis: int
