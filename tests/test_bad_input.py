@@ -376,7 +376,7 @@ def test_with_json_a_mistake_is_one_document(line: str, capfd: pytest.CaptureFix
     out, _ = capfd.readouterr()
     document = json.loads(out)
     assert code == 2
-    assert list(document) == ["error"]
+    assert list(document) == ["schema", "kind", "error"]
     assert list(document["error"]) == ["kind", "message", "fix"]
     assert document["error"]["kind"] in ("usage", "bad-model", "bad-weights", "bad-data", "bad-picture", "file")
     text = f"{document['error']['message']} {document['error']['fix']}"

@@ -120,7 +120,7 @@ def test_a_bad_file_is_one_message_on_the_command_line(
     assert main([*command_line(command, path, picture), "--json"]) == code
     out, _ = capfd.readouterr()
     document = json.loads(out)
-    assert list(document) == ["error"]
+    assert list(document) == ["schema", "kind", "error"]
     assert list(document["error"]) == ["kind", "message", "fix"]
     # A folder is taken for a checkpoint.
     kind = {"unknown domain": "unsupported-model", "folder": "bad-weights"}.get(what, "bad-model")
