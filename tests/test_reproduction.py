@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +27,8 @@ from resnet_onnx.reproduction.degradation import Comparison, conclude, variants
 from resnet_onnx.reproduction.forecast import Forecast, duration
 from resnet_onnx.reproduction.predictions import PredictionCache, Predictions
 from resnet_onnx.reproduction.significance import Difference, error_interval, paired_difference
+from resnet_onnx.results.reproduce import Degradation
+from resnet_onnx.results.writing import encode
 from resnet_onnx.training.recipes import lookup_recipe
 from runtimes.errors import BadData, UsageError
 
@@ -185,6 +188,8 @@ def test_an_experiment_that_holds_pictures_out_is_refused(tmp_path: Path) -> Non
 def test_the_experiment_leaves_figure_numbers_and_verdict(finished: Path, capfd: Any) -> None:
     code, document = run_json(capfd, *SMALL, "--out", str(finished), "--no-bench")
     assert code == 0
+    assert (document["schema"], document["kind"], document["experiment"]) == (1, "reproduce", "degradation")
+    assert json.loads(encode(msgspec.json.decode(json.dumps(document), type=Degradation))) == document
     assert [row["model"] for row in document["rows"]] == [
         "cifar-plain8", "cifar-resnet8", "cifar-plain14", "cifar-resnet14",
     ]  # fmt: skip

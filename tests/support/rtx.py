@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from resnet_onnx.cli.main import main
+from resnet_onnx.results.commands import BuildEngine
+from resnet_onnx.results.writing import encode
 from runtimes import trt_shim
 
 TARGETS = ("sm86", "sm89")
@@ -29,6 +32,7 @@ def call(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[
 def build(capfd: pytest.CaptureFixture[str], model: str | Path, *arguments: str) -> dict[str, Any]:
     code, found = call(capfd, "build", str(model), "--runtime", "tensorrt-rtx", *arguments)
     assert code == 0, found
+    assert json.loads(encode(msgspec.json.decode(json.dumps(found), type=BuildEngine))) == found
     return found
 
 
