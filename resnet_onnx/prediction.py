@@ -54,7 +54,7 @@ class Predictions(Sequence[Prediction]):
     """The predictions in the order of the pictures, and what was left out.
 
     Attributes:
-        skipped: Pictures that can't be decoded, where skipping was asked for.
+        skipped: Pictures that can't be decoded, where skipping was requested.
     """
 
     def __init__(self, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> None:
@@ -86,13 +86,13 @@ def predict(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Says what pictures show.
+    """Predicts the classes of pictures.
 
     Args:
         runtime: The opened model.
         sources: Picture files and folders (with everything below them, in sorted order), or a set of pictures.
         preprocessing: The model's.
-        labels: A name per output; without it the classes are called by their index.
+        labels: A name per output; without it classes are named by their index.
         top_k: Classes a picture; at most as many as the model has.
         skip_bad: Leave pictures out that can't be decoded, counted and named, instead of raising.
         workers: Processes that decode.

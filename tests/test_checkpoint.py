@@ -114,7 +114,7 @@ def test_the_network_of_a_checkpoint_says_where_it_comes_from(tmp_path: Path) ->
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     """Files in the cache are named after the network, and a checkpoint may come from anywhere."""
     write(tmp_path / "c", name=name)
-    with pytest.raises(UserError, match="is no name of a network"):
+    with pytest.raises(UserError, match="is not a name of a network"):
         read_checkpoint(tmp_path / "c").network()
 
 

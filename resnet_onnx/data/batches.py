@@ -341,7 +341,7 @@ class _Pool:
             self._running.append((future, slot))
 
     def chunks(self) -> Iterator[_Chunk]:
-        """Yields the chunks in order; each one's memory is used again when the next is asked for."""
+        """Yields the chunks in order; each one's memory is used again for a later one."""
         try:
             while self._running:
                 if self._take_turns:

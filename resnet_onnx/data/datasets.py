@@ -24,7 +24,7 @@ from resnet_onnx.data.pictures import MAX_BYTES, SUFFIXES
 from runtimes.errors import BadData, BadPicture, NetworkUnavailable
 
 Split = Literal["train", "test", "validation"]
-"""Which part of a set with splits is asked for: ``test`` to evaluate, ``train`` to calibrate and to train."""
+"""The requested part of a set with splits: ``test`` to evaluate, ``train`` to calibrate and to train."""
 
 NAMED_SETS = ("digits", "cifar10")
 """Data sets that are known by name."""
@@ -46,7 +46,7 @@ _DIGITS_TEST_EVERY = 5
 
 
 class NoSplit(BadData):
-    """A data set has splits, but not the one that is asked for."""
+    """A data set has splits, but not the requested one."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class PictureSet:
     """Pictures in a fixed order, with or without labels.
 
     Attributes:
-        name: What the user called it, and the split that was taken.
+        name: Its name as the user gave it, and the split that was taken.
         classes: Class names in the order of the labels; empty for an unlabelled set.
         labels: int64 [n], index into `classes`, or ``UNLABELLED``.
         split: The split that was taken, or None where the set has none and training and testing see the same pictures.
@@ -256,7 +256,7 @@ def picture_files(paths: Iterable[Path]) -> PictureSet:
     """Makes an unlabelled set of single files and of whole folders.
 
     Args:
-        paths: Files are taken whatever they are called; folders give every picture below them, in sorted order.
+        paths: Files are taken whatever their names; folders give every picture below them, in sorted order.
 
     Raises:
         BadData: A path is not there, a folder holds no picture, or nothing was given.
@@ -442,7 +442,7 @@ def _find_root(name: str, files: list[str], folders: set[str], split: Split) -> 
         tops = {file.split("/")[0] for file in inside if "/" in file}
         splits = {top for top in tops if top in _ALL_SPLIT_FOLDERS}
         deep = {file.split("/")[0] for file in inside if file.count("/") >= 2}
-        # A class may be called "train": split folders are told by what lies in them, or by being all there is.
+        # A class may be named "train": split folders are recognised by what lies in them, or by being all there is.
         if splits and (splits & deep or splits == tops):
             empty = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)} - tops
             return _choose_split(name, prefix, splits, empty, split)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Formats that are opened, by Pillow's names; what a file is called plays no part."""
+"""Formats that are opened, by Pillow's names; the name of a file plays no part."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 """File name endings, in lower case, by which pictures are found in a folder or archive."""
@@ -44,7 +44,7 @@ _UPRIGHT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a picture says of itself before it is decoded.
+    """The header of a picture, read before it is decoded.
 
     Attributes:
         format: Pillow's name of the format (``MPO`` is a JPEG with further pictures behind it).

@@ -166,7 +166,7 @@ def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
     try:
         return cls(**given)
     except TypeError as error:
-        raise UserError(f"this is no {family} record: {dict(values)}") from error
+        raise UserError(f"this is not a {family} record: {dict(values)}") from error
 
 
 def _check_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

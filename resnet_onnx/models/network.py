@@ -45,7 +45,7 @@ class Network:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):  # files are named after it
-            raise UserError(f"{self.name[:60]!r} is no name of a network: letters, digits, '.', '_', '+' and '-'")
+            raise UserError(f"{self.name[:60]!r} is not a name of a network: letters, digits, '.', '_', '+' and '-'")
         check_image_size(self.config, self.name, self.preprocessing.image_size)
         if self.labels is not None and len(self.labels) != self.config.num_classes:
             raise UserError(
@@ -97,4 +97,4 @@ class Network:
                 trained=bool(values["trained"]),
             )
         except (KeyError, TypeError) as error:
-            raise UserError(f"this is no network record: {error} is missing or wrong") from error
+            raise UserError(f"this is not a network record: {error} is missing or wrong") from error

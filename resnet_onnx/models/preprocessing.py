@@ -87,4 +87,4 @@ class Preprocessing:
         try:
             return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         except (TypeError, KeyError) as error:
-            raise UsageError(f"this is no preprocessing record: {dict(values)}") from error
+            raise UsageError(f"this is not a preprocessing record: {dict(values)}") from error

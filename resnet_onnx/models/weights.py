@@ -52,7 +52,7 @@ _RESAVE = "save the weights alone where they were made: safetensors.torch.save_f
 def read_state_dict(path: Path) -> StateDict:
     """Reads a weights file: safetensors, or what ``torch.save`` writes.
 
-    The format is told by content, not by the file's ending. Pickles are read by torch's restricted reader, which
+    The format is recognised by content, not by the file's ending. Pickles are read by torch's restricted reader, which
     builds tensors and plain values and refuses everything else. Names are left as they are, but a checkpoint's wrapper
     (`WRAPPERS`) is taken off.
 
@@ -85,7 +85,7 @@ def read_state_dict(path: Path) -> StateDict:
         tensors = _read_safetensors(path)
     else:
         raise BadWeights(
-            f"{path} is no weights file: expected safetensors or a PyTorch state dict (.pth, .th, .pt)",
+            f"{path} is not a weights file: expected safetensors or a PyTorch state dict (.pth, .th, .pt)",
             fix="an .onnx file or a checkpoint folder goes in as the model itself, without --model"
             if path.suffix == ".onnx"
             else None,
@@ -189,7 +189,7 @@ def fit_state_dict(
     of classes and the shortcut option are the weights' own; everything else must fit exactly.
 
     Args:
-        config: The architecture that was asked for.
+        config: The requested architecture.
         state: Tensors by name, in any floating dtype.
         origin: What messages call the weights.
 
@@ -269,7 +269,7 @@ def _with_classes_of(config: NetworkConfig, given: Mapping[str, Tensor]) -> Netw
 
 
 def _same_but_for_shortcuts(config: NetworkConfig) -> Iterator[NetworkConfig]:
-    """Yields the architecture as asked for, then with the other shortcut options; a plain net stays plain."""
+    """Yields the requested architecture, then with the other shortcut options; a plain net stays plain."""
     yield config
     if isinstance(config, ResNetConfig) and config.shortcut != "none":
         for option in SHORTCUT_OPTIONS:

@@ -135,7 +135,7 @@ def predict_on(
     options: RuntimeOptions = UNTUNED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Says what pictures show; see ``prediction.predict``."""
+    """Predicts the classes of pictures; see ``prediction.predict``."""
     from resnet_onnx.prediction import predict
 
     preprocessing = need_preprocessing(model)

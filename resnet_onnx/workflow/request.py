@@ -1,4 +1,4 @@
-"""What the user said about a model, and what a model is once everything about it is known."""
+"""The request for a model, as a user makes it, and what a model is once everything about it is known."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OnnxForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user said about a model.
+    """The request for a model, as a user makes it.
 
     Attributes:
         model: MODEL: a catalog name, an ``.onnx`` file, an engine, a checkpoint folder or a weights file.
@@ -93,7 +93,7 @@ class Model:
         preprocessing: From a picture to the input, or None for a model that takes no pictures.
         labels: One name per output, or None.
         precision: Of the arithmetic in the file.
-        trained: Whether predictions mean anything; None where nobody said.
+        trained: Whether predictions mean anything; None where it is not known.
         notes: What the user should read before the result.
     """
 
@@ -125,7 +125,7 @@ class Model:
 
 
 def check_request(request: Request) -> None:
-    """Raises ``UsageError`` or ``BadModel`` for what can be told before any library loads."""
+    """Raises ``UsageError`` or ``BadModel`` for what can be checked before any library loads."""
     kind = kind_of(request)
     if kind == "catalog":
         entry_of(request)
@@ -183,7 +183,7 @@ def _sniff(path: Path) -> Literal["onnx", "weights"]:
 
 
 def entry_of(request: Request) -> catalog.CatalogEntry:
-    """Returns the entry of the catalog that a request names, in the variant and with the shortcut asked for."""
+    """Returns the entry of the catalog that a request names, in the variant and with the shortcut requested."""
     name = request.model if request.model is not None and kind_of(request) == "catalog" else request.name
     if request.model is not None and request.name is not None and kind_of(request) == "catalog":
         raise UsageError(f"two architectures were named: '{request.model}' and --model {request.name}")

@@ -90,7 +90,7 @@ def _from_network(network: Network, request: Request) -> Model:
 
 
 def _from_engine(request: Request, path: Path) -> Model:
-    """An engine has no metadata of its own: what its ONNX file said lies beside it. Nothing is executed here."""
+    """An engine has no metadata of its own: that of its ONNX file lies beside it. Nothing is executed here."""
     from runtimes import engines
 
     record = engines.read_record(path)
@@ -162,14 +162,14 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
 
 def _check_form(checked: onnx_gate.CheckedModel, network: Network, form: OnnxForm) -> None:
     """Raises ``BadModel`` where the metadata describes another input than the graph has."""
-    told = input_spec(network.preprocessing, form)
+    described = input_spec(network.preprocessing, form)
     found = checked.inputs[0]
     same = len(found.shape) == 4 and all(
-        isinstance(a, str) if isinstance(b, str) else a == b for a, b in zip(found.shape, told.shape, strict=True)
+        isinstance(a, str) if isinstance(b, str) else a == b for a, b in zip(found.shape, described.shape, strict=True)
     )
-    if len(checked.inputs) != 1 or not same or (found.dtype == np.uint8) != (told.dtype == np.uint8):
+    if len(checked.inputs) != 1 or not same or (found.dtype == np.uint8) != (described.dtype == np.uint8):
         raise BadModel(
-            f"{checked.path}: its resnet_onnx metadata tells of the input {told}, "
+            f"{checked.path}: its resnet_onnx metadata describes the input {described}, "
             f"the graph has {', '.join(map(str, checked.inputs))}",
             fix="export it again",
         )
@@ -195,7 +195,7 @@ def _original_weights(request: Request, network: Network) -> Network:
 
 
 def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
-    """An ONNX file that was not made here: what can be told from its inputs, and what the user says."""
+    """An ONNX file that was not made here: what its inputs show, and what the user adds."""
     checked = replace(checked, inputs=_with_channels(checked))
     picture = find_picture_input(checked.inputs)
     notes: list[str] = []
@@ -275,7 +275,7 @@ def training_entry(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> catalog.CatalogEntry:
-    """Returns a network of the catalog with the preprocessing that a training asked for."""
+    """Returns a network of the catalog with the preprocessing that a training requests."""
     entry = catalog.lookup(name)
     asked = Request(image_size=image_size, mean=mean, std=std)
     preprocessing = overridden_preprocessing(entry.preprocessing, asked)
@@ -314,7 +314,7 @@ def initial_state(entry: catalog.CatalogEntry, weights: str, classes: Sequence[s
     from resnet_onnx.models.build import build
     from resnet_onnx.models.configs import with_classes
 
-    network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may be called like it
+    network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may have its name
     if network is None or not network.trained:
         raise UsageError(
             "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"

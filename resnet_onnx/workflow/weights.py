@@ -31,7 +31,7 @@ def read_network(path: Path) -> Network:
 
 
 def overridden_preprocessing(base: Preprocessing, request: Request) -> Preprocessing:
-    """Returns a preprocessing with what the request says otherwise."""
+    """Returns a preprocessing with what the request overrides."""
     changes: dict[str, Any] = {}
     if request.image_size is not None and request.image_size != base.image_size:
         low, high = _IMAGE_SIDES
@@ -67,7 +67,7 @@ def catalog_labels(entry: catalog.CatalogEntry, classes: int) -> tuple[str, ...]
 
 
 def overridden(network: Network, request: Request) -> Network:
-    """Returns a network with the preprocessing and labels that the request says otherwise."""
+    """Returns a network with the preprocessing and labels that the request overrides."""
     return replace(
         network,
         preprocessing=overridden_preprocessing(network.preprocessing, request),

@@ -93,7 +93,7 @@ class Comparison:
 def _rows(array: NDArray[Any]) -> NDArray[Any]:
     """Returns outputs as [picture, value]."""
     array = np.atleast_1d(array)
-    return array.reshape(len(array), math.prod(array.shape[1:]))  # -1 can't be told where there are no rows
+    return array.reshape(len(array), math.prod(array.shape[1:]))  # -1 can't be inferred where there are no rows
 
 
 def _energies(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ _MOST_NAMED = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the gate says of a candidate.
+    """The verdict of the gate on a candidate.
 
     Attributes:
         gate: The figures, as the record has them.

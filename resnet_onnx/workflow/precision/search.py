@@ -37,7 +37,7 @@ def search(
         conversion: The conversion under way.
         found: Its calibration.
         refused: Signal-to-noise ratio, decibels, of all layers in int8 on the validation pictures.
-        verdict: What the gate said of it.
+        verdict: The verdict of the gate on it.
         layers: What ``sensitivity`` measured.
 
     Returns:
