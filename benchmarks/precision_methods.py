@@ -107,7 +107,7 @@ def measure(shared: Path, network: str, method: str, seed: int, folder: Path) ->
     conversion = Conversion(
         model=model, source=plain, config=config, data=pictures, folder=folder, progress=lambda _: None
     )
-    candidate, _ = int8_candidate(conversion, calibrated(conversion))
+    candidate = int8_candidate(conversion, calibrated(conversion)).model
     seen = conversion.compare_one(candidate, "validation")
     path = conversion.draft(candidate, None)
     batches = [next(iter(feeds.values())) for feeds, _, _ in pictures.held_out()]

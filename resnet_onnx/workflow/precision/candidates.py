@@ -27,8 +27,30 @@ _CALIBRATION_BYTES = 2**28
 """Of all values of a batch that calibration looks at together."""
 
 
-def half_candidate(conversion: Conversion) -> tuple[Any, dict[str, Any]]:
-    """Returns the model in fp16 or bf16, and details: the ``record`` in the file, and what is ``shown``."""
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model in another precision, before the gate.
+
+    Attributes:
+        model: The ``ModelProto``.
+        record: How it was made, as the file carries it.
+        shown: The same for the document of ``convert``.
+        validation_sqnr_db: Signal-to-noise ratio of the outputs on validation pictures; infinite where not measured.
+    """
+
+    model: Any
+    record: dict[str, Any]
+    shown: dict[str, Any]
+    validation_sqnr_db: float = math.inf
+
+    @property
+    def kept_fp32(self) -> list[str]:
+        """Names of the layers that stay in float32."""
+        return [str(row["node"]) for row in self.shown["kept_fp32"]]
+
+
+def half_candidate(conversion: Conversion) -> Candidate:
+    """Returns the model in fp16 or bf16."""
     from converters import graph, half
 
     to: Any = conversion.config.to
@@ -45,7 +67,8 @@ def half_candidate(conversion: Conversion) -> tuple[Any, dict[str, Any]]:
     )
     kept = [{"node": row.node, "operator": row.operator, "reason": row.reason} for row in made.kept]
     shown = {"kept_fp32": kept, "converted_nodes": made.converted, "casts": made.casts}
-    return made.model, {"record": {"kept_fp32": kept, "calibration": conversion.data.described()}, "shown": shown}
+    record = {"kept_fp32": kept, "calibration": conversion.data.described()}
+    return Candidate(model=made.model, record=record, shown=shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +134,8 @@ def calibrated(conversion: Conversion) -> Calibrated:
 
 def int8_candidate(
     conversion: Conversion, found: Calibrated, further_fp32: Mapping[str, str] | None = None
-) -> tuple[Any, dict[str, Any]]:
-    """Returns the portable int8 model, and details: ``record``, ``shown`` and ``validation_sqnr_db``.
+) -> Candidate:
+    """Returns the portable int8 model.
 
     Args:
         conversion: The conversion under way.
@@ -126,7 +149,7 @@ def int8_candidate(
     plan = int8.plan(found.prepared, keep_fp32=set(reasons)) if further_fp32 else found.plan
     ranges, per_channel = found.ranges, conversion.config.per_channel
     final, corrected, sqnr_db = _corrected(conversion, plan, found)
-    candidate = int8.quantise(final, ranges, per_channel=per_channel)
+    model = int8.quantise(final, ranges, per_channel=per_channel)
     record = {
         "method": found.method,
         "calibration": conversion.data.described(),
@@ -148,7 +171,7 @@ def int8_candidate(
             {"tensor": name, "sqnr_db": range_noise_db(found.observed, name, ranges[name])} for name in plan.observed
         ],
     }
-    return candidate, {"record": record, "shown": shown, "validation_sqnr_db": sqnr_db}
+    return Candidate(model=model, record=record, shown=shown, validation_sqnr_db=sqnr_db)
 
 
 def _shifts(conversion: Conversion, plan: Plan, ranges: Mapping[str, float]) -> dict[str, NDArray[np.float64]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision import gate as gates
-from resnet_onnx.workflow.precision.candidates import calibrated, half_candidate, int8_candidate
-from resnet_onnx.workflow.precision.comparison import Comparison
+from resnet_onnx.workflow.precision.candidates import Candidate, calibrated, half_candidate, int8_candidate
 from resnet_onnx.workflow.precision.config import ConversionConfig
 from resnet_onnx.workflow.precision.conversion import Conversion, Progress
 from resnet_onnx.workflow.precision.drawing import draw
 from resnet_onnx.workflow.precision.pictures import Pictures
-from resnet_onnx.workflow.precision.search import compare_held_out, search
+from resnet_onnx.workflow.precision.search import ConversionResult, compare_held_out, search
 from resnet_onnx.workflow.precision.sensitivity import sensitivity
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model
 from runtimes import onnx_gate
@@ -71,21 +70,21 @@ def convert(
             model=model, source=source, config=config, data=data, folder=Path(name), progress=progress
         )
         result = _int8(conversion, plot) if config.to == "int8" else _half(conversion)
-        kept = [str(row["node"]) for row in result.details["shown"]["kept_fp32"]]
-        speed = gates.speed(conversion, result.model, kept) if config.min_speedup is not None else None
+        candidate = result.candidate
+        speed = gates.speed(conversion, candidate) if config.min_speedup is not None else None
         record = {
             "to": config.to,
             "from_sha256": source.sha256,
             "made_by": f"resnet-onnx {__version__}",
             "agreement": result.comparison.agreement,
             "gate": result.gate,
-            **result.details["record"],
+            **candidate.record,
         }
         from converters import graph
 
-        graph.set_metadata(result.model, {METADATA_PREFIX + "conversion": json.dumps(_plain(record))})
+        graph.set_metadata(candidate.model, {METADATA_PREFIX + "conversion": json.dumps(_plain(record))})
         written = graph.write(
-            output, result.model, {"made_by": f"resnet-onnx {__version__}", "conversion": _plain(record)}
+            output, candidate.model, {"made_by": f"resnet-onnx {__version__}", "conversion": _plain(record)}
         )
     found = {
         "path": str(output),
@@ -104,67 +103,49 @@ def convert(
         "gate": result.gate,
         "speed": speed,
         "source": {"path": str(source.path), "sha256": source.sha256, "size_bytes": source.size_bytes},
-        **result.details["shown"],
+        **candidate.shown,
     }
     return typed(Convert, found)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConversionResult:
-    """A converted model that passed the gate.
-
-    Attributes:
-        model: The ``ModelProto``.
-        details: How it came about: the ``record`` in the file, and what is ``shown``.
-        comparison: Beside float32 on the held-out pictures.
-        gate: The figures with which it passed.
-    """
-
-    model: Any
-    details: dict[str, Any]
-    comparison: Comparison
-    gate: dict[str, Any]
-
-
 def _half(conversion: Conversion) -> ConversionResult:
-    candidate, details = half_candidate(conversion)
+    candidate = half_candidate(conversion)
     comparison = compare_held_out(conversion, candidate)
     verdict = gates.check(conversion, comparison)
     if verdict.problem is not None:
         raise gates.refusal(conversion, verdict.problem, [])
-    return ConversionResult(model=candidate, details=details, comparison=comparison, gate=verdict.gate)
+    return ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate)
 
 
 def _int8(conversion: Conversion, plot: Path | None) -> ConversionResult:
     found = calibrated(conversion)
-    candidate, details = int8_candidate(conversion, found)
+    candidate = int8_candidate(conversion, found)
     comparison = compare_held_out(conversion, candidate)
     verdict = gates.check(conversion, comparison)
     ranked = conversion.config.sensitivity or plot or verdict.problem
     layers = sensitivity(conversion, found.plan, found.ranges) if ranked else []
 
-    def drawn(kept: Sequence[Mapping[str, Any]]) -> None:
+    def drawn(candidate: Candidate) -> None:
         if plot is not None:
             draw(
                 plot,
                 title=f"{conversion.model.name}: int8, ranges by {found.method}",
                 layers=layers,
                 order=found.plan.layers,
-                kept=[str(row["node"]) for row in kept],
+                kept=candidate.kept_fp32,
                 observed=found.observed,
                 ranges=found.ranges,
             )
 
-    drawn(details["shown"]["kept_fp32"])
+    drawn(candidate)
+    result = ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate)
     if verdict.problem is not None:
         if conversion.config.budget_minutes is None:
             raise gates.refusal(conversion, verdict.problem, layers)
-        candidate, details, comparison, verdict = search(
-            conversion, found, details["validation_sqnr_db"], verdict, layers
-        )
-        drawn(details["shown"]["kept_fp32"])
-    details["shown"]["sensitivity"] = layers
-    return ConversionResult(model=candidate, details=details, comparison=comparison, gate=verdict.gate)
+        result = search(conversion, found, candidate.validation_sqnr_db, verdict, layers)
+        drawn(result.candidate)
+    result.candidate.shown["sensitivity"] = layers
+    return result
 
 
 def _total_bytes(checked: onnx_gate.CheckedModel) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB
 from resnet_onnx.parity.proportions import share_interval
 from resnet_onnx.workflow.feeds import sample_feeds
+from resnet_onnx.workflow.precision.candidates import Candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.conversion import Conversion
 from runtimes.errors import CheckFailed, UnsupportedModel
@@ -110,13 +111,12 @@ def refusal(conversion: Conversion, problem: str, layers: Sequence[Mapping[str, 
     )
 
 
-def speed(conversion: Conversion, candidate: Any, kept: Sequence[str]) -> dict[str, Any]:
+def speed(conversion: Conversion, candidate: Candidate) -> dict[str, Any]:
     """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow.
 
     Args:
         conversion: The conversion under way.
-        candidate: The ``ModelProto``.
-        kept: Names of the layers in it that stay in float32, which are a cause where it is slow.
+        candidate: The model; its layers in float32 are a cause where it is slow.
     """
     from resnet_onnx.bench.measure import measure
     from resnet_onnx.bench.plan import BenchPlan
@@ -127,7 +127,9 @@ def speed(conversion: Conversion, candidate: Any, kept: Sequence[str]) -> dict[s
     targets = []
     for runtime in config.runtimes:
         plain = ModelSource(path=conversion.source.path, label=f"{conversion.model.name} fp32")
-        changed = ModelSource(path=conversion.draft(candidate, runtime), label=f"{conversion.model.name} {config.to}")
+        changed = ModelSource(
+            path=conversion.draft(candidate.model, runtime), label=f"{conversion.model.name} {config.to}"
+        )
         targets += [Target(runtime=runtime, source=plain), Target(runtime=runtime, source=changed)]
     feeds = sample_feeds(conversion.model, batch, seed=config.seed)
     rows = measure(targets, feeds, BenchPlan(batches=(batch,)), progress=conversion.progress)
@@ -148,7 +150,7 @@ def speed(conversion: Conversion, candidate: Any, kept: Sequence[str]) -> dict[s
     if slow_ones:
         raise CheckFailed(
             f"{config.to} is not {least:g}× as fast as fp32 at batch {batch}: {', '.join(slow_ones)}; nothing was "
-            f"written{_named(kept)}",
+            f"written{_named(candidate.kept_fp32)}",
             fix="another precision, fewer layers in --keep-fp32, or a lower --min-speedup",
         )
     return {"batch": batch, "min_speedup": least, "runtimes": found}

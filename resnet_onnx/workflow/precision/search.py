@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from resnet_onnx.workflow.precision import gate as gates
-from resnet_onnx.workflow.precision.candidates import Calibrated, int8_candidate
+from resnet_onnx.workflow.precision.candidates import Calibrated, Candidate, int8_candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.conversion import Conversion
 from resnet_onnx.workflow.precision.gate import Verdict
@@ -17,15 +18,30 @@ _STRICTER = 0.8
 """By how much less noise is aimed at where the held-out pictures refuse what the validation pictures let pass."""
 
 
-def compare_held_out(conversion: Conversion, candidate: Any) -> Comparison:
+@dataclass(frozen=True, kw_only=True)
+class ConversionResult:
+    """A converted model that passed the gate.
+
+    Attributes:
+        candidate: The model, and how it was made.
+        comparison: Beside float32 on the held-out pictures.
+        gate: The figures with which it passed.
+    """
+
+    candidate: Candidate
+    comparison: Comparison
+    gate: dict[str, Any]
+
+
+def compare_held_out(conversion: Conversion, candidate: Candidate) -> Comparison:
     """Compares a candidate with float32 on the held-out pictures."""
     conversion.progress("comparing with fp32 on held-out pictures")
-    return conversion.compare_one(candidate, "held-out")
+    return conversion.compare_one(candidate.model, "held-out")
 
 
 def search(
     conversion: Conversion, found: Calibrated, refused: float, verdict: Verdict, layers: Sequence[Mapping[str, Any]]
-) -> tuple[Any, dict[str, Any], Comparison, Verdict]:
+) -> ConversionResult:
     """Keeps layers in float32 until the gate lets the model pass.
 
     The model of it: noise of different layers adds up as energy, and a layer costs speed by its multiply-adds. Layers
@@ -41,7 +57,7 @@ def search(
         layers: What ``sensitivity`` measured.
 
     Returns:
-        The model, its details with ``search`` among them, its comparison and its verdict.
+        The first model that passes; its record names the search.
 
     Raises:
         CheckFailed: The minutes are over, or no layer is left, before the gate lets it pass.
@@ -67,8 +83,8 @@ def search(
             )
         wanted = kept | {row["layer"]: f"costs {row['sqnr_db']:.0f} dB alone" for row in several}
         conversion.progress(f"keeping {len(wanted)} layers in fp32")
-        candidate, details = int8_candidate(conversion, found, wanted)
-        sqnr_db = details["validation_sqnr_db"]
+        candidate = int8_candidate(conversion, found, wanted)
+        sqnr_db = candidate.validation_sqnr_db
         step = {"kept_fp32": list(wanted), "sqnr_db": sqnr_db, "passed": None}
         tried.append(step)
         if _energy(sqnr_db) >= noise:
@@ -81,9 +97,9 @@ def search(
         step["passed"] = verdict.problem is None
         if verdict.problem is None:
             found_by = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(layers, kept)}
-            details["record"]["search"] = found_by
-            details["shown"]["search"] = found_by
-            return candidate, details, comparison, verdict
+            candidate.record["search"] = found_by
+            candidate.shown["search"] = found_by
+            return ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate)
         problem = verdict.problem
         target = noise * _STRICTER
 
