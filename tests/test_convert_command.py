@@ -493,7 +493,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(trained: Path, shared_
     """Row 26: peak resident memory with ten times the pictures for calibration and for the gate is within 5 %."""
 
     def peak_bytes(count: int) -> int:
-        conversion = (
+        script = (
             "import resource, sys\n"
             "from resnet_onnx.cli.main import main\n"
             "code = main(sys.argv[1:])\n"
@@ -506,7 +506,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(trained: Path, shared_
             "-o", str(tmp_path / f"{count}.onnx"),
         ]  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", conversion, *arguments], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True, timeout=300
         )
         return int(done.stdout.split()[-1])
 
