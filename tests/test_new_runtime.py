@@ -151,10 +151,11 @@ def test_the_arithmetic_is_what_file_options_and_device_give(
 
 def test_a_runtime_on_the_cpu_is_held_to_the_budget_of_float32(tmp_path: Path) -> None:
     model = workflow.resolve(workflow.Request(model="cifar-resnet8"))
-    names = ["torch", NAME]
-    with_tf32, without = (
-        workflow.check_parity(model, names, images=1, tuning=RuntimeOptions(tf32=tf32)) for tf32 in (True, False)
+    plans = (
+        workflow.ParityPlan(runtimes=["torch", NAME], images=1, options=RuntimeOptions(tf32=tf32))
+        for tf32 in (True, False)
     )
+    with_tf32, without = (workflow.check_parity(model, plan) for plan in plans)
     assert [one.budget for one in with_tf32.outcomes] == [one.budget for one in without.outcomes]
 
 
