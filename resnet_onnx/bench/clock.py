@@ -46,14 +46,12 @@ class Disturbance:
     """What the machine did beside the timed runs.
 
     Attributes:
-        wall_s: How long was watched.
         others_cpu_s: CPU time that other processes used on the cores that this one may use.
         stolen_cpu_s: CPU time that the hypervisor gave to other virtual machines.
         involuntary_switches: How often a thread of this process was made to give up its core.
         throttled: How often heat made the processor lower its clock, over the watched cores.
         clocks_mhz: The processor's clock at the end, where the system reports it.
         paces_s: What a fixed piece of work took before and after each slice (``pace``).
-        cores: Cores watched.
     """
 
     wall_s: float = 0.0
@@ -190,7 +188,6 @@ class Slice:
             offline scenario, the time of each whole set of runs.
         runs_per_s: Runs that were completed per second, all streams together.
         spent_s: Wall time, discarded runs included.
-        disturbance: What the machine did beside.
         sensors: What the GPU reported right after the last run, or None where none computed.
     """
 
@@ -219,12 +216,10 @@ def warm_up(prepared: Sequence[Prepared], *, limit_s: float) -> WarmUp:
 
 
 def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) -> Slice:
-    """Times single runs for about `seconds`; each stream makes at least one.
+    """Times single runs for about `seconds`, none of which starts later; each stream makes at least one.
 
-    Args:
-        prepared: One per stream; more than one run at the same time, each in its own thread.
-        seconds: When to start no further run. A run that was started is finished.
-        discard: Untimed runs before: another process's work has just been in the caches.
+    Streams run at the same time, each in its own thread. The first `discard` runs are untimed: another process's work
+    has just been in the caches.
     """
     deadline = perf_counter_ns() + int(seconds * 1e9)
     times, spent_s, disturbance = _watched(
@@ -240,12 +235,9 @@ def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) ->
 
 
 def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> Slice:
-    """Times whole sets of runs that are handed over at once, each until its last run is done; at least one set.
+    """Times whole sets of `runs` that are handed over at once, each until its last run is done; at least one set.
 
-    Args:
-        prepared: One per stream; each takes the next run of the set when it has done one.
-        runs: In a set.
-        seconds: When to start no further set.
+    Each stream takes the next run of the set when it has done one. No set starts after `seconds`.
     """
     deadline = perf_counter_ns() + int(seconds * 1e9)
 

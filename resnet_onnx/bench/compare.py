@@ -48,15 +48,11 @@ _SETTINGS = ("threads", "dtype", "tf32", "autocast", "memory_format")
 def compare(base: Bench, new: Bench, *, tolerance: float = TOLERANCE, force: bool = False) -> Compare:
     """Compares two documents of ``bench``.
 
-    Args:
-        base: What was.
-        new: What is.
-        tolerance: Relative change that does not matter, in (0, 1).
-        force: Compare different work all the same; rows then match by runtime, batch, streams and device.
+    Forced, different work is compared all the same, and rows match by runtime, batch, streams and device.
 
     Raises:
         UserError: The two timed different work and it is not forced, or have no row in common.
-        UsageError: The tolerance is out of range.
+        UsageError: The tolerance, a relative change that does not matter, is not in (0, 1).
     """
     if not 0 < tolerance < 1:
         raise UsageError(f"tolerance must lie between 0 and 100 %, not {100 * tolerance:g} %")

@@ -22,9 +22,7 @@ class FeedFactory:
 
     Attributes:
         factory: ``"module:function"``; called with `batch`, `threads` and `arguments`, returns a ``NextFeeds``.
-        arguments: Its further keyword arguments.
         includes: What of its work is timed, in words: ``decode``.
-        label: What the feeds are made of, for the record.
     """
 
     factory: str
@@ -43,10 +41,6 @@ class FedRun(Prepared):
 
     The feeds are copied into the arrays of a prepared run, which has a request or session of its own: several of these
     may run beside each other.
-
-    Args:
-        runtime: The opened model.
-        following: Makes the feeds.
     """
 
     def __init__(self, runtime: Runtime, following: NextFeeds) -> None:

@@ -36,15 +36,8 @@ def measure_by_loadgen(
 ) -> list[Row]:
     """Runs LoadGen's SingleStream (one sample a query) and Offline (the plan's largest batch) on every target.
 
-    Args:
-        targets: The runtimes.
-        feeds: Distinct samples.
-        plan: Its ``duration_s`` is the least that LoadGen measures for.
-        logs: Folder for LoadGen's own logs, a folder a run in it; None keeps none.
-        progress: Called with what is going on.
-
-    Returns:
-        Two rows a target, with what LoadGen reported in ``harness``.
+    LoadGen measures for the plan's ``duration_s`` at least; its own logs go into a folder a run in `logs`. Returns two
+    rows a target, with what LoadGen reported in ``harness``.
     """
     rows = []
     for target in targets:

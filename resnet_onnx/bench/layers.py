@@ -30,18 +30,7 @@ def beside_ideal(
     peaks: Peaks | None,
     precision: str,
 ) -> list[LayerRecord]:
-    """Sets the times of layers beside their ideals.
-
-    Args:
-        times: By a runtime's profiler.
-        path: The graph, or None where there is none.
-        shapes: Of the inputs.
-        peaks: The machine's, or None.
-        precision: Of the arithmetic.
-
-    Returns:
-        One a time, in the same order.
-    """
+    """Sets the times of layers beside their ideals: one record a time, in the same order; `shapes` are the inputs'."""
     graph = node_work(path, shapes) if path is not None else {}
     names = {output: name for name, node in graph.items() for output in node.outputs}
     claimed: set[str] = set()
@@ -104,9 +93,7 @@ def _ideal(
 def worst(layers: Sequence[LayerRecord], count: int = 10) -> list[LayerRecord]:
     """Returns the layers that lose most time, the worst first; those whose loss is not known come last, by their time.
 
-    Args:
-        layers: As the document has them; those that lose nothing are left out.
-        count: So many at most.
+    Layers that lose nothing are left out.
     """
     known = sorted((layer for layer in layers if layer.lost_ms), key=lambda layer: -(layer.lost_ms or 0.0))
     unknown = [layer for layer in layers if layer.lost_ms is None]

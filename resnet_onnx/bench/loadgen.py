@@ -51,10 +51,7 @@ class Harnessed:
     """One run of LoadGen.
 
     Attributes:
-        warm_up: Before it.
         part: The samples as the runtime's side saw them: a time per query, from its arrival to its completion.
-        reported: LoadGen's verdict, figures and settings.
-        logs: LoadGen's own files by name.
     """
 
     warm_up: WarmUp
@@ -64,29 +61,17 @@ class Harnessed:
 
 
 def require_loadgen() -> Any:
-    """Returns the module of LoadGen.
-
-    Raises:
-        RuntimeUnavailable: It is not installed.
-    """
+    """Returns the module of LoadGen; raises ``RuntimeUnavailable`` where it is not installed."""
     return load_library("mlperf_loadgen", runtime="--harness mlperf", package="resnet-onnx[mlperf]")
 
 
 def run_loadgen(
     runtime: Runtime, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float
 ) -> Harnessed:
-    """Runs LoadGen on an opened runtime.
+    """Runs LoadGen on a runtime opened for one stream (SingleStream) or as many as it does best with (Offline).
 
     Samples are those of `feeds` by number; each query's are copied into the input of a prepared run, so that every
-    sample is really computed, end to end.
-
-    Args:
-        runtime: Opened for one stream (SingleStream) or as many as it does best with (Offline).
-        feeds: Distinct samples along the first axis.
-        batch: Samples that go through the runtime together.
-        scenario: Which of LoadGen's.
-        duration_s: Least time that LoadGen measures for.
-        warm_up_s: Most time for the warm-up.
+    sample is really computed, end to end. LoadGen measures for `duration_s` at least.
 
     Raises:
         RuntimeUnavailable: LoadGen is not installed.
@@ -218,11 +203,7 @@ class _Query:
 
 
 def verdict(detail: str) -> dict[str, Any]:
-    """Reads LoadGen's verdict and figures from its detailed log.
-
-    Returns:
-        ``valid``, the ``reason`` where it is not, ``latency_ms`` by percentile and ``samples_per_second``; null where
-        the scenario has no such figure.
+    """Reads LoadGen's verdict and figures from its detailed log, as ``HarnessRecord`` has them.
 
     Raises:
         RunFailed: The log has no verdict.

@@ -26,13 +26,8 @@ def measure(
 ) -> list[Row]:
     """Measures every target at every batch size, number of streams and number of threads.
 
-    Each number of streams and threads has a process of its own: a runtime arranges itself for them when it opens.
-
-    Args:
-        targets: The runtimes; the plan's streams and, where it has any, threads take the place of their own.
-        feeds: Inputs of any number of samples; a row repeats them up to its batch.
-        plan: Sizes, times and targets.
-        progress: Called with what is going on, between the slices.
+    Each number of streams and threads has a process of its own: a runtime arranges itself for them when it opens. A row
+    repeats the samples of `feeds` up to its batch.
 
     Returns:
         Rows by target, batch, streams and threads, in the order of the arguments. A row that ran out of memory,

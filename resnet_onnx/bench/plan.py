@@ -22,18 +22,15 @@ class BenchPlan:
     """What is measured, and for how long.
 
     Attributes:
-        batches: Batch sizes.
         streams: Numbers of concurrent runs; None is as many as each runtime does best with.
         threads: Numbers of CPU threads over all streams together; None is all usable cores.
         duration_s: Measuring time of a row at most, its warm-up excluded.
-        scope: ``device`` or ``end-to-end``.
         feed_factory: What makes the feeds of each run, which is then timed too, or None; its scope is ``end-to-end``.
         scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
             None measures all.
         profile: Whether each row of one run at a time is profiled by layer after it was measured.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
-        seed: Of the order in which rows take turns.
     """
 
     batches: tuple[int, ...] = (1, 8)

@@ -181,17 +181,7 @@ def result(
     raw: bool,
     layers: Sequence[LayerRecord] | None = None,
 ) -> BenchRow:
-    """Returns one row as the document has it.
-
-    Args:
-        row: What was measured.
-        model: Its name.
-        precision: Of the arithmetic in the file.
-        utilization: The row beside the machine's limit.
-        multiply_adds: Per image, or None.
-        layers: Its layers beside their ideals, or None where it was not profiled.
-        raw: Whether every sample is given; otherwise only up to ``RAW_IN_DOCUMENT`` of them.
-    """
+    """Returns one row as the document has it, with every sample where `raw`, else with up to ``RAW_IN_DOCUMENT``."""
     speed = images_per_second(row)
     interval = row.seconds_per_run()
     times = row.times_ns

@@ -65,11 +65,7 @@ class Work:
 
 
 def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None:
-    """Counts the work of one run of an ONNX model.
-
-    Args:
-        path: A file that passed the loading gate.
-        shapes: The shape of every input.
+    """Counts the work of one run of a checked ONNX model whose inputs have the given shapes.
 
     Returns:
         The work, or None where it is unknown: a shape is unknown even so, the graph has no convolution or matrix
@@ -96,9 +92,6 @@ class NodeWork:
     """What one node of a graph has to do in a run.
 
     Attributes:
-        inputs: Names of its input tensors.
-        outputs: Names of its output tensors.
-        is_product: Whether it is a convolution or matrix product.
         work: Its multiply-adds (0 for what is not a product), and the elements that it reads and writes; None where a
             shape is unknown.
     """
@@ -110,12 +103,7 @@ class NodeWork:
 
 
 def node_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NodeWork]:
-    """Returns what each node of an ONNX model has to do in a run, by the node's name; nodes without one are left out.
-
-    Args:
-        path: A file that passed the loading gate.
-        shapes: The shape of every input.
-    """
+    """Returns the work of each node of a checked ONNX model in a run, by its name; nodes without one are left out."""
     model = _load(path)
     known = _shapes(model, shapes)
     found = {}
@@ -340,11 +328,7 @@ def _best(function: Any) -> float:
 
 
 def peaks(threads: int) -> Peaks | None:
-    """Returns the machine's peaks, measured in a process of their own or found in the cache.
-
-    Returns:
-        The peaks, or None where they can't be measured here.
-    """
+    """Returns the machine's peaks, measured in a process or found in the cache; None where they can't be measured."""
     from resnet_onnx.bench.worker_process import WorkerProcess
 
     machine = describe_machine()
@@ -435,14 +419,7 @@ class Utilization:
 
 
 def utilization(work: Work | None, runs_per_s: float | None, measured: Peaks | None, precision: str) -> Utilization:
-    """Sets a speed beside the machine's limit.
-
-    Args:
-        work: Of one run.
-        runs_per_s: Speed.
-        measured: The machine's peaks.
-        precision: ``fp32``, ``bf16`` …: of the arithmetic.
-    """
+    """Sets a speed beside the machine's limit; `precision` is that of the arithmetic."""
     peak = measured.gflops.get(precision) if measured is not None else None
     if work is None or runs_per_s is None:
         return Utilization(peak_gflops=peak)

@@ -36,22 +36,13 @@ class Row:
     """One row while it is measured, and what came of it.
 
     Attributes:
-        target: Which model on which runtime, with its streams and threads among the options.
-        batch: Batch size.
-        streams: Concurrent runs.
-        scope: What a run covers.
         includes: What else it covers: ``decode``.
         requested: The scenario that was requested, or None.
         opened: What the runtime reports of itself, or None where it was never opened.
-        warm_up: How the warm-up went, or None.
-        slices: The samples, a slice per round.
-        error: Why the row could not be measured to its end, or None.
         cut_off: Why it was not measured although nothing went wrong, or "".
         harness: What another's harness reported of it, or None where it was measured by our own rules.
         breakdown: Where the time of a run on a GPU goes, or None on the CPU, where a run is done when it was handed
             over.
-        layers: Times by the runtime's own profiler, or None where it was not profiled.
-        unprofiled: Why it could not be profiled, or "".
     """
 
     target: Target

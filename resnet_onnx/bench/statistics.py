@@ -92,11 +92,7 @@ def autocorrelation_time(values: Floats) -> float:
 
 
 def median_interval(values: Floats) -> Interval:
-    """Returns the median of samples in the order in which they were taken, with its 95 % interval.
-
-    Raises:
-        ValueError: There are no samples.
-    """
+    """Returns the median of samples in their order, and its 95 % interval; raises ``ValueError`` for no samples."""
     if values.size == 0:
         raise ValueError("no samples")
     effective = values.size / autocorrelation_time(values)
@@ -121,14 +117,9 @@ def coefficient_of_variation(values: Floats) -> float | None:
 
 
 def significant(value: float, uncertainty: float | None) -> tuple[str, str]:
-    """Writes a value with no more digits than are known.
+    """Writes a value and its uncertainty to the place of the uncertainty's first digit (second, after a leading 1).
 
-    Args:
-        value: What was measured.
-        uncertainty: Half-width of its interval, or None where it is unknown: three digits are then given.
-
-    Returns:
-        The value and its uncertainty, both to the place of the uncertainty's first digit (second, after a leading 1).
+    The uncertainty is half the width of the interval; where it is unknown the value has three digits.
     """
     if not math.isfinite(value):
         return "–", "–"

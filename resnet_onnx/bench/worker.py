@@ -47,12 +47,7 @@ class Opened:
     """What an opened runtime reports of itself.
 
     Attributes:
-        version: Of the library.
-        device: Where it computes.
-        recorded: Options as they were really set.
         placement: How many nodes each provider runs on each device, ``"provider, device"`` → count.
-        inputs: Specs of the model's inputs.
-        streams: How many concurrent runs it is arranged for.
     """
 
     version: str

@@ -9,12 +9,7 @@ from numpy.typing import NDArray
 def adversarial_pictures(size: int, *, seed: int = 0) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
     """Returns names and pictures: all black, all white, grey, one white pixel, extreme checkers, noise.
 
-    Args:
-        size: Side, pixels.
-        seed: Of the noise and of the pixel's place.
-
-    Returns:
-        Names, and uint8 [6, size, size, 3], RGB.
+    Pictures are uint8 [6, size, size, 3], RGB; the seed decides the noise and the place of the pixel.
     """
     random = np.random.default_rng(seed)
     one = np.zeros((size, size, 3), np.uint8)

@@ -49,12 +49,7 @@ class Budget:
     """Allowed error of one output.
 
     Attributes:
-        relative_rmse: The allowance.
-        noise: What the baseline showed, relative RMSE.
         bound: What the baseline may show at most, by its summation lengths.
-        baseline: What served as the baseline, in words.
-        reason: How the allowance came about, in words.
-        by_hand: Whether a user set it.
     """
 
     relative_rmse: float
@@ -69,24 +64,16 @@ def derived_bound(summation_lengths: Sequence[int], precision: str = "fp32") -> 
     """Returns the probabilistic forward error bound of a chain of dot products, relative to the result.
 
     A dot product of n terms has a relative error of about √n·u with independent roundings (Higham & Mary, SIAM J. Sci.
-    Comput. 41(5), 2019, theorem 2.4); layers add in quadrature, so the chain has u·√Σn. Blocked summation, as every
-    fast library does it, stays well below.
-
-    Args:
-        summation_lengths: Terms per output element of each layer (fan-in of a convolution).
-        precision: Key of ``UNIT_ROUNDOFF``.
+    Comput. 41(5), 2019, theorem 2.4); layers add in quadrature, so the chain has u·√Σn, with a layer's fan-in as its
+    summation length. Blocked summation, as every fast library does it, stays well below.
     """
     return UNIT_ROUNDOFF[precision] * math.sqrt(max(1, sum(summation_lengths)))
 
 
 def allowance(noise: float, summation_lengths: Sequence[int], *, baseline: str, precision: str = "fp32") -> Budget:
-    """Derives the budget from the baseline's noise.
+    """Derives the budget from the baseline's noise, its relative RMSE against gold in float32.
 
-    Args:
-        noise: Relative RMSE of the baseline against gold.
-        summation_lengths: As ``derived_bound``.
-        baseline: What it is, in words.
-        precision: Of the model; formats narrower than fp32 scale the noise by the ratio of unit round-offs.
+    Models in formats narrower than that scale the noise by the ratio of unit round-offs.
     """
     scale = UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
     bound = derived_bound(summation_lengths, precision)

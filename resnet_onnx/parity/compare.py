@@ -26,12 +26,7 @@ INT8 = "int8"
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What targets are compared with: gold, a float32 baseline, or the original of a quantised model.
-
-    Attributes:
-        target: A model on a runtime.
-        description: What messages call it.
-    """
+    """What targets are compared with: gold, a float32 baseline, or the original of a quantised model."""
 
     target: Target
     description: str
@@ -73,10 +68,6 @@ class Comparison:
     """What is compared with what, and what the budgets follow.
 
     Attributes:
-        gold: The network in float64.
-        targets: The model in question on each runtime.
-        inputs: What all are run on.
-        summation_lengths: Terms per output element of each layer.
         baselines: Plain float32 evaluations whose noise sets the budget, the median of it where there are several. One
             that can't run the model is left out, as long as another can.
         quantisation: For a quantised model, in place of `baselines`.
@@ -109,11 +100,7 @@ class ParityReport:
     """All runtimes against the gold.
 
     Attributes:
-        gold: What served as gold, in words.
-        pictures: How many inputs were compared.
-        names: A name per input, for messages.
         budgets: Allowance per output, of the first runtime's precision.
-        outcomes: One per target, in their order.
         pairs: Relative RMSE of the worst output between two runtimes, by their names; the first is taken as the truth.
         original: What a quantised model was made from, in words, or "".
     """
@@ -133,14 +120,7 @@ class ParityReport:
 
 
 def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> ParityReport:
-    """Judges every target against the gold.
-
-    Args:
-        comparison: What is compared with what.
-        progress: Called with what is being run.
-
-    Returns:
-        The report; a runtime that fails to run raises instead.
+    """Judges every target against the gold; a runtime that fails to run raises.
 
     Raises:
         UsageError: The tolerances name an output that gold has not.
@@ -167,11 +147,7 @@ def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> P
 
 
 class _References:
-    """What gold and the other references compute, cut into the batches of the targets and under their names.
-
-    Attributes:
-        gold: Gold's outputs.
-    """
+    """What gold and the other references compute, cut into the batches of the targets and under their names."""
 
     def __init__(self, comparison: Comparison, truth: Records, results: Sequence[Ran], progress: Progress) -> None:
         inputs = comparison.inputs

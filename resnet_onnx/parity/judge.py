@@ -33,17 +33,9 @@ class Outcome:
     """What one runtime came to.
 
     Attributes:
-        runtime: Its name.
-        version: Of its library.
-        passed: Whether it computes the same function within the budget.
         relative_rmse: The worst output's; infinite where an output is missing, misshapen or not finite.
-        budget: That output's allowance.
         top1_agreement: Fraction of pictures decided as gold does, or None where the output does not hold scores.
-        reason: In words.
-        distances: Per output.
         decisions: Of the first output, or None.
-        recorded: Options as the runtime really set them.
-        seconds: Time to open and run, for orientation only.
         original: Of a quantised model, how far it is from the network it was made from; else None.
     """
 

@@ -10,11 +10,7 @@ from runtimes import files
 
 
 def write_junit(report: ParityReport, model: str, path: Path) -> None:
-    """Writes one test case per runtime.
-
-    Raises:
-        FileProblem: The file can't be written.
-    """
+    """Writes one test case per runtime; raises ``FileProblem`` where it can't."""
     model = _printable(model)
     failures = sum(not outcome.passed for outcome in report.outcomes)
     suite = ElementTree.Element(

@@ -101,7 +101,6 @@ class Graph:
     """The nodes of a checked ONNX file, with what is needed to compute the values between them.
 
     Attributes:
-        path: The file.
         nodes: Those that depend on an input of the graph, in the file's order.
         checkpoints: Indices into `nodes`: those through whose output every path leads.
     """
@@ -254,17 +253,12 @@ def localize(
 ) -> Localisation:
     """Compares what lies inside a model on several runtimes with the same values of gold.
 
-    Args:
-        candidate: The model's ONNX file.
-        gold: Gold's ONNX file, which is evaluated in float64; the same file where only runtimes are in question.
-        targets: The runtimes; those that take a torch factory are watched at their modules.
-        feeds: A few inputs, best those with the largest errors: every value between is kept in memory.
-        gold_feeds: The same for gold.
-        failed: The runtimes whose difference is to be found; the others only have their error per layer.
-        precision: Of the model.
+    Gold's file is evaluated in float64; it is the candidate's own where only runtimes are in question. Targets that
+    take a torch factory are watched at their modules. Every value between is kept in memory, so that the feeds should
+    be a few inputs, best those with the largest errors.
 
     Returns:
-        The error per layer, and a finding for each of `failed`.
+        The error per layer of all targets, and a first difference for each of `failed`.
     """
     ours = Graph(candidate)
     theirs = ours if candidate == gold else Graph(gold)
@@ -496,11 +490,7 @@ def _describe_weight(kind: str, left: NDArray[Any], right: NDArray[Any], axis: i
 
 
 def draw(found: Localisation, title: str, path: Path) -> None:
-    """Draws the error per layer: a line per runtime over the depth of the network.
-
-    Raises:
-        FileProblem: The file can't be written.
-    """
+    """Draws the error per layer: a line per runtime over the depth of the network; raises ``FileProblem``."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

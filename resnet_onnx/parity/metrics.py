@@ -16,10 +16,7 @@ class Distance:
     Attributes:
         relative_rmse: Root mean square of the per-picture relative RMSE.
         worst_picture: The largest per-picture relative RMSE.
-        worst_index: Whose it is.
-        max_abs: Largest absolute difference.
         cosine: Smallest cosine similarity of any picture.
-        finite: Whether both sides are free of NaN and Inf.
         per_picture: Relative RMSE [picture].
         max_abs_per_picture: Largest absolute difference [picture].
     """
@@ -45,12 +42,7 @@ class DistanceSum:
         self._sound: list[NDArray[np.bool_]] = []
 
     def add(self, gold: NDArray[Any], found: NDArray[Any]) -> None:
-        """Measures one batch, in float64.
-
-        Args:
-            gold: [picture, …].
-            found: The same shape.
-        """
+        """Measures one batch [picture, …], in float64; both have the same shape."""
         if not gold.size:  # nothing was found, as in a picture without an object: equal shapes are all there is
             return
         a = gold.astype(np.float64).reshape(len(gold) if gold.ndim else 1, -1)
@@ -67,10 +59,7 @@ class DistanceSum:
         self._sound.append(sound)
 
     def total(self) -> Distance:
-        """Returns the distance over all batches.
-
-        Where a NaN or Inf is on either side the errors are infinite, never small.
-        """
+        """Returns the distance over all batches; a NaN or Inf on either side makes the errors infinite, never small."""
         if not self._sound:
             nothing = np.zeros(1)
             return Distance(
@@ -98,15 +87,7 @@ class DistanceSum:
 
 
 def distance(gold: NDArray[Any], found: NDArray[Any]) -> Distance:
-    """Measures `found` against `gold`, picture by picture along the first axis, in float64.
-
-    Args:
-        gold: [picture, …].
-        found: The same shape.
-
-    Returns:
-        The distance; where a NaN or Inf is on either side its errors are infinite, never small.
-    """
+    """Measures one batch as ``DistanceSum``."""
     whole = DistanceSum()
     whole.add(gold, found)
     return whole.total()
@@ -117,10 +98,7 @@ class Decisions:
     """Top-1 decisions against gold's.
 
     Attributes:
-        pictures: How many.
-        equal: How many decide as gold does.
         excused: Pictures that differ where gold itself was undecided within twice the observed error.
-        unexcused: Pictures that differ with no such excuse.
     """
 
     pictures: int
@@ -148,11 +126,9 @@ class DecisionSum:
         self._flipped.append(gold.argmax(axis=1) != found.argmax(axis=1))
 
     def total(self, observed: NDArray[np.float64], *, multiple: float) -> Decisions:
-        """Judges the flips of all batches.
+        """Judges the flips of all batches, by the largest absolute error observed per picture [picture].
 
-        Args:
-            observed: Largest absolute error per picture [picture].
-            multiple: A flip is excused where gold's margin is below this many observed errors.
+        A flip is excused where gold's margin is below `multiple` observed errors.
         """
         margins, flipped = np.concatenate(self._margins), np.flatnonzero(np.concatenate(self._flipped))
         sound = np.isfinite(observed)

@@ -9,12 +9,7 @@ _Z95 = NormalDist().inv_cdf(0.975)
 
 
 def share_interval(count: int, pictures: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share, 0 to 1 (Wilson, J. American Statistical Association 22, 1927).
-
-    Args:
-        count: Pictures that belong to it.
-        pictures: Of how many, at least one.
-    """
+    """Returns the 95 % interval of a share, 0 to 1 (Wilson, J. American Statistical Association 22, 1927)."""
     from scipy import stats
 
     found = stats.binomtest(count, pictures).proportion_ci(method="wilson")
@@ -25,11 +20,7 @@ def paired_interval(lost: int, won: int, pictures: int) -> tuple[float, float]:
     """Returns the 95 % interval of the difference of two matched shares, (lost − won) / pictures.
 
     Wald's, with half a picture added to each of the four counts: Agresti and Min, Statistics in Medicine 24(5), 2005.
-
-    Args:
-        lost: Pictures that only the first has.
-        won: Pictures that only the second has.
-        pictures: All, those that both or none have included.
+    Only the first has those `lost`, only the second those `won`; `pictures` are all, with those that both or none have.
     """
     total, surplus = pictures + 2, lost - won
     deviation = math.sqrt(lost + won + 1 - surplus**2 / total) / total

@@ -32,10 +32,6 @@ def without_rounding(path: Path, target: Path) -> Path:
     A pair of Quantize and Dequantize becomes nothing, or a Relu where it quantises from zero on: quantisers drop a ReLU
     whose work such a pair does.
 
-    Args:
-        path: A model whose activations pass through pairs of QuantizeLinear and DequantizeLinear.
-        target: The new file.
-
     Raises:
         UnsupportedModel: Activations are computed with as whole numbers (QLinearConv and its like), so that rounding
             can't be taken out of the graph.
@@ -95,12 +91,8 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
 
     Rounding to a step Δ is an error of Δ/√12, uniformly distributed (Widrow & Kollár, Quantization Noise, 2008, section
     4.2); beside a tensor of root mean square r that is Δ/(√12·r). Layers pass a relative error on, and independent
-    errors add in quadrature.
-
-    Args:
-        path: The model.
-        feeds: A few inputs, from which the root mean squares are taken; every quantised tensor is kept in memory.
-        weights: Whether the rounding of weights counts too, as it does beside the network before quantisation.
+    errors add in quadrature. The root mean squares are those of `feeds`; every quantised tensor is kept in memory. The
+    rounding of `weights` counts where the graph stands beside the network before quantisation.
 
     Raises:
         UnsupportedModel: The model computes with whole numbers, so that its steps are not all in the graph.
@@ -145,12 +137,7 @@ def _rounding(steps: NDArray[Any], values: NDArray[Any]) -> float:
 
 
 def float32_twin(path: Path, target: Path) -> Path:
-    """Writes a half-precision model with the same weights that computes in float32, so that float32's noise shows.
-
-    Args:
-        path: A model in float16 or bfloat16.
-        target: The new file.
-    """
+    """Writes a half-precision model with the same weights that computes in float32, so that float32's noise shows."""
     import onnx
 
     from runtimes.reference import widen

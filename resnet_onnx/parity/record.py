@@ -22,14 +22,7 @@ from resnet_onnx.results.writing import typed
 
 
 def document(report: ParityReport, *, model: str, precision: str, located: Localisation | None = None) -> Parity:
-    """Returns the document of a report.
-
-    Args:
-        report: What was compared.
-        model: Its name.
-        precision: Of the arithmetic in the file.
-        located: What ``--localize`` found, or None where it did not look.
-    """
+    """Returns the document of a report, and of what ``--localize`` found where it looked."""
     return Parity(
         model=model,
         precision=precision,

@@ -28,11 +28,7 @@ class Records:
         self._index: list[dict[str, tuple[int, np.dtype[Any]]]] = []
 
     def append(self, record: Outputs) -> None:
-        """Writes one record behind the others.
-
-        Raises:
-            FileProblem: The temporary folder is full.
-        """
+        """Writes one record behind the others; raises ``FileProblem`` where the temporary folder is full."""
         places = {}
         try:
             for name, array in record.items():
@@ -63,12 +59,7 @@ class Records:
 
 
 def rebatched(records: Iterable[Outputs], sizes: Sequence[int]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Joins records along the first axis and cuts them anew.
-
-    Args:
-        records: Arrays [sample, …] by name; all of a record have the same number of samples.
-        sizes: Samples of each new record; what the old ones hold beyond is dropped.
-    """
+    """Joins records [sample, …] along the first axis and cuts them anew into `sizes`; what is left over is dropped."""
     source = iter(records)
     held: dict[str, NDArray[Any]] = {}
     for size in sizes:

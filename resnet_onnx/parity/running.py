@@ -20,12 +20,7 @@ from runtimes.spec import Feeds, Target
 
 
 class Batches:
-    """Feeds of one model, made anew each time they are iterated over, so that they need not all be in memory.
-
-    Args:
-        make: Yields the feeds.
-        sizes: Samples in each of them.
-    """
+    """Feeds of one model, made anew each time they are iterated over, so that they need not all be in memory."""
 
     def __init__(self, make: Callable[[], Iterator[Feeds]], sizes: Sequence[int]) -> None:
         self._make = make
@@ -37,14 +32,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a target computed.
-
-    Attributes:
-        outputs: A record per batch.
-        version: Of the library.
-        recorded: Options as they were really set.
-        seconds: Time to open and run.
-    """
+    """What a target computed."""
 
     outputs: Records
     version: str = ""
@@ -65,10 +53,7 @@ def run(target: Target, batches: Iterable[Feeds]) -> Ran:
 def gold_outputs(gold: Target, batches: Batches, key: str | None) -> Records:
     """Returns gold's outputs, from the cache where they were computed before.
 
-    Args:
-        gold: The network in float64.
-        batches: Its feeds.
-        key: What the outputs depend on besides the feeds; None keeps nothing.
+    The key is what the outputs depend on besides the feeds; None keeps nothing.
     """
     if key is None:
         return run(gold, batches).outputs

@@ -29,9 +29,5 @@ def markdown(report: ParityReport, model: str) -> str:
 
 
 def write_markdown(report: ParityReport, model: str, path: Path) -> None:
-    """Writes the table.
-
-    Raises:
-        FileProblem: The file can't be written.
-    """
+    """Writes the table; raises ``FileProblem`` where it can't."""
     files.write_text(path, markdown(report, model))

@@ -25,10 +25,7 @@ def summation_lengths(path: Path) -> list[int]:
     """Returns, for each operator of an ONNX file that rounds, the terms summed per output element.
 
     Convolutions and matrix products count with their fan-in, sums with one term, other functions with
-    ``OPERATOR_ERROR``.
-
-    Raises:
-        BadModel: The file does not pass the gate.
+    ``OPERATOR_ERROR``. Raises ``BadModel`` for a file that does not pass the gate.
     """
     import onnx
 

@@ -15,12 +15,7 @@ def watched_program(*, factory: str, arguments: Mapping[str, Any], names: Mappin
 
     A node keeps the name of the module that it came from; a module called again gets ``_2``, ``_3``. An exported
     convolution holds the batch norm after it, so that the batch norm's output is the node's. What is no module's
-    output, such as the sum of two branches, is left out.
-
-    Args:
-        factory: The factory to wrap.
-        arguments: Its arguments.
-        names: Node name by name of the wanted output.
+    output, such as the sum of two branches, is left out. `names` has the node's name by that of the wanted output.
     """
     import torch
 

@@ -27,7 +27,6 @@ class BenchModel:
 
     Attributes:
         sha256: Of the ONNX file.
-        engine: The engine's file, where it was one.
         weights: Where the weights came from.
         inputs: Specs of the inputs, in words.
     """
@@ -50,11 +49,9 @@ class BenchSettings:
     Attributes:
         streams: None is as many as each runtime does best with.
         threads: None is left to the runtime: all cores.
-        includes: What else the time covers.
         pictures: What was decoded, or None.
         cut_off: As a fraction.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it.
-        order_seed: Of the order in which rows take turns.
     """
 
     batches: Sequence[int] = ()
@@ -246,9 +243,6 @@ class BenchRow:
         threads: CPU threads that were requested, all streams together; None is all usable cores.
         scenario: ``latency``, ``throughput`` or ``offline``; None in results of earlier versions.
         samples_at_once: Samples handed over together in the offline scenario.
-        includes: What else the time covers: ``decode``.
-        images_per_second_ci95: 95 % interval.
-        stable: Whether the row can be trusted.
         unprofiled: Why there are no layers although they were requested.
         recorded: Options as the runtime set them.
         placement: How many nodes ran on each provider and device.

@@ -48,9 +48,6 @@ class Document:
 
     A field that is ``UNSET`` is left out; NaN and Infinity become null. Fields without a default have to be there when
     a document is read; what earlier versions did not write has one.
-
-    Attributes:
-        kind: The command that writes it.
     """
 
     kind: ClassVar[str]
@@ -63,7 +60,6 @@ class ErrorRecord:
     Attributes:
         kind: Of the error (``runtimes.errors``).
         message: What was given, and what was expected.
-        fix: What to do, or None.
     """
 
     kind: str = ""
@@ -85,7 +81,6 @@ class Cpu:
     """The processor.
 
     Attributes:
-        model: Its name.
         usable_cores: Cores that this process may use.
         instruction_sets: Those that matter to speed.
         clock_mhz: At this moment; None where the system does not say.
@@ -123,7 +118,6 @@ class Gpus:
         driver: Its version, or "".
         cuda: The newest that the driver serves, or "".
         reason: Why there are no GPUs, or "".
-        gpus: The GPUs.
     """
 
     driver: str | None = None
@@ -199,9 +193,7 @@ class Saved(Generic[BodyT]):
         made: UTC, ISO 8601.
         tool: The program and its version.
         command: What was typed.
-        environment: The machine.
         artifacts: What was judged.
-        result: What the command found.
     """
 
     made: str

@@ -37,7 +37,6 @@ class ParityRow:
     Attributes:
         relative_rmse: Of the worst output; None where it is not finite.
         top1_agreement: Share of the pictures decided as gold does; None where the output is not a set of scores.
-        reason: In words.
         options: As the runtime set them.
         seconds: Time to open and run.
     """
@@ -122,7 +121,6 @@ class Parity(Document):
         gold: What served as the truth, in words.
         original: Of a quantised file: what its fp32 original is.
         pictures: Inputs that were compared.
-        budgets: By output.
     """
 
     kind: ClassVar[str] = "parity"

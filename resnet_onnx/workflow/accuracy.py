@@ -46,11 +46,8 @@ def evaluate_on(
 ) -> Evaluation:
     """Measures a model's accuracy on a data set's test split; see ``evaluation.evaluate``.
 
-    Args:
-        model: The model.
-        runtime: Name of the runtime; one that opens torch's form of the model where the plan has scales.
-        plan: What is looked at, and how.
-        progress: Called after each batch with the pictures done and the pictures in all.
+    Where the plan has scales the runtime is one that opens torch's form. `progress` is called after each batch with the
+    pictures done and the pictures in all.
     """
     from resnet_onnx.data.batches import default_workers, start_worker_server
     from resnet_onnx.evaluation import evaluate
@@ -111,10 +108,9 @@ def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> tuple[NDAr
 
 
 def class_count(model: Model, opened: Runtime) -> int:
-    """Returns how many scores a picture gets; where the file leaves that open, a black one is looked at.
+    """Returns how many scores a picture gets; a black one is looked at where the file leaves that open.
 
-    Raises:
-        BadModel: The model is not a picture classifier.
+    Raises ``BadModel`` for what is not a picture classifier.
     """
     from resnet_onnx.evaluation import PictureModel
 

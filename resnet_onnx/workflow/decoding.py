@@ -26,11 +26,7 @@ _MOST_PICTURES = 512
 
 
 def decoding(model: Model, data: str | None) -> FeedFactory:
-    """Returns what reads, decodes and prepares a batch of picture files before each run.
-
-    Args:
-        model: A model that takes pictures.
-        data: As ``--data`` names it, or None for the two sample photos.
+    """Returns what reads, decodes and prepares a batch of picture files (two sample photos) before each run.
 
     Raises:
         UsageError: The model takes no pictures, or `data` holds no files to decode.
@@ -68,12 +64,7 @@ def feeds_from_files(
 ) -> Callable[[], Feeds]:
     """Returns a function that reads, decodes and prepares the next `batch` files on each call, round and round.
 
-    Args:
-        batch: Pictures a call.
-        threads: Pictures to work on at the same time; the decoder lets other threads run meanwhile.
-        dataset: The files.
-        preprocessing: The model's.
-        picture: The model's input.
+    So many `threads` work at the same time; the decoder lets other threads run meanwhile.
     """
     from resnet_onnx.data.batches import prepared_picture
 

@@ -39,15 +39,7 @@ def takes_pictures(model: Model) -> bool:
 
 
 def feeds_of(model: Model, pictures: NDArray[np.uint8]) -> Feeds:
-    """Turns prepared pictures into the model's input.
-
-    Args:
-        model: A model that takes pictures.
-        pictures: uint8 [batch, height, width, 3], RGB, already of the model's size.
-
-    Raises:
-        UsageError: The model takes no pictures.
-    """
+    """Turns prepared pictures, uint8 [batch, height, width, 3], RGB, of the model's size, into its input."""
     return need_picture_input(model).feeds(pictures, need_preprocessing(model))
 
 

@@ -49,12 +49,8 @@ class MeasuringPlan:
     """What to measure of a model, on what, and by whose rules.
 
     Attributes:
-        bench: Sizes, times and targets.
-        runtimes: Names of runtimes.
         chosen_by_all: Whether they were not named one by one, so that one that can't open the model is left out.
-        device: Where to compute; None is each runtime's own default.
         options: What changes speed or arithmetic; streams and threads are ``bench``'s.
-        seed: Of the sample inputs.
         harness: Another's harness that measures in place of our own rounds; streams, scenario and cut-off of ``bench``
             are then its business, and its scope is ``end-to-end``.
     """
@@ -82,16 +78,9 @@ class Measurement:
     """What was measured of one model.
 
     Attributes:
-        model: The model.
-        path: Its graph, or None where it has none.
-        plan: What was to be measured, and for how long.
         rows: By runtime, batch, streams and threads, in the order of the plan, with those that the cut-off left out.
         left_out: Runtimes that ``all`` meant and that can't open this model.
-        work: Of one run by batch, or None where it is unknown.
-        shapes: Of the inputs, by batch.
         peaks: The machine's, by number of threads; None where they can't be measured.
-        environment: The machine.
-        made: When, in UTC.
     """
 
     model: Model
@@ -174,11 +163,6 @@ def measure_model(
 ) -> Measurement:
     """Measures a model on several runtimes, in turns.
 
-    Args:
-        model: What ``resolve`` returned.
-        plan: What to measure, on what, and by whose rules.
-        progress: Called with what is going on.
-
     Raises:
         UsageError: The plan has a batch other than the model's fixed one.
         ToolkitError: Not one row could be measured; the first one's error.
@@ -226,8 +210,7 @@ def _target(model: Model, runtime: str, plan: MeasuringPlan) -> Target:
 def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[int, ...]:
     """Returns the batch sizes to measure a model at: those requested, its own fixed one, or ``DEFAULT_BATCHES``.
 
-    Raises:
-        UsageError: The model has a fixed batch, and another was requested.
+    Raises ``UsageError`` where another than the fixed one was requested.
     """
     fixed = _fixed_batch(specs(model))
     if fixed is None:

@@ -37,12 +37,8 @@ def source(
 ) -> ModelSource:
     """Returns the form of a model that a runtime opens; an engine is found in the cache, or built.
 
-    Args:
-        model: The model.
-        runtime: Name of a runtime.
-        device: GPU that an engine is built for.
-        options: What it will be opened with: TF32 and CUDA graphs are settled when an engine is built.
-        batches: Batches that it will be run at; an engine accepts 1 to 64 anyway.
+    An engine is built for the GPU `device`, with TF32 and CUDA graphs as in the options, and accepts the batches named
+    beside those from 1 to 64.
 
     Raises:
         UsageError: The runtime opens networks in torch alone, and the weights are not at hand; or MODEL is another
@@ -73,12 +69,7 @@ def _form(model: Model, runtime: str) -> ModelForm:
 
 
 def whole_picture_source(model: Model) -> ModelSource:
-    """Returns the torch form of a model that takes pictures of any height and width.
-
-    Raises:
-        UsageError: The weights are not at hand.
-        UnsupportedModel: The model is int8.
-    """
+    """Returns the torch form of a model that takes pictures of any height and width; raises as ``source``."""
     return _torch_source(model, registry.TORCH_RUNTIME, "whole_picture_program")
 
 
@@ -103,10 +94,7 @@ def _torch_source(model: Model, runtime: str, factory: str, **arguments: Any) ->
 def lowered_path(path: Path, runtime: str, *, exact: bool = False) -> Path:
     """Returns what a runtime opens in place of an int8 file: its lowering from the cache, or the file itself.
 
-    Args:
-        path: The portable file.
-        runtime: Who will open it.
-        exact: Keep every step and clip where the portable file clips.
+    An exact one keeps every step and clip where the portable file clips.
     """
     from converters.lowering import lowered_file
 
@@ -138,7 +126,7 @@ def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOpti
 
 
 def profile(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
-    """Returns the shapes that an engine should accept: batches 1 to 64, fastest at 8, or up to a larger one asked for.
+    """Returns the shapes that an engine should accept: batches 1 to 64, fastest at 8, or up to a larger one requested.
 
     Raises:
         UsageError: The model has open dimensions besides the batch.

@@ -37,13 +37,8 @@ class ParityPlan:
     """What is to be proven of a model, on which runtimes and on which inputs.
 
     Attributes:
-        runtimes: Names of runtimes.
         gold: Another model or checkpoint whose float64 form is the truth; None is the model itself.
         data: Pictures; None takes crops of sample photos.
-        images: How many of them.
-        seed: Of the crops.
-        device: Of the runtimes; None is each runtime's own default.
-        options: Of the runtimes.
         tolerances: Relative RMSE allowed by output name, in place of the derived budget.
     """
 
@@ -67,13 +62,7 @@ class ParityPlan:
 
 
 def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-    """Judges runtimes against the float64 gold on real pictures and adversarial ones.
-
-    Args:
-        model: The model.
-        plan: Runtimes, gold and inputs.
-        progress: Called with what is being run.
-    """
+    """Judges runtimes against the float64 gold on real pictures and adversarial ones."""
     from resnet_onnx.parity.compare import Comparison, compare
     from resnet_onnx.parity.summation import summation_lengths
 
@@ -257,11 +246,6 @@ def _gold_key(truth: Model, runtime: str) -> str:
 
 def localize_parity(model: Model, plan: ParityPlan, report: ParityReport) -> Localisation:
     """Finds the node where each failing runtime of a report begins to differ, on the inputs that show it most.
-
-    Args:
-        model: As ``check_parity``.
-        plan: Likewise.
-        report: What it returned.
 
     Raises:
         UsageError: MODEL is an engine, which shows nothing of its inside, or no runtime opens an ONNX file.

@@ -26,7 +26,6 @@ class OnnxForm:
     Attributes:
         input: Element type of the input; ``uint8`` has the normalisation in the graph.
         layout: Of a uint8 input; a float32 input is always NCHW.
-        batch: Fixed batch, or None for a dynamic one.
         opset: Operator set; None is the exporter's default.
     """
 
@@ -56,14 +55,7 @@ class Request:
         model: MODEL: a catalog name, an ``.onnx`` file, an engine, a checkpoint folder or a weights file.
         name: ``--model``: the architecture of a weights file.
         weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
-        seed: Of random weights.
-        variant: ``v1`` or ``v1.5``.
-        shortcut: The paper's option A, B or C.
-        image_size: Overrides the catalog's.
-        mean: Overrides the model's own.
-        std: Overrides the model's own.
         labels: ``--labels``: a file, ``imagenet`` or ``cifar10``.
-        form: How it should be exported.
     """
 
     model: str | None = None
@@ -84,15 +76,12 @@ class Model:
     """A resolved model: everything known about it, in whatever forms it has.
 
     Attributes:
-        name: Short name for result rows.
         onnx: The user's own ONNX file, or None where one is exported into the cache when needed.
         engine: The user's own engine, which stands in for an ONNX file; or None.
         network: The torch form, or None where it is not at hand.
         form: The ONNX form: that of the file, or the one to export.
         inputs: Specs of the ONNX inputs, or () where nothing was exported yet.
         preprocessing: From a picture to the input, or None for a model that takes no pictures.
-        labels: One name per output, or None.
-        precision: Of the arithmetic in the file.
         trained: Whether predictions mean anything; None where it is not known.
         notes: What the user should read before the result.
     """

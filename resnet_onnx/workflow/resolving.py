@@ -288,7 +288,6 @@ class Start:
     """Where a training starts from.
 
     Attributes:
-        state: State dict of the network.
         description: For people: whose weights they are, and what became of the head.
     """
 
@@ -299,11 +298,7 @@ class Start:
 def initial_state(entry: catalog.CatalogEntry, weights: str, classes: Sequence[str], *, seed: int) -> Start:
     """Returns what a training starts from; the head is kept only where it answers with the same classes.
 
-    Args:
-        entry: The network.
-        weights: What ``--weights`` was given.
-        classes: Names of the classes to train on, in the order of the outputs.
-        seed: Decides the values of a head that is drawn anew.
+    The classes are those to train on, in the order of the outputs; the seed decides the values of a head drawn anew.
 
     Raises:
         BadWeights: The weights don't fit the network.

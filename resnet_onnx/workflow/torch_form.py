@@ -27,12 +27,8 @@ def torch_program(
 ) -> TorchProgram:
     """Builds the torch form of a model with the inputs and outputs of its ONNX form: a factory for ``ModelSource``.
 
-    Args:
-        network: With its weights.
-        form: The ONNX form.
-        dtype: To compute in.
-        names: Of input and output.
-        taken: Element type of the input and the output in the file, where those are half too.
+    It computes in `dtype`; `names` are those of input and output, `taken` the element type of both in the file, where
+    those are half too.
     """
     module = wrapped(network, form, dtype)
     inputs = (input_spec(network.preprocessing, form, names[0]),)
