@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Display
     from rich.progress import TaskID
 
-    from resnet_onnx.reproduction.degradation import Degradation, DegradationPlan
-    from resnet_onnx.results.reproduce import ShortcutCost
+    from resnet_onnx.reproduction.degradation import DegradationPlan
+    from resnet_onnx.results.reproduce import Degradation, ShortcutCost
     from resnet_onnx.training.plan import Progress
 
 
@@ -107,8 +107,6 @@ def _degradation(
     threads: int | None,
 ) -> None:
     from resnet_onnx.reproduction import degradation
-    from resnet_onnx.results.reproduce import Degradation as DegradationDocument
-    from resnet_onnx.results.writing import typed
     from resnet_onnx.training.recipes import default_recipe, lookup_recipe
     from runtimes import registry
 
@@ -122,6 +120,7 @@ def _degradation(
     recipe = recipe or default_recipe(data, image_size=image_size, pictures=len(pictures.train))
     plan = degradation.DegradationPlan(
         variants=variants,
+        spec=data,
         data=pictures,
         test=test,
         recipe=recipe.override(epochs=epochs, validation=0.0),
@@ -142,7 +141,7 @@ def _degradation(
             status=lambda text: display.update(task, description=text, completed=0, total=None),
         )
     _print(terminal, result)
-    terminal.emit(typed(DegradationDocument, {"data": data, **result.to_json()}))
+    terminal.emit(result)
 
 
 def _announcement(plan: DegradationPlan) -> str:
@@ -169,6 +168,7 @@ def _show(terminal: Terminal, display: Display, task: TaskID, name: str, progres
 
 
 def _print(terminal: Terminal, result: Degradation) -> None:
+    from resnet_onnx.reproduction.degradation import sentence
     from resnet_onnx.reproduction.forecast import duration
 
     terminal.table(
@@ -190,15 +190,15 @@ def _print(terminal: Terminal, result: Degradation) -> None:
     terminal.line()
     terminal.line(result.verdict)
     for comparison in result.comparisons:
-        if comparison.pictures == "test":
-            terminal.line(f"  On test pictures, {comparison.sentence()}.")
+        if comparison.pictures_of == "test":
+            terminal.line(f"  On test pictures, {sentence(comparison)}.")
     terminal.line(
         "Decided by the pictures on which exactly one of the two is right (exact McNemar test, 5 %).\n"
         "That covers the chance in the pictures, for these trainings; another seed moves every network a little."
     )
-    if result.costs:
+    if result.shortcut_cost:
         terminal.line()
-        _print_costs(terminal, result.costs)
+        _print_costs(terminal, result.shortcut_cost)
     terminal.line()
     terminal.line(f"Figure: {result.plot} · numbers: {result.csv}")
 
@@ -246,7 +246,7 @@ def _table1(terminal: Terminal) -> None:
     from resnet_onnx.reproduction.table1 import conclude, table1
     from resnet_onnx.results.reproduce import Table1
 
-    lines = table1()
+    rows = table1()
     terminal.table(
         [
             "network", "layers", "output side × convolutions, by stage", "parameters", "printed M", "G multiply-adds",
@@ -254,26 +254,21 @@ def _table1(terminal: Terminal) -> None:
         ],
         [
             [
-                line.entry.name,
-                str(line.counts.layers),
-                "  ".join(f"{stage.side}×{stage.convolutions}" for stage in line.stages),
-                f"{line.counts.parameters:,}",
-                f"{line.printed_parameters_m:.0f}" if line.printed_parameters_m else "–",
-                f"{line.counts.multiply_adds / 1e9:.3f}",
-                f"{line.printed_g:.1f}" if line.printed_g else "–",
-                f"{100 * (line.counts.multiply_adds / (1e9 * line.printed_g) - 1):+.1f} %" if line.printed_g else "–",
-                line.convention or "–",
+                row.model,
+                str(row.layers),
+                "  ".join(f"{stage.output[0]}×{stage.convolutions}" for stage in row.stages),
+                f"{row.parameters:,}",
+                f"{row.printed_parameters_m:.0f}" if row.printed_parameters_m else "–",
+                f"{row.multiply_adds / 1e9:.3f}",
+                f"{row.printed_multiply_adds_g:.1f}" if row.printed_multiply_adds_g else "–",
+                "–" if row.difference is None else f"{100 * row.difference:+.1f} %",
+                row.convention or "–",
             ]
-            for line in lines
+            for row in rows
         ],
         left=3,
     )  # fmt: skip
+    verdict = conclude(rows)
     terminal.line()
-    terminal.line(conclude(lines))
-    terminal.emit(
-        Table1(
-            rows=[line.record() for line in lines],
-            verdict=conclude(lines),
-            agrees=not any(line.differences for line in lines),
-        )
-    )
+    terminal.line(verdict)
+    terminal.emit(Table1(rows=rows, verdict=verdict, agrees=not any(row.differs for row in rows)))

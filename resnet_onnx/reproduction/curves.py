@@ -16,22 +16,10 @@ from runtimes.files import atomic_file, write_text
 
 _THIN, _BOLD = 1.0, 2.4
 
-COLUMNS = (
-    "model", "kind", "depth", "epoch", "step", "training_error", "training_loss", "test_error", "test_loss",
-    "learning_rate", "images_per_second",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One network's way through its training.
-
-    Attributes:
-        model: Its name.
-        kind: ``plain`` or ``residual``.
-        depth: Weighted layers.
-        epochs: Per epoch what ``train`` keeps of it, with ``test_top1`` and ``test_loss`` of the network after it.
-    """
+    """One network's way through its training, with the figures of its tests after every epoch."""
 
     model: str
     kind: str
@@ -39,7 +27,7 @@ class Curve:
     epochs: Sequence[EpochRow]
 
     def points(self) -> list[dict[str, Any]]:
-        """Returns a row per epoch, with ``COLUMNS`` as keys; errors are shares, 0 to 1."""
+        """Returns a row per epoch; errors are shares, 0 to 1."""
         return [
             {
                 "model": self.model,
@@ -60,8 +48,8 @@ class Curve:
 
 def write_csv(curves: Sequence[Curve], path: Path) -> None:
     """Writes every epoch of every network, a row each; raises ``FileProblem``."""
-    points = (point for curve in curves for point in curve.points())
-    write_text(path, csv_text(COLUMNS, ([point[name] for name in COLUMNS] for point in points)))
+    points = [point for curve in curves for point in curve.points()]
+    write_text(path, csv_text(points[0], (point.values() for point in points)))
 
 
 def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
@@ -69,18 +57,16 @@ def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
 
     Args:
         curves: Of both kinds; networks that are not trained yet are left out.
-        path: Where to write it.
+        path: Where to.
         title: What was trained, and how.
 
     Raises:
         FileProblem: The file can't be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure = Figure(figsize=(10.0, 5.2), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     depths = sorted({curve.depth for curve in curves})
     for axes, kind in zip(panels, ("plain", "residual"), strict=True):

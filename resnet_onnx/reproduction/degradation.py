@@ -12,29 +12,29 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resnet_onnx import workflow
 from resnet_onnx.bench.clock import Stopwatch
+from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.counting import count
 from resnet_onnx.report.words import counted
-from resnet_onnx.reproduction.forecast import Forecast, duration
-from resnet_onnx.results.reproduce import DegradationRow, DepthComparison, ShortcutCost
+from resnet_onnx.reproduction.curves import Curve, draw, write_csv
+from resnet_onnx.reproduction.forecast import Forecast
+from resnet_onnx.reproduction.predictions import Predictions, Predictor
+from resnet_onnx.reproduction.shortcut import measure_cost
+from resnet_onnx.reproduction.significance import error_interval, paired_difference
+from resnet_onnx.results.reproduce import Degradation, DegradationRow, DepthComparison, ShortcutCost
 from resnet_onnx.training.checkpoint import LAST
+from resnet_onnx.training.plan import Progress, TrainingPlan, TrainingResult
+from resnet_onnx.training.recipes import Recipe
+from resnet_onnx.training.splits import TrainingData, open_training_data
 from runtimes import files
 from runtimes.errors import BadWeights, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from resnet_onnx.data.datasets import PictureSet
-    from resnet_onnx.reproduction.curves import Curve
-    from resnet_onnx.reproduction.predictions import Predictions, Predictor
-    from resnet_onnx.reproduction.significance import Difference
-    from resnet_onnx.training.plan import Progress, TrainingResult
-    from resnet_onnx.training.recipes import Recipe
-    from resnet_onnx.training.splits import TrainingData
 
 KINDS = ("plain", "residual")
 FIGURE, NUMBERS, RESULT = "degradation.png", "degradation.csv", "degradation.json"
@@ -47,13 +47,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One of the networks.
-
-    Attributes:
-        kind: ``plain`` or ``residual``.
-        depth: Weighted layers.
-        entry: From the catalog.
-    """
+    """One of the networks: ``plain`` or ``residual``, and its weighted layers."""
 
     kind: str
     depth: int
@@ -66,21 +60,19 @@ class DegradationPlan:
 
     Attributes:
         variants: A plain and a residual network of each depth, the shallowest first.
+        spec: What names the pictures on the command line.
         data: What every network learns from; nothing is held out, since nothing is chosen.
         test: What every network is evaluated on after each epoch, and never learns from.
         recipe: Of all networks; it holds nothing out.
-        seed: Of all networks.
-        out: Folder of the experiment.
         runtimes: On which throughput is measured; none, to leave that out.
-        device: Of the training, as ``TrainingPlan.device``.
-        threads: CPU threads of the training.
-        workers: Processes that load pictures.
+        device: Of the training, as in ``TrainingPlan``; so are `threads` and `workers`.
 
     Raises:
         UsageError: The recipe holds pictures out.
     """
 
     variants: Sequence[Variant]
+    spec: str
     data: TrainingData
     test: PictureSet
     recipe: Recipe
@@ -116,98 +108,6 @@ class DegradationPlan:
         return f"{self.data.train.name}: recipe {self.recipe.name}, {epochs}, seed {self.seed}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The deepest networks of a kind against the shallowest.
-
-    Attributes:
-        kind: ``plain`` or ``residual``.
-        pictures: ``training`` or ``test``.
-        shallow: Its depth.
-        deep: Its depth.
-        difference: In errors.
-    """
-
-    kind: str
-    pictures: str
-    shallow: int
-    deep: int
-    difference: Difference
-
-    def sentence(self) -> str:
-        """Returns it in words, with the figures."""
-        found = self.difference
-        what = (
-            f"{self.kind} {self.deep} has {100 * found.deep_error:.2f} % {self.pictures} error, "
-            f"{self.kind} {self.shallow} has {100 * found.shallow_error:.2f} %"
-        )
-        low, high = (100 * bound for bound in found.ci95)
-        verdict = "undecided" if found.outcome == "undecided" else f"the deeper one is {found.outcome}"
-        return f"{what}: {verdict} ({100 * found.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f})"
-
-    def record(self) -> DepthComparison:
-        """Returns what the document has of it."""
-        found = self.difference
-        return DepthComparison(
-            kind=self.kind,
-            pictures_of=self.pictures,
-            shallow=self.shallow,
-            deep=self.deep,
-            shallow_error=found.shallow_error,
-            deep_error=found.deep_error,
-            difference=found.difference,
-            ci95=found.ci95,
-            p_value=found.p_value,
-            outcome=found.outcome,
-            pictures=found.pictures,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Degradation:
-    """The outcome of the experiment.
-
-    Attributes:
-        rows: The figures of every network.
-        comparisons: Deep against shallow by kind, on training and on test pictures.
-        reproduced: Whether the paper's claim came out: the deeper plain network has more training error, the deeper
-            residual one less. False where the opposite of either came out, None where one is undecided.
-        verdict: In words.
-        costs: What the shortcut costs in throughput; empty where it was not measured.
-        plot: The figure.
-        csv: The numbers of every epoch.
-        recipe: As it was used.
-        seed: Of the trainings.
-        seconds: Training time over all networks, tests after each epoch included.
-    """
-
-    rows: list[DegradationRow]
-    comparisons: list[Comparison]
-    reproduced: bool | None
-    verdict: str
-    costs: list[ShortcutCost]
-    plot: Path
-    csv: Path
-    recipe: Recipe
-    seed: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain values."""
-        return {
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-            "verdict": self.verdict,
-            "reproduced": self.reproduced,
-            "comparisons": [dataclasses.asdict(comparison.record()) for comparison in self.comparisons],
-            "shortcut_cost": [dataclasses.asdict(cost) for cost in self.costs],
-            "plot": str(self.plot),
-            "csv": str(self.csv),
-            "recipe": self.recipe.to_json(),
-            "seed": self.seed,
-            "training_seconds": self.seconds,
-        }
-
-
 def variants(depths: Sequence[int]) -> list[Variant]:
     """Returns a plain and a residual network of each depth: CIFAR nets (6n+2 layers), or ImageNet's of 18 and 34.
 
@@ -241,16 +141,11 @@ def variants(depths: Sequence[int]) -> list[Variant]:
 def experiment_data(spec: str, seed: int) -> tuple[TrainingData, PictureSet]:
     """Returns what every network learns from, and what it is tested on.
 
-    Args:
-        spec: Pictures, as ``open_training_data`` takes them. Where they have no test (or validation) split, a tenth of
-            every class is held out as one.
-        seed: Decides what is held out.
+    Where the pictures have no test (or validation) split, a tenth of every class is held out as one, by the seed.
 
     Raises:
         BadData: The pictures are not there, or not fit for training.
     """
-    from resnet_onnx.training.splits import TrainingData, open_training_data
-
     data = open_training_data(spec)
     if data.test is None:
         data = data.with_validation(_HELD_OUT, seed)
@@ -271,7 +166,7 @@ def run(
     A second call with the same plan goes on where the first one was stopped.
 
     Args:
-        plan: Of the experiment.
+        plan: Decides the experiment.
         log: Called with a line of text.
         progress: Called with a network's name and where its training stands.
         status: Called with what is being done between and after the trainings.
@@ -281,8 +176,6 @@ def run(
         CheckFailed: A training diverged.
         FileProblem: The folder can't be written.
     """
-    from resnet_onnx.reproduction.curves import Curve, draw, write_csv
-    from resnet_onnx.reproduction.predictions import Predictor
     from resnet_onnx.training.device import limited_threads
 
     figure, table = plan.out / FIGURE, plan.out / NUMBERS
@@ -290,8 +183,8 @@ def run(
     recipe = plan.recipe
     curves: list[Curve] = []
     predictions: dict[tuple[int, str], tuple[Predictions, Predictions]] = {}
-    preprocessing = plan.variants[0].entry.preprocessing
-    predictor = Predictor(plan.data.train, plan.test, preprocessing, device=plan.device, workers=plan.workers)
+    sets, preprocessing = {"train": plan.data.train, "test": plan.test}, plan.variants[0].entry.preprocessing
+    predictor = Predictor(sets, preprocessing, device=plan.device, workers=plan.workers)
     with contextlib.closing(predictor), limited_threads(plan.threads):
         for number, variant in enumerate(plan.variants, 1):
             name = variant.entry.name
@@ -307,32 +200,45 @@ def run(
     costs = _measure_cost(plan, status) if plan.runtimes else []
     reproduced, verdict = conclude(comparisons)
     result = Degradation(
+        data=plan.spec,
         rows=[
             _variant_result(variant, curve, predictions[variant.depth, variant.kind], plan.out)
             for variant, curve in zip(plan.variants, curves, strict=True)
         ],
-        comparisons=comparisons,
-        reproduced=reproduced,
         verdict=verdict,
-        costs=costs,
-        plot=figure,
-        csv=table,
-        recipe=recipe,
+        reproduced=reproduced,
+        comparisons=comparisons,
+        shortcut_cost=costs,
+        plot=str(figure),
+        csv=str(table),
+        recipe=recipe.to_json(),
         seed=plan.seed,
-        seconds=sum(map(_seconds, curves)),
+        training_seconds=sum(map(_seconds, curves)),
     )
-    files.write_json(plan.out / RESULT, result.to_json())
+    values = dataclasses.asdict(result)
+    files.write_json(plan.out / RESULT, {name: values[name] for name in values if name not in ("experiment", "data")})
     return result
 
 
-def conclude(comparisons: Sequence[Comparison]) -> tuple[bool | None, str]:
+def sentence(found: DepthComparison) -> str:
+    """Returns a comparison in words, with the figures."""
+    what = (
+        f"{found.kind} {found.deep} has {100 * found.deep_error:.2f} % {found.pictures_of} error, "
+        f"{found.kind} {found.shallow} has {100 * found.shallow_error:.2f} %"
+    )
+    low, high = (100 * bound for bound in found.ci95)
+    verdict = "undecided" if found.outcome == "undecided" else f"the deeper one is {found.outcome}"
+    return f"{what}: {verdict} ({100 * found.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f})"
+
+
+def conclude(comparisons: Sequence[DepthComparison]) -> tuple[bool | None, str]:
     """Returns whether the paper's claim came out, and the verdict in words.
 
     The claim (section 4.2): more layers raise the training error of plain networks and lower that of residual ones.
     """
-    on_training = {c.kind: c for c in comparisons if c.pictures == "training"}
+    on_training = {c.kind: c for c in comparisons if c.pictures_of == "training"}
     plain, residual = on_training["plain"], on_training["residual"]
-    outcomes = plain.difference.outcome, residual.difference.outcome
+    outcomes = plain.outcome, residual.outcome
     reproduced: bool | None = None
     if outcomes == ("worse", "better"):
         reproduced = True
@@ -343,7 +249,7 @@ def conclude(comparisons: Sequence[Comparison]) -> tuple[bool | None, str]:
         False: "Not what the paper found",
         None: "Undecided",
     }[reproduced]
-    return reproduced, f"{heading}: {plain.sentence()}; {residual.sentence()}."
+    return reproduced, f"{heading}: {sentence(plain)}; {sentence(residual)}."
 
 
 def _train(
@@ -355,7 +261,6 @@ def _train(
     progress: Callable[[str, Progress], None],
 ) -> TrainingResult:
     from resnet_onnx.training.loop import train
-    from resnet_onnx.training.plan import TrainingPlan
 
     name = variant.entry.name
     announced = False
@@ -368,7 +273,7 @@ def _train(
             forecast.record_epoch(name, step.finished)
             if not announced:
                 announced = True
-                if line := _forecast_line(forecast):
+                if line := forecast.line():
                     log(line)
         progress(name, step)
 
@@ -402,33 +307,21 @@ def _train(
     return result
 
 
-def _forecast_line(forecast: Forecast) -> str:
-    seconds, peak = forecast.seconds_left(), forecast.peak_bytes()
-    parts = [f"still about {duration(seconds)} of training, all networks together" if seconds else ""]
-    if peak is not None:
-        parts.append(f"memory at its peak about {peak / 2**30:.1f} GiB")
-    return " · ".join(filter(None, parts))
-
-
 def _seconds(curve: Curve) -> float:
     return sum(epoch["seconds"] + epoch["test_seconds"] for epoch in curve.epochs)
 
 
 def _compare(
     depths: Sequence[int], predictions: Mapping[tuple[int, str], tuple[Predictions, Predictions]]
-) -> list[Comparison]:
-    from resnet_onnx.reproduction.significance import paired_difference
-
+) -> list[DepthComparison]:
     shallow, deep = min(depths), max(depths)
     return [
-        Comparison(
+        paired_difference(
+            predictions[shallow, kind][index].correct,
+            predictions[deep, kind][index].correct,
             kind=kind,
-            pictures=which,
-            shallow=shallow,
-            deep=deep,
-            difference=paired_difference(
-                predictions[shallow, kind][index].correct, predictions[deep, kind][index].correct
-            ),
+            pictures_of=which,
+            depths=(shallow, deep),
         )
         for kind, (index, which) in itertools.product(KINDS, enumerate(("training", "test")))
     ]
@@ -437,8 +330,6 @@ def _compare(
 def _variant_result(
     variant: Variant, curve: Curve, predictions: tuple[Predictions, Predictions], out: Path
 ) -> DegradationRow:
-    from resnet_onnx.reproduction.significance import error_interval
-
     counts = count(variant.entry.config, variant.entry.image_size)
     training, test = predictions
     last = curve.epochs[-1]
@@ -463,8 +354,6 @@ def _variant_result(
 
 
 def _measure_cost(plan: DegradationPlan, status: Log) -> list[ShortcutCost]:
-    from resnet_onnx.reproduction.shortcut import measure_cost
-
     models = {}
     for variant in plan.variants:
         name = variant.entry.name

@@ -60,6 +60,14 @@ class Forecast:
         kept = {entry.name: _activity(entry)[1] for entry in self.entries}
         return self._idle_bytes + round(max(0, peak - self._idle_bytes) * max(kept.values()) / kept[name])
 
+    def line(self) -> str:
+        """Returns both in words; "" where neither is known."""
+        seconds, peak = self.seconds_left(), self.peak_bytes()
+        parts = [f"still about {duration(seconds)} of training, all networks together" if seconds else ""]
+        if peak is not None:
+            parts.append(f"memory at its peak about {peak / 2**30:.1f} GiB")
+        return " · ".join(filter(None, parts))
+
 
 def _activity(entry: CatalogEntry) -> tuple[int, int]:
     """Returns multiply-adds, and values that layers hand on and training keeps, for one picture."""

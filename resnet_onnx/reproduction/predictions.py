@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.training.checkpoint import read_checkpoint
+from resnet_onnx.training.splits import names_sha256
 from runtimes import files
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "answers.json"
 """Beside the checkpoint's folder."""
-
-Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,8 +66,8 @@ class PredictionCache:
     What was computed before is read back where it is of the same weights and pictures; a damaged file is written anew.
 
     Args:
-        checkpoint: The checkpoint's folder.
-        path: Where the predictions are kept.
+        checkpoint: Its folder.
+        path: The file.
     """
 
     def __init__(self, checkpoint: Path, path: Path) -> None:
@@ -106,18 +106,12 @@ class PredictionCache:
 class Predictor:
     """Computes predictions on two sets of pictures, which are loaded when first used and kept for the next network.
 
-    Args:
-        train: The training pictures.
-        test: The test pictures.
-        preprocessing: Of every network.
-        device: As ``TrainingPlan.device``.
-        workers: As ``TrainingPlan.workers``.
+    `device` and `workers` are as in ``TrainingPlan``.
     """
 
     def __init__(
         self,
-        train: PictureSet,
-        test: PictureSet,
+        sets: Mapping[str, PictureSet],
         preprocessing: Preprocessing,
         *,
         device: str | None,
@@ -125,12 +119,11 @@ class Predictor:
     ) -> None:
         from resnet_onnx.training.distributed import SINGLE_PROCESS
 
-        self._sets: dict[Split, PictureSet] = {"train": train, "test": test}
-        self._preprocessing, self._workers = preprocessing, workers
+        self._sets, self._preprocessing, self._workers = sets, preprocessing, workers
         self._device = SINGLE_PROCESS.device(device)
-        self._loaders: dict[Split, Loader] = {}
+        self._loaders: dict[str, Loader] = {}
 
-    def predict(self, module: nn.Module, split: Split) -> Predictions:
+    def predict(self, module: nn.Module, split: str) -> Predictions:
         """Returns a network's predictions, in fp32, on unchanged pictures, batch norm in evaluation mode."""
         from resnet_onnx.training.augmentation import Normaliser
         from resnet_onnx.training.validation import predictions
@@ -141,8 +134,6 @@ class Predictor:
 
     def of_checkpoint(self, checkpoint: Path) -> tuple[Predictions, Predictions]:
         """Returns a checkpoint's predictions on the training and on the test pictures, and keeps them beside it."""
-        from resnet_onnx.training.splits import names_sha256
-
         cache = PredictionCache(checkpoint, checkpoint.parent / PREDICTIONS)
         module: nn.Module | None = None
         found = []
@@ -162,11 +153,11 @@ class Predictor:
         for split in self._sets:
             self._close(split)
 
-    def _close(self, split: Split) -> None:
+    def _close(self, split: str) -> None:
         if split in self._loaders:
             self._loaders.pop(split).close()
 
-    def _loader(self, split: Split) -> Loader:
+    def _loader(self, split: str) -> Loader:
         from resnet_onnx.training.loaders import loading_workers, open_loader
 
         if split not in self._loaders:

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.parity.proportions import paired_interval, share_interval
+from resnet_onnx.results.reproduce import DepthComparison
 
 SIGNIFICANCE = 0.05
 """Of the test; the intervals are of 95 %."""
 
-Outcome = Literal["worse", "better", "undecided"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The deeper network against the shallower one, on the same pictures.
-
-    Attributes:
-        shallow_error: Share of the pictures that the shallower one gets wrong, 0 to 1.
-        deep_error: Of the deeper one.
-        ci95: Interval of ``deep_error − shallow_error``.
-        p_value: Probability that chance alone splits the pictures on which they differ at least as unevenly.
-        outcome: The deeper one is ``worse`` or ``better`` where ``p_value`` is at most 5 % and the interval leaves zero
-            out, otherwise ``undecided``.
-        pictures: How many.
-    """
-
-    shallow_error: float
-    deep_error: float
-    ci95: tuple[float, float]
-    p_value: float
-    outcome: Outcome
-    pictures: int
-
-    @property
-    def difference(self) -> float:
-        """How much more of the pictures the deeper one gets wrong."""
-        return self.deep_error - self.shallow_error
-
-
-def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Difference:
+def paired_difference(
+    shallow: NDArray[np.bool_], deep: NDArray[np.bool_], *, kind: str, pictures_of: str, depths: tuple[int, int]
+) -> DepthComparison:
     """Compares two networks on the same pictures by those on which exactly one of them is right.
 
     Of these n pictures, k are lost by the deeper one; were both equally good, each would fall to either side like a
@@ -53,6 +24,13 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
     Args:
         shallow: bool [pictures], whether the shallower network's predictions are correct.
         deep: bool [pictures], the deeper one's, in the same order.
+        kind: Of both networks.
+        pictures_of: ``training`` or ``test``.
+        depths: Of the shallower and of the deeper one.
+
+    Returns:
+        An `outcome` of ``worse`` or ``better`` where the `p_value`, the probability that chance alone splits the n
+        pictures at least as unevenly, is at most 5 % and the interval leaves zero out; otherwise ``undecided``.
 
     Raises:
         ValueError: They are not about the same number of pictures, or about none.
@@ -64,12 +42,18 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
     lost, won = int((shallow & ~deep).sum()), int((~shallow & deep).sum())
     p_value = float(stats.binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
     low, high = paired_interval(lost, won, shallow.size)
-    outcome: Outcome = "undecided"
+    outcome = "undecided"
     if p_value <= SIGNIFICANCE and not low <= 0 <= high:
         outcome = "worse" if lost > won else "better"
-    return Difference(
-        shallow_error=float((~shallow).mean()),
-        deep_error=float((~deep).mean()),
+    shallow_error, deep_error = float((~shallow).mean()), float((~deep).mean())
+    return DepthComparison(
+        kind=kind,
+        pictures_of=pictures_of,
+        shallow=depths[0],
+        deep=depths[1],
+        shallow_error=shallow_error,
+        deep_error=deep_error,
+        difference=deep_error - shallow_error,
         ci95=(low, high),
         p_value=p_value,
         outcome=outcome,
@@ -78,9 +62,5 @@ def paired_difference(shallow: NDArray[np.bool_], deep: NDArray[np.bool_]) -> Di
 
 
 def error_interval(correct: NDArray[np.bool_]) -> tuple[float, float]:
-    """Returns the 95 % interval of an error, 0 to 1: of pictures like these, for this network.
-
-    Args:
-        correct: bool [pictures], at least one.
-    """
+    """Returns the 95 % interval of an error, 0 to 1, of pictures like these, from bool [pictures], at least one."""
     return share_interval(int((~correct).sum()), correct.size)

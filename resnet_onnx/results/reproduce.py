@@ -14,18 +14,12 @@ class DegradationRow:
     """The figures of one network, after its last epoch.
 
     Attributes:
-        model: Its name.
         kind: ``plain`` or ``residual``.
         depth: Weighted layers.
-        parameters: Of the network.
         multiply_adds: For one picture.
-        epochs: Trained.
-        steps: Trained.
         training_error: On unchanged training pictures, 0 to 1.
-        training_error_ci95: Its 95 % interval.
         training_loss: Mean cross-entropy on them.
         test_error: On the test pictures, 0 to 1.
-        test_error_ci95: Its 95 % interval.
         test_loss: Mean cross-entropy on them.
         seconds: Of training, tests after each epoch included.
         images_per_second: Of the last epoch's training.
@@ -55,7 +49,10 @@ class DepthComparison:
     """The deepest network of a kind against the shallowest.
 
     Attributes:
+        kind: ``plain`` or ``residual``.
         pictures_of: ``training`` or ``test``.
+        shallow: Depth of the shallowest.
+        deep: Depth of the deepest.
         difference: How much more of the pictures the deeper one gets wrong.
         ci95: Its interval.
         p_value: Of the exact McNemar test.
@@ -80,11 +77,7 @@ class ShortcutCost:
     """One runtime at one batch size, for one depth.
 
     Attributes:
-        depth: Weighted layers of both networks.
-        runtime: Where.
-        batch: Pictures a run.
-        plain_images_per_second: Images per second of the plain network, or None where it could not be measured.
-        residual_images_per_second: Of the residual one.
+        plain_images_per_second: Of the plain network; None where it could not be measured, as in the next two fields.
         ratio: Residual over plain; below 1, the shortcut costs something.
         ci95: Of the ratio; None where there were too few samples.
         doubts: Why the two are not stable measurements, or what went wrong; empty where nothing is in doubt.
@@ -105,9 +98,16 @@ class Degradation(Document):
     """The experiment on plain and residual networks of several depths.
 
     Attributes:
-        reproduced: Whether the paper's claim came out; None where it is undecided.
+        rows: The figures of every network.
+        verdict: In words.
+        reproduced: Whether the paper's claim came out: the deeper plain network has more training error, the deeper
+            residual one less. False where the opposite of either came out, None where one is undecided.
+        comparisons: Deep against shallow by kind, on training and on test pictures.
+        shortcut_cost: In throughput; empty where it was not measured.
         plot: The figure.
         csv: The numbers of every epoch.
+        recipe: As it was used.
+        training_seconds: Over all networks, tests after each epoch included.
     """
 
     kind: ClassVar[str] = "reproduce"
@@ -128,7 +128,14 @@ class Degradation(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class CountedStage:
-    """The convolutions whose output has one size, as counted."""
+    """The convolutions whose output has one size, as counted.
+
+    Attributes:
+        output: Height and width, pixels.
+        convolutions: On the main path; projections on shortcuts are not counted.
+        channels: Going out.
+        multiply_adds: For one picture, projections included.
+    """
 
     output: tuple[int, int]
     convolutions: int
@@ -146,7 +153,13 @@ class PrintedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class CountedNetwork:
-    """One network of table 1, counted, beside what is printed; `differs` says in what it does."""
+    """One network of table 1, counted, beside what is printed.
+
+    Attributes:
+        difference: Of the multiply-adds, as a share of those printed.
+        convention: Which way of counting gives the printed multiply-adds; None where none does, or none are printed.
+        differs: What is counted here and printed otherwise, in words.
+    """
 
     model: str
     layers: int

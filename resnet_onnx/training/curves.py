@@ -28,23 +28,16 @@ def check_format(path: Path) -> None:
 def draw(history: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Draws error and loss against epochs, for training and validation, and the learning rate below.
 
-    Args:
-        history: As ``TrainingResult.epochs``.
-        path: Where to; its ending decides the format.
-        title: Over the picture.
-
     Raises:
-        UsageError: The ending names no format.
+        UsageError: The ending of `path`, which decides the format, is not one of ``FORMATS``.
         FileProblem: It can't be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     check_format(path)
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9.6, 4.4), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, height_ratios=[4, 1])
     error, loss = (figure.add_subplot(grid[0, column]) for column in (0, 1))
     rate = figure.add_subplot(grid[1, :])
