@@ -12,10 +12,10 @@ import numpy as np
 from resnet_onnx import workflow
 from resnet_onnx.report.words import counted
 from resnet_onnx.results.bench import Bench
-from resnet_onnx.results.commands import Demo, DemoParity, DemoPredicted, DemoSpeed, EpochRecord
+from resnet_onnx.results.commands import Demo, DemoParity, DemoPredicted, DemoSpeed
 from resnet_onnx.results.document import Saved
 from resnet_onnx.results.parity import Parity
-from resnet_onnx.results.writing import typed, write
+from resnet_onnx.results.writing import write
 from runtimes import registry
 
 if TYPE_CHECKING:
@@ -178,12 +178,12 @@ def _sections(trained: TrainingResult, picture: Path) -> list[Section]:
             columns=["epoch", "training loss", "validation %", "img/s"],
             rows=[
                 [
-                    str(epoch.epoch),
-                    f"{epoch.train_loss:.4f}",
-                    "–" if epoch.validation_top1 is None else f"{100 * epoch.validation_top1:.1f}",
-                    f"{epoch.images_per_second:.0f}",
+                    str(epoch["epoch"]),
+                    f"{epoch['train_loss']:.4f}",
+                    "–" if epoch["validation_top1"] is None else f"{100 * epoch['validation_top1']:.1f}",
+                    f"{epoch['images_per_second']:.0f}",
                 ]
-                for epoch in (typed(EpochRecord, figures) for figures in trained.epochs)
+                for epoch in trained.epochs
             ],
         ),
     ]

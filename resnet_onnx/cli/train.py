@@ -181,7 +181,7 @@ def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tenso
 
 
 def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path | None, *, processes: int) -> Train:
-    from resnet_onnx.results.commands import BestEpoch, EpochRecord, Train
+    from resnet_onnx.results.commands import EpochRecord, Train
     from resnet_onnx.results.document import SkippedPicture
     from resnet_onnx.results.writing import typed
 
@@ -189,7 +189,7 @@ def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path 
         checkpoint=str(result.checkpoint),
         last=str(result.last),
         epochs=[typed(EpochRecord, epoch) for epoch in result.epochs],
-        best=typed(BestEpoch, result.best),
+        best=result.best,
         test_top1=result.test_top1,
         images_per_second=result.images_per_second,
         resumed_from=result.resumed_from,
@@ -249,13 +249,14 @@ def _batch(used: Recipe, recipe: Recipe, group: ProcessGroup) -> str:
 
 def _print(terminal: Terminal, found: Train) -> None:
     """Prints the result of the training for people."""
-    if found.resumed_from is not None and not any(epoch.epoch > found.resumed_from for epoch in found.epochs):
+    if found.resumed_from is not None and not any(epoch["epoch"] > found.resumed_from for epoch in found.epochs):
         terminal.note("the training was complete already; nothing was done")
     for skipped in found.skipped:
         terminal.note(f"left out: {skipped.image}: {skipped.reason}")
     best = found.best
-    chosen = "the last epoch" if best.top1 is None else f"{100 * best.top1:.2f} % on validation pictures"
-    terminal.line(f"Best: epoch {best.epoch}, {chosen} · training loss at the end {found.epochs[-1].train_loss:.4f}")
+    chosen = "the last epoch" if best["top1"] is None else f"{100 * best['top1']:.2f} % on validation pictures"
+    loss = found.epochs[-1]["train_loss"]
+    terminal.line(f"Best: epoch {best['epoch']}, {chosen} · training loss at the end {loss:.4f}")
     if found.skipped:
         terminal.line(f"Left out because they can't be read: {len(found.skipped)}")
     if found.test_top1 is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from resnet_onnx.results.convert import Export
 from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture, check_ends
@@ -12,15 +12,17 @@ from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus
 # ---- train -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
+class EpochRecord(TypedDict):
     """The figures of one epoch; accuracies are shares, times are of the training pass.
 
     Attributes:
+        epoch: From 1.
+        steps: Of this epoch.
+        train_loss: Mean over the steps.
         train_top1: On augmented pictures, while training.
         input_seconds: Spent waiting for pictures and changing them.
         learning_rate: Of the last step.
-        validation_top1: None where nothing is held out.
+        validation_loss: Mean cross-entropy; None where nothing is held out, as the accuracy is.
     """
 
     epoch: int
@@ -35,8 +37,7 @@ class EpochRecord:
     validation_top1: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BestEpoch:
+class BestEpoch(TypedDict):
     """The epoch that was chosen; `top1` is None where nothing is held out."""
 
     epoch: int

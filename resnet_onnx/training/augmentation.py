@@ -36,12 +36,7 @@ def seed_for(seed: int, *path: object) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The part of a step's batch that this process trains on.
-
-    Attributes:
-        first: Index of its first picture in the batch.
-        total: Pictures of the batch.
-    """
+    """The part of a step's batch of `total` pictures that this process trains on, from index `first` on."""
 
     first: int
     total: int
@@ -56,15 +51,17 @@ def augment(
 ) -> torch.Tensor:
     """Pads and crops, and flips, each picture of a batch by its own random numbers.
 
+    The generator, on the CPU, is drawn from in the same way whatever the device and the number of processes.
+
     Args:
         pictures: uint8 [batch, channel, height, width].
         recipe: Decides what is done.
         fill: uint8 [channel], the colour that is padded with.
-        generator: On the CPU; drawn from in the same way whatever the device and the number of processes.
-        shard: Of the step's batch; None where `pictures` are all of it.
+        generator: Draws them.
+        shard: None where `pictures` are all of the step's batch.
 
     Returns:
-        uint8 [batch, channel, height, width] on the same device.
+        As `pictures`, on the same device.
     """
     count, channels, height, width = pictures.shape
     shard = shard or Shard(first=0, total=count)
@@ -84,14 +81,8 @@ def augment(
 def colour_shift(pictures: torch.Tensor, recipe: Recipe, generator: torch.Generator, shard: Shard) -> torch.Tensor:
     """Returns what each picture's colour is shifted by (Krizhevsky, Sutskever, Hinton 2012, section 4.1).
 
-    Args:
-        pictures: [batch, channel, height, width]; only their number and device matter.
-        recipe: Decides how strongly.
-        generator: On the CPU.
-        shard: Of the step's batch.
-
     Returns:
-        float32 [batch, channel, 1, 1], in shares of white.
+        float32 [batch, channel, 1, 1], in shares of white, on the device of the `pictures`.
     """
     strength = recipe.colour * torch.randn(3, shard.total, generator=generator)
     shift = torch.tensor(COLOUR_VECTORS) @ (torch.tensor(COLOUR_VALUES).view(3, 1) * strength)
@@ -115,11 +106,8 @@ def mix(
     """
     from torchvision.transforms import v2
 
-    transforms: list[Any] = []
-    if recipe.mixup:
-        transforms.append(v2.MixUp(alpha=recipe.mixup, num_classes=classes))
-    if recipe.cutmix:
-        transforms.append(v2.CutMix(alpha=recipe.cutmix, num_classes=classes))
+    kinds: tuple[tuple[Any, float], ...] = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
+    transforms = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
     with _seeded(seed):
         transform = transforms[int(torch.randint(len(transforms), ()))]
         mixed: tuple[torch.Tensor, torch.Tensor] = transform(inputs, labels)
@@ -150,15 +138,7 @@ class Normaliser:
 
 
 class BatchAugmentation:
-    """What a recipe changes in the batches of one epoch: crop and flip, normalisation, colour, mixing.
-
-    Args:
-        recipe: Decides what is done.
-        normaliser: Of the network.
-        classes: Of the data set.
-        generator: Of the epoch, on the CPU; drawn from in the same way whatever the number of processes.
-        shard: The part of each batch that is given.
-    """
+    """What a recipe changes in the batches of one epoch: crop and flip, normalisation, colour, mixing."""
 
     def __init__(
         self, recipe: Recipe, normaliser: Normaliser, classes: int, generator: torch.Generator, shard: Shard
@@ -170,12 +150,7 @@ class BatchAugmentation:
     def __call__(
         self, pictures: torch.Tensor, labels: torch.Tensor, *, mix_seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the network's inputs and targets for the next batch.
-
-        Args:
-            pictures: uint8 [batch, channel, height, width].
-            labels: int64 [batch].
-            mix_seed: Decides what is mixed with what.
+        """Returns the network's inputs and targets for uint8 [batch, channel, height, width] and int64 [batch].
 
         Returns:
             float32 [batch, channel, height, width], and `labels`, or float32 [batch, classes] where pictures are mixed.
@@ -194,14 +169,8 @@ def augmented_picture(
 ) -> torch.Tensor:
     """Applies what a recipe changes in a picture while it is loaded: crops that need all of it, and RandAugment.
 
-    Args:
-        picture: uint8 [height, width, 3].
-        preprocessing: Has the size and the filter.
-        recipe: Decides what is done.
-        seed: Decides it.
-
     Returns:
-        uint8 [3, size, size].
+        uint8 [3, size, size] of the uint8 [height, width, 3] given, as from the two functions below.
     """
     if recipe.crop == "resized":
         cut = random_resized_crop(picture, preprocessing, recipe.smallest_area, seed)
@@ -222,14 +191,7 @@ def random_resized_crop(
 ) -> torch.Tensor:
     """Cuts a random box out of a picture and scales it to the network's size (arXiv:1409.4842, section 6).
 
-    Args:
-        picture: uint8 [height, width, 3].
-        preprocessing: Has the size and the filter.
-        smallest_area: Least share of the picture's area that the box covers.
-        seed: Decides the box.
-
-    Returns:
-        uint8 [3, size, size].
+    The box covers at least a share of `smallest_area` of the picture.
     """
     height, width = picture.shape[:2]
     box = _random_box(height, width, smallest_area, np.random.default_rng(seed))
@@ -241,14 +203,7 @@ def random_scaled_crop(
 ) -> torch.Tensor:
     """Scales a picture so that its shorter side has a random length, and cuts a random square (arXiv:1512.03385, 3.4).
 
-    Args:
-        picture: uint8 [height, width, 3].
-        preprocessing: Has the size and the filter.
-        shorter_side: Bounds of that length, pixels, both included; at least the network's size.
-        seed: Decides length and place.
-
-    Returns:
-        uint8 [3, size, size].
+    `shorter_side` has the bounds of that length in pixels, both included; at least the network's size.
     """
     rng, size = np.random.default_rng(seed), preprocessing.image_size
     height, width = picture.shape[:2]

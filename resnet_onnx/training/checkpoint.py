@@ -40,6 +40,7 @@ BEST, LAST = "best", "last"
 
 FORMAT = "resnet-onnx checkpoint"
 VERSION = 1
+_OTHER_CHECKPOINT = "use another checkpoint of the run ('best' or 'last'), or train again"
 LARGEST_RECORD_BYTES = 64 * 2**20
 """No record that a training writes is larger, so a larger file is not parsed."""
 
@@ -51,10 +52,7 @@ class Checkpoint:
     """A verified checkpoint.
 
     Attributes:
-        folder: Where it lies.
         name: The network's catalog name.
-        config: The network's architecture.
-        preprocessing: How the network wants its pictures.
         labels: Class names in the order of the outputs, or None.
         recipe: The resolved recipe, as ``Recipe.to_json`` returns it.
         epoch: Epochs trained.
@@ -143,18 +141,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointContent:
-    """What a checkpoint is written from.
+    """What a checkpoint is written from: the fields of a ``Checkpoint``, of finite numbers, and the tensors.
 
     Attributes:
-        name: The network's catalog name.
-        config: The network's architecture.
-        preprocessing: How the network wants its pictures.
-        labels: Class names in the order of the outputs, or None.
         module_state: The network's ``state_dict``.
-        recipe: The resolved recipe, as ``Recipe.to_json`` returns it.
-        epoch: Epochs trained.
-        metrics: Figures of this epoch; finite.
-        progress: What a resumed training needs beside tensors; plain JSON.
         optimizer_state: The optimizer's ``state_dict``, where training is to go on from here.
         rng_state: States of the random number generators, where training is to go on from here.
     """
@@ -175,10 +165,6 @@ class CheckpointContent:
 def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
     """Writes a checkpoint in one step; a kill at any moment leaves the old one or the new one.
 
-    Args:
-        folder: The checkpoint's folder; an older checkpoint there is replaced.
-        content: What is written.
-
     Raises:
         FileProblem: The folder can't be written; the old checkpoint is intact.
     """
@@ -186,11 +172,10 @@ def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
 
     from resnet_onnx import __version__
 
-    optimizer_tensors: Tensors = {}
-    optimizer_state, structure = content.optimizer_state, None
+    structure, optimizer_tensors = None, Tensors()
     parts: dict[str, Mapping[str, torch.Tensor]] = {MODEL: content.module_state}
-    if optimizer_state is not None:
-        structure = _take_apart(optimizer_state, "optimizer", optimizer_tensors)
+    if content.optimizer_state is not None:
+        structure = _take_apart(content.optimizer_state, "optimizer", optimizer_tensors)
         parts[OPTIMIZER] = optimizer_tensors
     if content.rng_state is not None:
         parts[RNG] = content.rng_state
@@ -205,7 +190,7 @@ def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
                 "name": content.name,
                 "config": config_to_json(content.config),
                 "preprocessing": content.preprocessing.to_json(),
-                "labels": None if content.labels is None else list(content.labels),
+                "labels": content.labels,
             },
             "recipe": dict(content.recipe),
             "epoch": content.epoch,
@@ -215,13 +200,8 @@ def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
             "files": listed,
         }
         values = json.loads(json.dumps(values, allow_nan=False))  # what a reader will see, keys and all
-        record = {
-            "format": FORMAT,
-            "version": VERSION,
-            "tool": __version__,
-            "sha256": _digest(values),
-            "content": values,
-        }
+        head = {"format": FORMAT, "version": VERSION, "tool": __version__}
+        record = {**head, "sha256": _digest(values), "content": values}
         text = json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         (draft / RECORD).write_bytes(text.encode())
 
@@ -250,9 +230,6 @@ def find_checkpoint(path: Path) -> Path:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads and verifies a checkpoint: every file is there and has the size and SHA-256 that were written.
 
-    Args:
-        folder: The checkpoint's folder, as ``find_checkpoint`` returns it.
-
     Raises:
         BadWeights: Something is missing, damaged or foreign; the message names the file.
     """
@@ -274,8 +251,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
             raise BadWeights(f"{path} is too large to be a checkpoint's record")
     except OSError as error:
         raise BadWeights(f"{folder} is not a checkpoint: can't read {RECORD} ({error.strerror})") from error
-    damaged = f"{path} is damaged"
-    fix = "use another checkpoint of the run ('best' or 'last'), or train again"
+    damaged, fix = f"{path} is damaged", _OTHER_CHECKPOINT
     try:
         record = json.loads(_read(path).decode())
     except (ValueError, RecursionError) as error:
@@ -321,15 +297,15 @@ def _verified(folder: Path, content: dict[str, Any]) -> Checkpoint:
 
 
 def _check_file(path: Path, digest: str, size: int) -> None:
-    fix = "use another checkpoint of the run ('best' or 'last'), or train again"
     try:
         found = path.stat().st_size
-        if found != size:
-            raise BadWeights(f"{path} is damaged: it has {found} bytes, {size} were written", fix=fix)
-        if files.sha256_file(path) != digest:
-            raise BadWeights(f"{path} is damaged: its SHA-256 is not the one it was written with", fix=fix)
+        damage = f"it has {found} bytes, {size} were written" if found != size else ""
+        if not damage and files.sha256_file(path) != digest:
+            damage = "its SHA-256 is not the one it was written with"
     except OSError as error:
-        raise BadWeights(f"can't read {path}: {error.strerror or error}", fix=fix) from error
+        raise BadWeights(f"can't read {path}: {error.strerror or error}", fix=_OTHER_CHECKPOINT) from error
+    if damage:
+        raise BadWeights(f"{path} is damaged: {damage}", fix=_OTHER_CHECKPOINT)
 
 
 def _read(path: Path) -> bytes:

@@ -14,13 +14,7 @@ from runtimes.errors import OutOfMemory, RuntimeUnavailable, UsageError, is_out_
 
 
 def select_device(recipe: Recipe, entry: CatalogEntry, name: str | None, group: ProcessGroup) -> torch.device:
-    """Returns the device of a name, for a recipe and a network that it can train.
-
-    Args:
-        recipe: Of the training.
-        entry: The network.
-        name: As ``ProcessGroup.device`` takes it.
-        group: The processes of the training.
+    """Returns the device of a name, as ``ProcessGroup.device``, for a recipe and a network that it can train.
 
     Raises:
         UsageError: The recipe does not fit the network, the device or the number of processes.
@@ -61,8 +55,7 @@ def supports_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is faster than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 @contextlib.contextmanager

@@ -14,10 +14,7 @@ from runtimes.errors import UsageError
 def freeze(module: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     """Turns off the gradients of the parameters that the patterns match.
 
-    Args:
-        module: The network.
-        patterns: Shell patterns of parameters (``conv1.weight``) or modules (``layer[12]``), all of whose
-            parameters then match.
+    A shell pattern matches parameters (``conv1.weight``), or modules (``layer[12]``) with all of their parameters.
 
     Returns:
         The batch norms whose parameters are all frozen: they must be kept in evaluation mode, so that their statistics

@@ -3,71 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
 
 from resnet_onnx.report.tables import csv_text
+from resnet_onnx.results.commands import BestEpoch, EpochRecord
 
 COLUMNS = (
-    "epoch",
-    "steps",
-    "learning_rate",
-    "train_loss",
-    "train_top1",
-    "validation_loss",
-    "validation_top1",
-    "seconds",
-    "input_seconds",
-    "images_per_second",
-)
+    "epoch", "steps", "learning_rate", "train_loss", "train_top1", "validation_loss", "validation_top1",
+    "seconds", "input_seconds", "images_per_second",
+)  # fmt: skip
 """Of the table, in this order; accuracies are shares, times are of the training pass."""
 
 
-class EpochRow(TypedDict):
-    """The figures of one epoch, in the order in which a checkpoint keeps them.
+class EpochRow(EpochRecord, total=False):
+    """An epoch as a checkpoint keeps it; experiments add the test that they do after it, `test_seconds` long."""
 
-    Attributes:
-        epoch: From 1.
-        steps: Of this epoch.
-        train_loss: Mean over the steps.
-        train_top1: On augmented pictures, while training; 0 to 1.
-        seconds: Of the training pass.
-        images_per_second: Of the training pass.
-        input_seconds: Of it, spent on waiting for pictures and on augmenting them.
-        learning_rate: Of the last step.
-        validation_loss: Mean cross-entropy on the validation pictures, or None.
-        validation_top1: Accuracy on them, 0 to 1, or None.
-        test_top1: Accuracy on the test pictures, in experiments that compute it after every epoch.
-        test_loss: Mean cross-entropy on them.
-        test_seconds: Spent on it.
-    """
-
-    epoch: int
-    steps: int
-    train_loss: float
-    train_top1: float
-    seconds: float
-    images_per_second: float
-    input_seconds: float
-    learning_rate: float
-    validation_loss: float | None
-    validation_top1: float | None
-    test_top1: NotRequired[float]
-    test_loss: NotRequired[float]
-    test_seconds: NotRequired[float]
+    test_top1: float
+    test_loss: float
+    test_seconds: float
 
 
-class BestEpoch(TypedDict):
-    """The epoch whose weights are kept as the best.
+class ValidatedBest(BestEpoch, total=False):
+    """The epoch whose weights are kept as the best, with its loss on the validation pictures, or None."""
 
-    Attributes:
-        epoch: From 1.
-        top1: Its accuracy on the validation pictures, or None.
-        loss: Its loss on them, or None.
-    """
-
-    epoch: int
-    top1: float | None
-    loss: NotRequired[float | None]
+    loss: float | None
 
 
 def history_csv(history: Sequence[EpochRow]) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from resnet_onnx.data.batches import Skipped
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.configs import NetworkConfig, with_classes
-from resnet_onnx.training.history import BestEpoch, EpochRow
+from resnet_onnx.results.commands import BestEpoch
+from resnet_onnx.training.history import EpochRow
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.splits import TrainingData
 from runtimes.errors import UsageError

@@ -23,7 +23,7 @@ from resnet_onnx.training.checkpoint import (
     write_checkpoint,
 )
 from resnet_onnx.training.distributed import ProcessGroup
-from resnet_onnx.training.history import BestEpoch, EpochRow, history_csv
+from resnet_onnx.training.history import EpochRow, ValidatedBest, history_csv
 from resnet_onnx.training.loaders import Loader, loading_workers, open_loader
 from resnet_onnx.training.plan import Progress, Stage, TrainingPlan
 from resnet_onnx.training.recipes import Recipe
@@ -73,12 +73,12 @@ class Trainer:
         self.epochs = plan.recipe.total_epochs(self.steps_per_epoch)
         self.normaliser = Normaliser(plan.entry.preprocessing, device)
         self.history: list[EpochRow] = []
-        self.best: BestEpoch = {"epoch": 0, "top1": None, "loss": None}
+        self.best: ValidatedBest = {"epoch": 0, "top1": None, "loss": None}
 
     def load_progress(self, checkpoint: Checkpoint) -> None:
         """Loads history and best epoch from a checkpoint, and makes sure that ``best`` holds the epoch it names."""
         self.history = [cast(EpochRow, dict(row)) for row in checkpoint.progress["history"]]
-        self.best = cast(BestEpoch, dict(checkpoint.progress["best"]))
+        self.best = cast(ValidatedBest, dict(checkpoint.progress["best"]))
         self.group.broadcast(lambda: self._repair_best(checkpoint))
 
     def _repair_best(self, checkpoint: Checkpoint) -> None:
