@@ -473,6 +473,14 @@ def test_streamed_pictures_train_to_the_same_bits_as_pictures_in_memory(
     assert state_bytes(tmp_path / "memory") == state_bytes(tmp_path / "stream")
 
 
+def test_a_process_without_pictures_of_its_own_gets_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "IN_MEMORY_BYTES", 0)
+    preprocessing = lookup("cifar-resnet20").preprocessing
+    loader = loaders.open_loader(open_training_data("digits").train, preprocessing, CPU, recipe=None, seed=0, workers=0)
+    assert list(loader.batches(torch.arange(0), 4, epoch=0)) == []
+    assert [len(labels) for _, labels in loader.batches(torch.arange(5), 4, epoch=0)] == [4, 1]
+
+
 def test_random_resized_crops_train_to_the_same_bits_with_and_without_workers(tmp_path: Path) -> None:
     recipe = lookup_recipe("folder").override(epochs=2, batch_size=16, precision="fp32")
     data = TrainingData(train=small_set(size=20))

@@ -101,8 +101,7 @@ class ProcessGroup:
     def device(self, name: str | None) -> torch.device:
         """Returns the device to train on; each process of a machine has its own GPU.
 
-        Args:
-            name: ``cpu``, ``cuda`` or ``cuda:N``; None selects a GPU where there is one.
+        The name is ``cpu``, ``cuda`` or ``cuda:N``; None selects a GPU where there is one.
 
         Raises:
             UsageError: No such kind of device, or one GPU named for several processes.
@@ -110,13 +109,12 @@ class ProcessGroup:
         """
         import torch
 
-        kinds = "device is cpu, cuda or cuda:N"
         try:
             device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError as error:
-            raise UsageError(f"{kinds}, not '{name}'") from error
-        if device.type not in ("cpu", "cuda"):
-            raise UsageError(f"{kinds}, not '{name}'")
+        except RuntimeError:
+            device = None
+        if device is None or device.type not in ("cpu", "cuda"):
+            raise UsageError(f"device is cpu, cuda or cuda:N, not '{name}'")
         if device.type == "cpu":
             return device
         if self.world_size > 1:
@@ -308,12 +306,7 @@ class _Raised:
 
 @final
 class _Rendezvous:
-    """The key-value stores through which the processes exchange messages.
-
-    Args:
-        store: Of these processes alone.
-        lasting_store: Outlives them, as long as torchrun runs.
-    """
+    """The key-value stores through which the processes exchange messages: theirs alone, and torchrun's lasting one."""
 
     def __init__(self, store: Store, lasting_store: Store) -> None:
         self._store = store

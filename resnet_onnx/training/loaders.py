@@ -6,7 +6,6 @@ import abc
 import contextlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from multiprocessing.context import BaseContext
 from typing import final
 
 import numpy as np
@@ -20,7 +19,7 @@ from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training.augmentation import augmented_picture, seed_for
 from resnet_onnx.training.recipes import Recipe
-from runtimes.errors import BadPicture, ToolkitError, Unavailable
+from runtimes.errors import ToolkitError, Unavailable
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Prepared pictures up to this size are kept in memory; CIFAR-10 has 0.15 GiB."""
@@ -30,18 +29,15 @@ FEW_PICTURES = 4096
 
 LOADING_BATCH = 256
 
+_START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""Workers come from a clean server process: a fork of this one would inherit the locks of its threads."""
+
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Pictures uint8 [batch, channel, height, width] and class indices int64 [batch], on the training's device."""
 
 
 class Loader(abc.ABC):
-    """Yields the pictures of a data set in any order, batch by batch.
-
-    Args:
-        labels: int64 [pictures], class indices.
-        side: Height and width of the pictures, pixels.
-        device: Where the batches are.
-    """
+    """Yields the pictures of a data set in any order, batch by batch, with labels int64 [pictures], on one device."""
 
     def __init__(self, labels: NDArray[np.int64], side: int, device: torch.device) -> None:
         self.labels = torch.from_numpy(np.ascontiguousarray(labels)).to(device)
@@ -53,10 +49,10 @@ class Loader(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
-        """Yields the pictures of `order` (int64 indices), `batch_size` at a time; the last batch may be smaller.
+        """Yields the pictures of `order`, `batch_size` at a time; the last batch may be smaller.
 
         Args:
-            order: Indices into the data set, on the CPU.
+            order: int64 indices into the data set, on the CPU.
             batch_size: Pictures in a batch.
             epoch: Decides random crops, where this loader makes them.
         """
@@ -105,7 +101,7 @@ class StreamLoader(Loader):
             batch_sampler=self._order,
             generator=torch.Generator(),  # else it draws from the generator whose state a checkpoint keeps
             num_workers=workers,
-            multiprocessing_context=_context() if workers else None,
+            multiprocessing_context=_START if workers else None,
             collate_fn=_collate,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -113,7 +109,8 @@ class StreamLoader(Loader):
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
         """Yields batches, as ``Loader.batches`` describes."""
-        self._order.batches = [[(epoch, i) for i in part.tolist()] for part in torch.split(order, batch_size)]
+        parts = torch.split(order, batch_size) if len(order) else ()
+        self._order.batches = [[(epoch, i) for i in part.tolist()] for part in parts]
         with _dead_workers_reported():
             loaded = iter(self._loader)
         while True:
@@ -142,12 +139,6 @@ def _dead_workers_reported() -> Iterator[None]:
             f"a worker process that loads pictures died ({' '.join(str(error).split())[:200]})",
             fix="it may have run out of memory: use fewer workers (0 loads in this process)",
         ) from error
-
-
-def _context() -> BaseContext:
-    """Workers come from a clean server process: a fork of this one would inherit the locks of its threads."""
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return multiprocessing.get_context(method)
 
 
 class _EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -187,20 +178,18 @@ class _PictureDataset(Dataset[_Loaded]):
 
 
 def _collate(items: Sequence[_Loaded]) -> tuple[torch.Tensor, torch.Tensor, ToolkitError | None]:
-    problem = next((item for item in items if isinstance(item, ToolkitError)), None)
-    good = [item for item in items if not isinstance(item, ToolkitError)]
-    if problem is not None or not good:
-        return torch.empty(0), torch.empty(0, dtype=torch.int64), problem or BadPicture("an empty batch")
+    good = []
+    for item in items:
+        if isinstance(item, ToolkitError):
+            return torch.empty(0), torch.empty(0, dtype=torch.int64), item
+        good.append(item)
     return torch.stack([picture for picture, _ in good]), torch.tensor([index for _, index in good]), None
 
 
 def loading_workers(requested: int | None, pictures: int, *, trainings: int = 1) -> int:
-    """Returns how many processes load a data set: as many as requested, or as its size is worth.
+    """Returns how many processes load a data set: as many as requested, or, for None, as its size is worth.
 
-    Args:
-        requested: By the user; None chooses.
-        pictures: Of the data set.
-        trainings: How many processes of this machine, this one included, load pictures at the same time.
+    So many `trainings`, this process included, load pictures on this machine at the same time.
     """
     if requested is not None:
         return requested
@@ -218,14 +207,8 @@ def open_loader(
 ) -> Loader:
     """Opens a data set for training: prepared pictures that fit are kept in memory, others are streamed.
 
-    Args:
-        dataset: The pictures.
-        preprocessing: From a picture to the network's input.
-        device: Where the batches are.
-        recipe: Decides what changes in a picture while it is loaded; None where every picture is only scaled and
-            cropped at the centre.
-        seed: Decides random crops.
-        workers: Worker processes; 0 loads in this process.
+    The recipe decides what changes in a picture while it is loaded; None where every picture is only scaled and cropped
+    at the centre. With 0 workers, this process loads.
 
     Raises:
         BadPicture: A picture can't be decoded.

@@ -37,7 +37,7 @@ def train(
     """Trains a network of the catalog on a data set; ``out/last`` after each epoch, ``out/best`` by validation.
 
     Args:
-        plan: Everything that decides the training.
+        plan: Decides everything.
         progress: Called at every step.
         after_epoch: Called with the number of an epoch, from 1, and the network, when it is trained and validated. The
             finite figures that it returns join those of the epoch. It chooses nothing and must not train.
@@ -73,11 +73,10 @@ def train(
             trainer.load_progress(checkpoint)
 
         if len(trainer.history) < trainer.epochs:
-            data = plan.data
-            train_loader = stack.enter_context(contextlib.closing(trainer.open_loader(data.train, plan.recipe)))
+            train_loader = stack.enter_context(contextlib.closing(trainer.open_loader(plan.data.train, plan.recipe)))
             validation_loader = None
-            if data.validation is not None:
-                validation_loader = stack.enter_context(contextlib.closing(trainer.open_loader(data.validation, None)))
+            if (held_out := plan.data.validation) is not None:
+                validation_loader = stack.enter_context(contextlib.closing(trainer.open_loader(held_out, None)))
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             state = trainer.initial_state(checkpoint)
             for epoch in range(len(trainer.history), trainer.epochs):

@@ -82,7 +82,6 @@ class Progress:
     """Where a training stands; given to the callback at every step.
 
     Attributes:
-        stage: What is being done.
         epoch: From 1.
         epochs: Of the whole training.
         step: Steps done in this epoch.
@@ -116,8 +115,6 @@ class TrainingResult:
         checkpoint: Folder of the best epoch by validation accuracy (the last epoch, where nothing is held out).
         last: Folder of the last epoch.
         recipe: As it was used, with every ``auto`` resolved.
-        epochs: The figures of every epoch.
-        best: ``epoch``, and ``top1`` on the validation pictures (None where nothing is held out).
         test_top1: Of the best checkpoint on the test split, computed after the choice; None without a test split.
         images_per_second: Training pictures by seconds over all epochs, without validation.
         resumed_from: The epoch after which this call went on, or None for a fresh start.

@@ -120,25 +120,16 @@ class Recipe:
         self._whole("batch_size", least=2)
         for name in ("steps", "start_steps", "patience", "pad", "randaugment", "randaugment_magnitude"):
             self._whole(name, least=0)
-        self._between("randaugment_magnitude", 0, 30)
-        self._between("start_rate", 0.0, 1000.0, without=(0.0,))
-        for name in ("colour", "mixup", "cutmix"):
-            self._between(name, 0.0, 100.0)
-        self._between("ema", 0.0, 1.0, without=(1.0,))
-        self._between("learning_rate", 0.0, 1000.0, without=(0.0,))
-        self._between("momentum", 0.0, 1.0, without=(1.0,))
-        self._between("weight_decay", 0.0, 1.0)
-        self._between("warmup", 0.0, 1.0, without=(1.0,))
-        self._between("decay", 0.0, 1.0, without=(0.0,))
-        self._between("smallest_area", 0.0, 1.0, without=(0.0,))
-        self._between("label_smoothing", 0.0, 1.0, without=(1.0,))
-        self._between("validation", 0.0, 0.9)
-        self._one_of("schedule", get_args(Schedule))
-        self._one_of("crop", get_args(Crop))
-        self._one_of("padding", get_args(Padding))
-        self._one_of("precision", get_args(Precision))
-        self._one_of("layout", get_args(Layout))
-        self._one_of("compile", get_args(Compile))
+        self._between(0, 30, "randaugment_magnitude")
+        self._between(0.0, 1000.0, "learning_rate", "start_rate", without=0.0)
+        self._between(0.0, 100.0, "colour", "mixup", "cutmix")
+        self._between(0.0, 1.0, "momentum", "ema", "warmup", "label_smoothing", without=1.0)
+        self._between(0.0, 1.0, "decay", "smallest_area", without=0.0)
+        self._between(0.0, 1.0, "weight_decay")
+        self._between(0.0, 0.9, "validation")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UsageError(f"recipe: {name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
         for name in ("nesterov", "flip", "decay_norms", "sync_batch_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"recipe: {name} is true or false, not {getattr(self, name)!r}")
@@ -161,16 +152,13 @@ class Recipe:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"recipe: {name} must be a whole number of at least {least}, not {value!r}")
 
-    def _between(self, name: str, low: float, high: float, *, without: tuple[float, ...] = ()) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high or value in without:
-            start, end = "above" if low in without else "from", "below" if high in without else "up to"
-            raise UsageError(f"recipe: {name} must be {start} {low:g} and {end} {high:g}, not {value!r}")
-
-    def _one_of(self, name: str, values: tuple[str, ...]) -> None:
-        if getattr(self, name) not in values:
-            raise UsageError(f"recipe: {name} is one of {', '.join(values)}, not {getattr(self, name)!r}")
+    def _between(self, low: float, high: float, *names: str, without: float | None = None) -> None:
+        for name in names:
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not low <= value <= high or value == without:
+                start, end = "above" if low == without else "from", "below" if high == without else "up to"
+                raise UsageError(f"recipe: {name} must be {start} {low:g} and {end} {high:g}, not {value!r}")
 
     @property
     def changes_loading(self) -> bool:
@@ -178,20 +166,12 @@ class Recipe:
         return self.crop in ("resized", "scaled") or self.randaugment > 0
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Returns the steps of the whole training; the last epoch may be cut short.
-
-        Args:
-            steps_per_epoch: Of a whole epoch.
-        """
+        """Returns the steps of the whole training; the last epoch may be cut short."""
         most = self.epochs * steps_per_epoch
         return min(most, self.steps) if self.steps else most
 
     def total_epochs(self, steps_per_epoch: int) -> int:
-        """Returns the epochs of the whole training, a last one that is cut short included.
-
-        Args:
-            steps_per_epoch: Of a whole epoch.
-        """
+        """Returns the epochs of the whole training, a last one that is cut short included."""
         return -(-self.total_steps(steps_per_epoch) // steps_per_epoch)
 
     def learning_rate_at(self, step: int, steps: int, *, drops: int = 0) -> float:
@@ -218,11 +198,7 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 - math.cos(math.pi * remaining))
 
     def plateaus(self, errors: Sequence[float]) -> int:
-        """Returns how often the error has come to a plateau: more than `patience` epochs in a row without a lower one.
-
-        Args:
-            errors: Error of each epoch so far, shares.
-        """
+        """Returns how often the error came to a plateau: more than `patience` epochs in a row without a lower one."""
         best, waited, drops = math.inf, 0, 0
         for error in errors:
             if error < best * (1 - PLATEAU_THRESHOLD):
@@ -234,11 +210,7 @@ class Recipe:
         return drops
 
     def with_batch(self, batch_size: int) -> Recipe:
-        """Returns a copy with another batch and the learning rate in proportion to it (arXiv:1706.02677, section 2.1).
-
-        Args:
-            batch_size: Pictures per step, over all processes.
-        """
+        """Returns a copy with another batch and the learning rate in proportion to it (arXiv:1706.02677, sec. 2.1)."""
         return self.override(batch_size=batch_size, learning_rate=self.learning_rate * batch_size / self.batch_size)
 
     def to_json(self) -> dict[str, Any]:
@@ -265,9 +237,7 @@ class Recipe:
         Raises:
             UsageError: A field is unknown or a value is out of range.
         """
-        known = {field.name for field in dataclasses.fields(self)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
+        if unknown := sorted(set(changes) - {field.name for field in dataclasses.fields(self)}):
             raise _no_field(unknown[0])
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
@@ -325,6 +295,16 @@ def _no_field(name: str) -> UsageError:
     known = sorted({field.name for field in dataclasses.fields(Recipe)} - _FIXED)
     return UsageError(f"a recipe has no field '{name}'", fix=f"fields are {', '.join(known)}")
 
+
+_CHOICES = {
+    "schedule": get_args(Schedule),
+    "crop": get_args(Crop),
+    "padding": get_args(Padding),
+    "precision": get_args(Precision),
+    "layout": get_args(Layout),
+    "compile": get_args(Compile),
+}
+"""By field, what it may be."""
 
 _RECIPES = {
     recipe.name: recipe
@@ -447,11 +427,7 @@ def recipe_names() -> list[str]:
 
 
 def lookup_recipe(name: str, *, depth: int = 0) -> Recipe:
-    """Returns a recipe by name.
-
-    Args:
-        name: The recipe.
-        depth: Weighted layers of the network that is to be trained; ``cifar-paper`` starts deep ones slowly.
+    """Returns a recipe by name; ``cifar-paper`` starts networks of many weighted layers slowly.
 
     Raises:
         UsageError: There is none of that name.
@@ -463,12 +439,9 @@ def lookup_recipe(name: str, *, depth: int = 0) -> Recipe:
 
 
 def default_recipe(data_name: str, *, image_size: int, pictures: int) -> Recipe:
-    """Returns the recipe for a data set where none is named.
+    """Returns the recipe for a data set where none is named; ``digits`` has a recipe of its own.
 
-    Args:
-        data_name: What ``--data`` was given; ``digits`` has a recipe of its own.
-        image_size: The network's input size, pixels.
-        pictures: How many pictures there are to train on.
+    Otherwise the network's input size in pixels and the number of pictures to train on decide.
     """
     if data_name == "digits":
         return _RECIPES["digits"]

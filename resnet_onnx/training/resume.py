@@ -52,11 +52,7 @@ def locked_folder(out: Path) -> Iterator[None]:
 
 
 def run_identity(plan: TrainingPlan) -> dict[str, Any]:
-    """Returns plain values that tell two trainings apart, beside their recipes.
-
-    Args:
-        plan: Of the training, with its validation pictures held out.
-    """
+    """Returns plain values that tell two trainings apart, beside their recipes, once pictures are held out."""
     start = plan.initial_state
     return {
         "network": plan.entry.name,

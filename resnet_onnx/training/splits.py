@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +15,6 @@ from resnet_onnx.data.batches import Batches, Skipped
 from resnet_onnx.data.datasets import NoSplit, PictureSet, open_dataset
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadData
-
-
-class Fingerprint(TypedDict):
-    """What identifies a set of pictures.
-
-    Attributes:
-        pictures: How many.
-        sha256: As ``names_sha256`` returns it.
-    """
-
-    pictures: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +59,6 @@ class TrainingData:
     def with_validation(self, share: float, seed: int) -> TrainingData:
         """Returns the same data with `share` of every class held out of `train`, where there is no validation yet.
 
-        Args:
-            share: 0 holds nothing out.
-            seed: Decides which pictures.
-
         Raises:
             BadData: There are too few pictures to hold any out.
         """
@@ -89,12 +73,7 @@ class TrainingData:
         return replace(self, train=self.train.subset(kept), validation=self.train.subset(held))
 
     def unreadable(self, preprocessing: Preprocessing, workers: int) -> dict[str, list[Skipped]]:
-        """Decodes every picture once and returns those that can't be, by split.
-
-        Args:
-            preprocessing: The network's.
-            workers: Processes that decode; 0 decodes in this one.
-        """
+        """Decodes every picture once, in `workers` processes or here, and returns those that can't be, by split."""
         found: dict[str, list[Skipped]] = {}
         for name, pictures in self._splits().items():
             with Batches(pictures, preprocessing, batch_size=256, workers=workers, skip_bad=True) as decoded:
@@ -106,14 +85,10 @@ class TrainingData:
     def without(
         self, unreadable: Mapping[str, Sequence[Skipped]], *, at_most: int
     ) -> tuple[TrainingData, tuple[Skipped, ...]]:
-        """Returns the data without some pictures, and what was left out.
-
-        Args:
-            unreadable: As ``unreadable`` returns it.
-            at_most: So many may be left out.
+        """Returns the data without some pictures, as ``unreadable`` returns them, and what was left out.
 
         Raises:
-            BadData: There are more, or a class or a split has no picture left.
+            BadData: They are more than `at_most`, or a class or a split has no picture left.
         """
         bad = tuple(one for skipped in unreadable.values() for one in skipped)
         if len(bad) > at_most:
@@ -138,11 +113,12 @@ class TrainingData:
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: pictures for name, pictures in found.items() if pictures is not None}
 
-    def fingerprint(self) -> dict[str, Fingerprint | None]:
+    def fingerprint(self) -> dict[str, dict[str, Any] | None]:
         """Returns plain values that identify the pictures by name, class and order, without reading them."""
+        sets = {"train": self.train, "validation": self.validation}
         return {
-            "train": _fingerprint(self.train),
-            "validation": None if self.validation is None else _fingerprint(self.validation),
+            name: None if pictures is None else {"pictures": len(pictures), "sha256": names_sha256(pictures)}
+            for name, pictures in sets.items()
         }
 
 
@@ -154,18 +130,11 @@ def names_sha256(pictures: PictureSet) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(pictures: PictureSet) -> Fingerprint:
-    return {"pictures": len(pictures), "sha256": names_sha256(pictures)}
-
-
 def open_training_data(spec: str) -> TrainingData:
     """Opens what ``--data`` names for training.
 
     ``train`` is learned from, ``val`` (or ``validation``) chooses the best epoch, ``test`` is only ever for the final
     figure. Without ``val`` some of ``train`` will be held out; without splits everything is ``train``.
-
-    Args:
-        spec: As ``open_dataset`` takes it.
 
     Raises:
         BadData: Not there, or not fit for training.
@@ -186,11 +155,6 @@ def open_training_data(spec: str) -> TrainingData:
 
 def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Splits indices by class: `share` of each, at least one picture where there are two, never all of them.
-
-    Args:
-        labels: int64 [pictures], class indices.
-        share: Share to hold out, above 0.
-        seed: Decides which.
 
     Returns:
         Indices to train on and held-out indices, each rising.

@@ -21,12 +21,6 @@ TensorList = tuple[torch.Tensor, ...] | list[torch.Tensor]
 class TrainState:
     """A network in training with its optimizer: frozen layers, precision, moving average and process group applied.
 
-    Args:
-        module: The network, with the weights to start from.
-        recipe: Of the training, every ``auto`` resolved.
-        device: Where it trains.
-        group: The processes that train it together.
-
     Raises:
         UsageError: ``recipe.freeze`` names no layer, or all of them.
     """
@@ -55,12 +49,7 @@ class TrainState:
         return state
 
     def load_state_dict(self, weights: Mapping[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Restores the state of an earlier run.
-
-        Args:
-            weights: Of its ``evaluated`` network.
-            state: What its ``state_dict`` returned.
-        """
+        """Restores the state of an earlier run: the weights of its ``evaluated`` network, and its ``state_dict``."""
         trained = state.pop("trained_weights", None)
         scaler = state.pop("scaler", None)
         steps = state.pop("averaged_steps", 0)
@@ -81,10 +70,7 @@ class TrainState:
     @property
     def evaluated(self) -> nn.Module:
         """The network to validate and to keep: the moving average, where there is one."""
-        if self.average is None:
-            return self.module
-        averaged: nn.Module = self.average.module
-        return averaged
+        return self.module if self.average is None else self.average.module
 
     def train_mode(self) -> None:
         """Puts batch norm into training mode, except where it is frozen."""

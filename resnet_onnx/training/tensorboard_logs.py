@@ -28,22 +28,13 @@ def load() -> Any:
 def log(folder: Path, row: EpochRow, step: int) -> None:
     """Appends the figures of an epoch to the logs in a folder; TensorBoard reads its files as one run.
 
-    Args:
-        folder: Of the logs.
-        row: One of ``TrainingResult.epochs``.
-        step: Steps done in the whole training; what the logs have from there on, of a run that was killed, is void.
-
-    Raises:
-        RuntimeUnavailable: TensorBoard is not installed.
+    What the logs have from `step` of the whole training on, of a run that was killed, is void.
     """
     with load().SummaryWriter(str(folder), purge_step=step) as writer:
         for name in COLUMNS[2:]:
             value = row.get(name)
             if value is not None:
-                writer.add_scalar(_tag(name), value, step)
-
-
-def _tag(column: str) -> str:
-    """Returns ``loss/train`` for ``train_loss``, so that what belongs together is in one chart; others as they are."""
-    split, _, figure = column.partition("_")
-    return f"{figure}/{split}" if split in ("train", "validation") else column
+                split, _, figure = name.partition("_")
+                # ``loss/train`` for ``train_loss``: what belongs together is in one chart.
+                tag = f"{figure}/{split}" if split in ("train", "validation") else name
+                writer.add_scalar(tag, value, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,14 +15,7 @@ from resnet_onnx.bench.clock import Stopwatch
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.models.build import build
 from resnet_onnx.training.augmentation import BatchAugmentation, Normaliser, Shard, seed_for
-from resnet_onnx.training.checkpoint import (
-    BEST,
-    LAST,
-    Checkpoint,
-    CheckpointContent,
-    read_checkpoint,
-    write_checkpoint,
-)
+from resnet_onnx.training.checkpoint import BEST, LAST, Checkpoint, CheckpointContent, read_checkpoint, write_checkpoint
 from resnet_onnx.training.distributed import ProcessGroup
 from resnet_onnx.training.history import EpochRow, ValidatedBest, history_csv
 from resnet_onnx.training.loaders import Loader, loading_workers, open_loader
@@ -188,20 +182,16 @@ class Trainer:
         value = float(loss) / self.group.world_size
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}", step)
-        self.report(
-            Progress(
-                stage="training",
-                epoch=epoch + 1,
-                epochs=self.epochs,
-                step=step,
-                steps=steps,
-                done=epoch * self.steps_per_epoch + step,
-                total=self.total_steps,
-                loss=value,
-                top1=int(correct) / (step * self.local_batch_size),
-                images_per_second=step * self.batch_size / watch.seconds,
-            )
+        standing = replace(
+            self._progress("training", epoch + 1),
+            step=step,
+            steps=steps,
+            done=epoch * self.steps_per_epoch + step,
+            loss=value,
+            top1=int(correct) / (step * self.local_batch_size),
+            images_per_second=step * self.batch_size / watch.seconds,
         )
+        self.report(standing)
 
     def validate(self, state: TrainState, loader: Loader | None, row: EpochRow) -> None:
         """Adds loss and accuracy on the validation pictures to the figures of an epoch.
