@@ -77,55 +77,26 @@ def command(
         _refuse_options()
         _table1(terminal)
         return
-    _degradation(
-        terminal,
-        data=data or "digits",
-        depths=depths or (20, 56),
-        epochs=epochs,
-        recipe_name=recipe_name,
-        seed=seed or 0,
-        out=out or Path("degradation"),
-        runtimes=None if no_bench else runtimes,
-        workers=workers,
-        device=device,
-        threads=threads,
-    )
-
-
-def _degradation(
-    terminal: Terminal,
-    *,
-    data: str,
-    depths: Sequence[int],
-    epochs: int | None,
-    recipe_name: str | None,
-    seed: int,
-    out: Path,
-    runtimes: str | None,
-    workers: int | None,
-    device: str | None,
-    threads: int | None,
-) -> None:
     from resnet_onnx.reproduction import degradation
     from resnet_onnx.training.recipes import default_recipe, lookup_recipe
     from runtimes import registry
 
-    variants = degradation.variants(depths)
+    variants, spec = degradation.variants(depths or (20, 56)), data or "digits"
     # One recipe for all: what the deepest needs at its start, all get.
-    recipe = lookup_recipe(recipe_name, depth=max(depths)) if recipe_name else None
-    names = registry.parse_names(runtimes) if runtimes is not None else []
+    recipe = lookup_recipe(recipe_name, depth=variants[-1].depth) if recipe_name else None
+    names = [] if no_bench else registry.parse_names(runtimes)
     registry.require_all(names)
-    pictures, test = degradation.experiment_data(data, seed)
+    pictures, test = degradation.experiment_data(spec, seed or 0)
     image_size = variants[0].entry.image_size
-    recipe = recipe or default_recipe(data, image_size=image_size, pictures=len(pictures.train))
+    recipe = recipe or default_recipe(spec, image_size=image_size, pictures=len(pictures.train))
     plan = degradation.DegradationPlan(
         variants=variants,
-        spec=data,
+        spec=spec,
         data=pictures,
         test=test,
         recipe=recipe.override(epochs=epochs, validation=0.0),
-        seed=seed,
-        out=out,
+        seed=seed or 0,
+        out=out or Path("degradation"),
         runtimes=names,
         device=device,
         threads=threads,

@@ -227,24 +227,18 @@ def _threads(requested: int | None, group: ProcessGroup) -> int | None:
 def _announcement(plan: TrainingPlan, recipe: Recipe, group: ProcessGroup) -> list[str]:
     """Returns lines that say what will be trained, on what and how."""
     pictures = plan.data.train
-    lines = [
-        f"{plan.entry.name} on {pictures.name}: {len(pictures)} pictures, {len(plan.labels)} classes",
-        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, {_batch(plan.recipe, recipe, group)} · {plan.out}",
-    ]
-    if group.world_size > 1:
-        lines.append(f"{group.world_size} processes, CPU threads of each: {plan.threads}")
-    return lines
-
-
-def _batch(used: Recipe, recipe: Recipe, group: ProcessGroup) -> str:
-    """Says how many pictures make a step, and what that does to the recipe's learning rate."""
-    text = f"batch {used.batch_size}"
-    if group.world_size > 1:
-        text += f" ({group.world_size} processes × {used.batch_size / group.world_size:g})"
-    text += f", learning rate {used.learning_rate:g}"
+    used, count = plan.recipe, group.world_size
+    batch = f"batch {used.batch_size}"
+    if count > 1:
+        batch += f" ({count} processes × {used.batch_size / count:g})"
+    rate = f"learning rate {used.learning_rate:g}"
     if used.batch_size != recipe.batch_size:
-        text += f" (scaled linearly with the batch: {recipe.learning_rate:g} × {used.batch_size} / {recipe.batch_size})"
-    return text
+        rate += f" (scaled linearly with the batch: {recipe.learning_rate:g} × {used.batch_size} / {recipe.batch_size})"
+    return [
+        f"{plan.entry.name} on {pictures.name}: {len(pictures)} pictures, {len(plan.labels)} classes",
+        f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, {batch}, {rate} · {plan.out}",
+        *([f"{count} processes, CPU threads of each: {plan.threads}"] if count > 1 else []),
+    ]
 
 
 def _print(terminal: Terminal, found: Train) -> None:
@@ -296,10 +290,8 @@ def _list_recipes(terminal: Terminal) -> None:
     from resnet_onnx.results.commands import Recipes
     from resnet_onnx.training.recipes import lookup_recipe, recipe_names
 
-    recipes: list[Recipe] = [lookup_recipe(name) for name in recipe_names()]
+    recipes = [lookup_recipe(name) for name in recipe_names()]
     for recipe in recipes:
-        figures = (
-            f"{counted(recipe.epochs, 'epoch')}, batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
-        )
-        terminal.line(f"{recipe.name}: {figures}\n  {recipe.source}")
+        epochs, rate = counted(recipe.epochs, "epoch"), recipe.learning_rate
+        terminal.line(f"{recipe.name}: {epochs}, batch {recipe.batch_size}, learning rate {rate:g}\n  {recipe.source}")
     terminal.emit(Recipes(recipes=[recipe.to_json() for recipe in recipes]))

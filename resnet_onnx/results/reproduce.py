@@ -77,6 +77,8 @@ class ShortcutCost:
     """One runtime at one batch size, for one depth.
 
     Attributes:
+        depth: Weighted layers of both networks.
+        batch: Pictures a run.
         plain_images_per_second: Of the plain network; None where it could not be measured, as in the next two fields.
         ratio: Residual over plain; below 1, the shortcut costs something.
         ci95: Of the ratio; None where there were too few samples.
