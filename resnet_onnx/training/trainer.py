@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -82,7 +81,7 @@ class Trainer:
             with contextlib.suppress(BadWeights):
                 if read_checkpoint(best).epoch == epoch:
                     return
-            self._write(best, checkpoint.module_state(), epoch)
+            write_checkpoint(best, self._content(checkpoint.module_state(), epoch))
             return
         found = read_checkpoint(best)
         if found.epoch != epoch:
@@ -224,11 +223,11 @@ class Trainer:
         self.report(self._progress("training", row["epoch"], finished=cast(EpochRow, dict(row))))
 
     def _save(self, state: TrainState, generators: Mapping[str, torch.Tensor], *, better: bool) -> None:
-        weights, epoch = state.evaluated.state_dict(), len(self.history)
-        optimizer = state.state_dict()
-        self._write(self.plan.out / LAST, weights, epoch, optimizer_state=optimizer, rng_state=generators)
+        content = self._content(state.evaluated.state_dict(), len(self.history))
+        resumable = replace(content, optimizer_state=state.state_dict(), rng_state=generators)
+        write_checkpoint(self.plan.out / LAST, resumable)
         if better:
-            self._write(self.plan.out / BEST, weights, epoch)
+            write_checkpoint(self.plan.out / BEST, content)
         files.write_text(self.plan.out / HISTORY, history_csv(self.history))
 
     def test(self, pictures: PictureSet) -> float:
@@ -246,35 +245,21 @@ class Trainer:
             module = build(self.plan.config)
             load_weights(module, weights)
             top1, _ = evaluate(module.to(self.device), loader, self.normaliser, group=self.group)
-        self.group.broadcast(lambda: self._write(self.plan.out / BEST, weights, best.epoch, tested=(top1, fingerprint)))
+        content = self._content(weights, best.epoch)
+        tested = replace(
+            content,
+            metrics={**content.metrics, "test_top1": top1},
+            progress={**content.progress, "test_pictures": fingerprint},
+        )
+        self.group.broadcast(lambda: write_checkpoint(self.plan.out / BEST, tested))
         return top1
 
     def _read_best(self) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
         best = read_checkpoint(self.plan.out / BEST)
         return best, best.module_state()
 
-    def _write(
-        self,
-        folder: Path,
-        weights: Mapping[str, torch.Tensor],
-        epoch: int,
-        *,
-        optimizer_state: Mapping[str, Any] | None = None,
-        rng_state: Mapping[str, torch.Tensor] | None = None,
-        tested: tuple[float, str] | None = None,
-    ) -> None:
-        metrics: dict[str, Any] = dict(self.history[epoch - 1])
-        progress: dict[str, Any] = {
-            "identity": dict(self.identity),
-            "history": self.history,
-            "best": self.best,
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        if tested is not None:
-            metrics["test_top1"], progress["test_pictures"] = tested
-        content = CheckpointContent(
+    def _content(self, weights: Mapping[str, torch.Tensor], epoch: int) -> CheckpointContent:
+        return CheckpointContent(
             name=self.plan.entry.name,
             config=self.plan.config,
             preprocessing=self.plan.entry.preprocessing,
@@ -282,12 +267,16 @@ class Trainer:
             module_state=weights,
             recipe=self.recipe.to_json(),
             epoch=epoch,
-            metrics=metrics,
-            progress=progress,
-            optimizer_state=optimizer_state,
-            rng_state=rng_state,
+            metrics=dict(self.history[epoch - 1]),
+            progress={
+                "identity": dict(self.identity),
+                "history": self.history,
+                "best": self.best,
+                "device": str(self.device),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+            },
         )
-        write_checkpoint(folder, content)
 
     def _progress(self, stage: Stage, epoch: int, finished: EpochRow | None = None) -> Progress:
         done = self.total_steps if stage == "testing" else min(self.total_steps, epoch * self.steps_per_epoch)
