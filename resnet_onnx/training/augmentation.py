@@ -170,7 +170,7 @@ def augmented_picture(
     """Applies what a recipe changes in a picture while it is loaded: crops that need all of it, and RandAugment.
 
     Returns:
-        uint8 [3, size, size] of the uint8 [height, width, 3] given, as from the two functions below.
+        uint8 [3, size, size] for uint8 [height, width, 3], as the two crops below.
     """
     if recipe.crop == "resized":
         cut = random_resized_crop(picture, preprocessing, recipe.smallest_area, seed)
