@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -36,20 +35,19 @@ class Availability:
     """Whether a runtime can run here, found by trying.
 
     Attributes:
-        name: The runtime's name.
         available: Whether a model can be opened on it now.
         version: Of the library, or None where it is not installed.
         devices: What it can compute on, in words.
-        reason: Why it can't run, or "".
-        fix: The command or step that makes it run, or "".
+        reason: Why it can't run, or None.
+        fix: The command or step that makes it run, or None.
     """
 
     name: str
     available: bool
     version: str | None
     devices: tuple[str, ...] = ()
-    reason: str = ""
-    fix: str = ""
+    reason: str | None = None
+    fix: str | None = None
 
 
 class Prepared(ABC):
@@ -70,15 +68,17 @@ class Prepared(ABC):
 
     def enqueue(self) -> None:
         """Starts one run; may return before it is done."""
-        if self._closed:
-            raise RuntimeClosed("this prepared run was closed; prepare() makes a new one")
+        self._check_open()
         self._enqueue()
 
     def synchronize(self) -> None:
         """Waits until everything that was enqueued is done."""
+        self._check_open()
+        self._synchronize()
+
+    def _check_open(self) -> None:
         if self._closed:
             raise RuntimeClosed("this prepared run was closed; prepare() makes a new one")
-        self._synchronize()
 
     def phases(self) -> Mapping[str, float] | None:
         """Makes one run and returns the seconds of its parts by the device's own clock.
@@ -104,7 +104,7 @@ class Prepared(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @abstractmethod
@@ -121,6 +121,32 @@ class Prepared(ABC):
 
     def _close(self) -> None:  # noqa: B027  (most adapters have nothing to free)
         """Frees what garbage collection would not."""
+
+
+class HostRuns(Prepared):
+    """Runs from host arrays to host arrays that are done when ``enqueue`` returns, with either scope."""
+
+    def __init__(
+        self,
+        run: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]],
+        feeds: dict[str, NDArray[Any]],
+        scope: Scope,
+    ) -> None:
+        super().__init__(scope)
+        self._run, self._feeds = run, feeds
+        self._results: dict[str, NDArray[Any]] = {}
+
+    def _enqueue(self) -> None:
+        self._results = self._run(self._feeds)
+
+    def _synchronize(self) -> None:
+        pass
+
+    def _outputs(self) -> dict[str, NDArray[Any]]:
+        return {name: array.copy() for name, array in self._results.items()}
+
+    def _close(self) -> None:
+        del self._run
 
 
 class Runtime(ABC):
@@ -175,12 +201,9 @@ class Runtime(ABC):
         try:
             version, devices = cls._probe(cls.resolve_device(device))
         except RuntimeUnavailable as missing:
+            installed = cls._installed_version()
             return Availability(
-                name=cls.name,
-                available=False,
-                version=cls._installed_version(),
-                reason=missing.message,
-                fix=missing.fix or "",
+                name=cls.name, available=False, version=installed, reason=missing.message, fix=missing.fix
             )
         return Availability(name=cls.name, available=True, version=version, devices=devices)
 
@@ -259,20 +282,11 @@ class Runtime(ABC):
             BadFeeds: A name, dtype or shape differs from ``inputs``.
             RuntimeClosed: The runtime was closed.
         """
-        self._check_open()
-        check_feeds(feeds, self.inputs, who=self.name)
-        return self._run(self._ordered(feeds))
+        return self._run(self._accepted(feeds))
 
     def prepare(self, feeds: Feeds, *, scope: Scope = "device") -> Prepared:
-        """Places `feeds` for repeated runs; see ``Prepared``. Closing the runtime closes it too.
-
-        Raises:
-            BadFeeds: A name, dtype or shape differs from ``inputs``.
-            RuntimeClosed: The runtime was closed.
-        """
-        self._check_open()
-        check_feeds(feeds, self.inputs, who=self.name)
-        prepared = self._prepare(self._ordered(feeds), scope)
+        """Places `feeds` for repeated runs; see ``Prepared``. Closing the runtime closes it too. Raises as ``run``."""
+        prepared = self._prepare(self._accepted(feeds), scope)
         self._prepared.add(prepared)
         return prepared
 
@@ -286,17 +300,16 @@ class Runtime(ABC):
             runs: Runs to take the mean of; one more before them does not count.
 
         Raises:
-            BadFeeds: A name, dtype or shape differs from ``inputs``.
-            UnsupportedModel: This runtime has no profiler by layer.
-            RuntimeClosed: The runtime was closed.
+            UnsupportedModel: This runtime has no profiler by layer; otherwise as ``run``.
         """
-        self._check_open()
+        ordered = self._accepted(feeds)
         if runs < 1:
             raise UsageError(f"runs must be at least 1, not {runs}")
-        check_feeds(feeds, self.inputs, who=self.name)
-        return self._layer_times(self._ordered(feeds), runs)
+        return self._layer_times(ordered, runs)
 
-    def _ordered(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+    def _accepted(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        self._check_open()
+        check_feeds(feeds, self.inputs, who=self.name)
         # np.ascontiguousarray would turn a scalar into a vector of one.
         return {spec.name: np.asarray(feeds[spec.name], order="C") for spec in self.inputs}
 
@@ -312,7 +325,7 @@ class Runtime(ABC):
         self._check_open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _check_open(self) -> None:
@@ -345,8 +358,8 @@ class Runtime(ABC):
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
 
-    @abstractmethod
-    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared: ...
+    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
+        return HostRuns(self._run, feeds, scope)
 
     @abstractmethod
     def _close(self) -> None: ...

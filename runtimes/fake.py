@@ -14,20 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Runtime
 from runtimes.errors import BadModel, RunFailed, ToolkitError
-from runtimes.spec import NodePlacement, Scope, TensorSpec
+from runtimes.spec import NodePlacement, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class FakeProgram:
-    """What the source's factory returns for a ``FakeRuntime``.
-
-    Attributes:
-        inputs: Specs of the inputs.
-        outputs: Specs of the outputs.
-        function: Called with arrays by input name; returns arrays by output name.
-    """
+    """What the source's factory returns for a ``FakeRuntime``; `function` turns arrays by name into arrays by name."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -71,24 +65,5 @@ class FakeRuntime(Runtime):
             raise RunFailed(f"the fake's function returned no {', '.join(missing)}")
         return {s.name: np.array(results[s.name]) for s in self.outputs}  # a function may return what it keeps
 
-    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        return _PreparedFunction(self, feeds, scope)
-
     def _close(self) -> None:
         pass
-
-
-class _PreparedFunction(Prepared):
-    def __init__(self, runtime: FakeRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
-        super().__init__(scope)
-        self._runtime, self._feeds = runtime, feeds
-        self._results: dict[str, NDArray[Any]] = {}
-
-    def _enqueue(self) -> None:
-        self._results = self._runtime._run(self._feeds)
-
-    def _synchronize(self) -> None:
-        pass
-
-    def _outputs(self) -> dict[str, NDArray[Any]]:
-        return {name: array.copy() for name, array in self._results.items()}

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import nvidia, onnx_gate, onnx_types, ort_gpu
-from runtimes.base import Prepared, Runtime
+from runtimes.base import HostRuns, Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import (
     BadModel,
@@ -170,7 +170,9 @@ class OrtRuntime(Runtime):
         return node_times(events, runs)
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        return _PreparedHost(self, feeds) if scope == "end-to-end" else _PreparedDevice(self, feeds)
+        if scope == "end-to-end":  # what a caller of ``session.run`` pays
+            return HostRuns(functools.partial(self._run_on, next(self._turns)), feeds, scope)
+        return _PreparedDevice(self, feeds)
 
     def _close(self) -> None:
         del self._session, self._more_sessions, self._turns
@@ -257,28 +259,6 @@ def _spec(value: Any) -> TensorSpec:
     if element is None:
         raise UnsupportedModel(f"'{value.name}' is a {value.type}; only tensors are supported")
     return onnx_types.spec(value.name, element[1], value.shape)
-
-
-class _PreparedHost(Prepared):
-    """Host arrays in, host arrays out: what a caller of ``session.run`` pays."""
-
-    def __init__(self, runtime: OrtRuntime, feeds: dict[str, NDArray[Any]]) -> None:
-        super().__init__("end-to-end")
-        self._runtime, self._feeds = runtime, feeds
-        self._session = next(runtime._turns)
-        self._results: dict[str, NDArray[Any]] = {}
-
-    def _enqueue(self) -> None:
-        self._results = self._runtime._run_on(self._session, self._feeds)
-
-    def _synchronize(self) -> None:
-        pass
-
-    def _outputs(self) -> dict[str, NDArray[Any]]:
-        return {name: array.copy() for name, array in self._results.items()}
-
-    def _close(self) -> None:
-        del self._session
 
 
 class _PreparedDevice(Prepared):

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import onnx_gate
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
-from runtimes.spec import NodePlacement, Scope, TensorSpec
+from runtimes.spec import NodePlacement, TensorSpec
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -92,27 +92,8 @@ class ReferenceRuntime(Runtime):
             raise RunFailed(f"{self.name}: evaluating {self.source.name} failed: {error}") from error
         return {s.name: np.asarray(a).astype(s.dtype) for s, a in zip(self.outputs, arrays, strict=True)}
 
-    def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        return _PreparedEvaluation(self, feeds, scope)
-
     def _close(self) -> None:
         del self._evaluator
-
-
-class _PreparedEvaluation(Prepared):
-    def __init__(self, runtime: ReferenceRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
-        super().__init__(scope)
-        self._runtime, self._feeds = runtime, feeds
-        self._results: dict[str, NDArray[Any]] = {}
-
-    def _enqueue(self) -> None:
-        self._results = self._runtime._run(self._feeds)
-
-    def _synchronize(self) -> None:
-        pass
-
-    def _outputs(self) -> dict[str, NDArray[Any]]:
-        return {name: array.copy() for name, array in self._results.items()}
 
 
 def widen(model: ModelProto, element: str = "DOUBLE") -> None:

@@ -121,7 +121,7 @@ def probe(name: str, *, device: str | None = None) -> Availability:
     try:
         found = adapter(name)
     except RuntimeUnavailable as broken:
-        return Availability(name=name, available=False, version=None, reason=broken.message, fix=broken.fix or "")
+        return Availability(name=name, available=False, version=None, reason=broken.message, fix=broken.fix)
     return found.probe(device)
 
 

@@ -262,7 +262,7 @@ class RuntimeContract:
 
     def test_probe_agrees(self) -> None:
         answer = self.runtime.probe(self.device)
-        assert (answer.name, answer.available, answer.reason) == (self.runtime.name, True, "")
+        assert (answer.name, answer.available, answer.reason) == (self.runtime.name, True, None)
         assert answer.devices
         assert answer.version
         assert answer.version[0].isdigit()

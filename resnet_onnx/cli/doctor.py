@@ -26,7 +26,7 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     if show_cache or prune is not None:
         _cache(terminal, prune)
         return
-    from resnet_onnx.results.commands import Doctor, RuntimeRecord
+    from resnet_onnx.results.commands import Doctor
     from resnet_onnx.results.document import Environment, Gpus
     from resnet_onnx.results.writing import typed
     from runtimes import files, registry
@@ -39,24 +39,7 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     terminal.line(f"Cache: {files.cache_root()} (resnet-onnx doctor --cache)")
     terminal.line()
     _print_runtimes(terminal, answers)
-    terminal.emit(
-        Doctor(
-            runtimes=[
-                RuntimeRecord(
-                    name=answer.name,
-                    available=answer.available,
-                    version=answer.version,
-                    devices=answer.devices,
-                    reason=answer.reason or None,
-                    fix=answer.fix or None,
-                )
-                for answer in answers
-            ],
-            machine=machine,
-            gpu=machine.gpu or Gpus(),
-            cache=str(files.cache_root()),
-        )
-    )
+    terminal.emit(Doctor(runtimes=answers, machine=machine, gpu=machine.gpu or Gpus(), cache=str(files.cache_root())))
 
 
 def _print_machine(terminal: Terminal, machine: Environment) -> None:
@@ -110,7 +93,7 @@ def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None
                 answer.name,
                 "ready" if answer.available else "no",
                 answer.version or "–",
-                registry.adapter(answer.name).title if answer.available else answer.reason,
+                registry.adapter(answer.name).title if answer.available else answer.reason or "",
             ]
             for answer in answers
         ],
@@ -127,8 +110,7 @@ def _print_runtimes(terminal: Terminal, answers: Sequence[Availability]) -> None
 def _cache(terminal: Terminal, prune: int | None) -> None:
     import time
 
-    from resnet_onnx.results.commands import Cache, CacheKind, RemovedRecord
-    from resnet_onnx.results.writing import typed
+    from resnet_onnx.results.commands import Cache
     from runtimes import cache, engines, files
 
     removed = cache.prune(prune) if prune is not None else []
@@ -168,9 +150,9 @@ def _cache(terminal: Terminal, prune: int | None) -> None:
         Cache(
             cache=str(files.cache_root()),
             size_bytes=sum(row.size_bytes for row in rows),
-            kinds=[typed(CacheKind, row) for row in rows],
+            kinds=rows,
             engines=[_listed(row) for row in listed],
-            removed=[typed(RemovedRecord, row) for row in removed],
+            removed=removed,
         )
     )
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypedDict
 
 from resnet_onnx.results.convert import Export
 from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture, check_ends
+from runtimes.base import Availability
+from runtimes.cache import Pruned, Usage
 
 # ---- train -----------------------------------------------------------------------------------------------------------
 
@@ -256,37 +258,15 @@ class Report(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuntimeRecord:
-    """Whether a runtime can run here; otherwise why not, and what makes it run."""
-
-    name: str
-    available: bool
-    version: str | None
-    devices: Sequence[str]
-    reason: str | None
-    fix: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Doctor(Document):
     """What this machine can run; `gpu` is that of `machine` again."""
 
     kind: ClassVar[str] = "doctor"
 
-    runtimes: Sequence[RuntimeRecord]
+    runtimes: Sequence[Availability]
     machine: Environment
     gpu: Gpus
     cache: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheKind:
-    """How much of the cache one kind of file takes."""
-
-    kind: str
-    files: int
-    size_bytes: int
-    about: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,14 +284,6 @@ class CachedEngineRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemovedRecord:
-    """What was removed from the cache."""
-
-    name: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cache(Document):
     """What the cache holds: ``doctor --cache``."""
 
@@ -319,9 +291,9 @@ class Cache(Document):
 
     cache: str
     size_bytes: int
-    kinds: Sequence[CacheKind]
+    kinds: Sequence[Usage]
     engines: Sequence[CachedEngineRecord]
-    removed: Sequence[RemovedRecord]
+    removed: Sequence[Pruned]
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
