@@ -6,7 +6,7 @@ with the number of pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -145,12 +145,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What calibration saw.
-
-    Attributes:
-        histograms: By value.
-        samples: How many samples were run.
-    """
+    """What calibration saw: a histogram by value, and how many samples were run."""
 
     histograms: Mapping[str, Histogram]
     samples: int
@@ -162,32 +157,57 @@ class Observed:
         return {name: histogram.threshold(method) for name, histogram in self.histograms.items()}
 
 
-def mean_values(
-    model: ModelProto, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
-) -> dict[str, NDArray[np.float64]]:
-    """Runs a model on calibration data and returns the mean of some of its values over the batches.
+def runs(
+    model: ModelProto,
+    values: Sequence[str],
+    batches: Iterable[Feeds],
+    *,
+    folder: Path,
+    what: str,
+    options: RuntimeOptions,
+) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+    """Runs a float32 model and yields some of its values and the number of samples, batch by batch.
 
     Args:
         model: The ``ModelProto``.
-        values: Names of values inside it whose shape does not depend on the batch.
-        batches: Feeds of the model, of equal size but for the last.
+        values: Names of inputs of the model and of values inside it.
+        batches: Feeds of the model; best a few samples each, since all values of a batch are in memory at once.
         folder: Where a temporary copy with these values as outputs may be written.
         what: What messages call the model.
+        options: What it is opened with.
     """
-    path = folder / "means.onnx"
-    path.write_bytes(expose(model, values).SerializeToString())
-    sums: dict[str, NDArray[np.float64]] = {}
-    samples = 0
-    with open_runtime(
-        DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)
-    ) as runtime:
+    path = folder / "observed.onnx"
+    inputs = {value.name for value in model.graph.input}
+    computed = [name for name in values if name not in inputs]
+    # A network of one layer needs the range of its input alone, but a graph has to have an output.
+    path.write_bytes(expose(model, computed or [model.graph.output[0].name]).SerializeToString())
+    with open_runtime(DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=options) as runtime:
         for feeds in batches:
-            size = max((len(array) for array in feeds.values() if array.ndim), default=1)
-            for name, array in runtime.run(feeds).items():
-                sums[name] = sums.get(name, 0.0) + size * array.astype(np.float64)
-            samples += size
+            found = {**runtime.run(feeds), **feeds}
+            yield {name: found[name] for name in values}, max((len(a) for a in feeds.values() if a.ndim), default=1)
     path.unlink()
-    return {name: total / max(1, samples) for name, total in sums.items()}
+
+
+def require_finite(name: str, array: NDArray[Any], *, what: str) -> None:
+    """Raises ``CheckFailed`` where a value of the float32 model is NaN or Inf."""
+    if not np.isfinite(array).all():
+        raise CheckFailed(
+            f"{what}: the float32 model itself computes NaN or Inf at '{name}' on the calibration data",
+            fix="check the weights and the pictures",
+        )
+
+
+def mean_values(
+    model: ModelProto, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
+) -> dict[str, NDArray[np.float64]]:
+    """Returns the mean over the samples of values whose shape does not depend on the batch; arguments as ``runs``."""
+    sums: dict[str, NDArray[np.float64]] = {}
+    done = 0
+    for found, samples in runs(model, values, batches, folder=folder, what=what, options=_UNSPUN):
+        for name, array in found.items():
+            sums[name] = sums.get(name, 0.0) + samples * array.astype(np.float64)
+        done += samples
+    return {name: total / max(1, done) for name, total in sums.items()}
 
 
 def observe(
@@ -199,42 +219,23 @@ def observe(
     what: str,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
-    """Runs a float32 model on calibration data and counts the magnitudes of some of its values.
-
-    Args:
-        model: The ``ModelProto``.
-        values: Names of inputs of the model and of values inside it.
-        batches: Feeds of the model; best a few samples each, since all values of a batch are in memory at once.
-        folder: Where a temporary copy with these values as outputs may be written.
-        what: What messages call the model.
-        progress: Told how many samples are done.
+    """Counts the magnitudes of values of a float32 model; arguments as ``runs``, `progress` gets the samples done.
 
     Raises:
         CheckFailed: The model computes NaN or Inf on the data.
         UsageError: There are no data.
     """
-    path = folder / "observed.onnx"
-    inputs = {value.name for value in model.graph.input}
-    computed = [name for name in values if name not in inputs]
-    # A network of one layer needs the range of its input alone, but a graph has to have an output.
-    path.write_bytes(expose(model, computed or [model.graph.output[0].name]).SerializeToString())
     histograms = {name: Histogram() for name in values}
     done = 0
-    with open_runtime(
-        DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=RuntimeOptions(spin=False)
-    ) as runtime:
-        for feeds in batches:
-            found = {**runtime.run(feeds), **{name: feeds[name] for name in values if name in inputs}}
-            for name in values:
-                if not np.isfinite(found[name]).all():
-                    raise CheckFailed(
-                        f"{what}: the float32 model itself computes NaN or Inf at '{name}' on the calibration data",
-                        fix="check the weights and the pictures",
-                    )
-                histograms[name].add(found[name])
-            done += max((len(array) for array in feeds.values() if array.ndim), default=1)
-            progress(done)
-    path.unlink()
+    for found, samples in runs(model, values, batches, folder=folder, what=what, options=_UNSPUN):
+        for name, array in found.items():
+            require_finite(name, array, what=what)
+            histograms[name].add(array)
+        done += samples
+        progress(done)
     if not done:
         raise UsageError(f"{what}: there are no calibration pictures")
     return Observed(histograms=histograms, samples=done)
+
+
+_UNSPUN = RuntimeOptions(spin=False)

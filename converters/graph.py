@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 MAX_BYTES = 2**31 - 2**20
 """One protobuf message holds less than 2 GiB; what is converted must fit into one file."""
 
-
 _INITIALISERS_ALONE = 4
 """The IR version from which an initialiser need not be an input of the graph too (onnx.proto, ``IR_VERSION``)."""
 
@@ -26,12 +26,8 @@ _INITIALISERS_ALONE = 4
 class Graph:
     """The main graph of a ``ModelProto`` with its values by name.
 
-    Args:
-        model: Changed in place by the methods that say so.
-
     Attributes:
-        model: The model.
-        proto: Its graph.
+        proto: The main graph.
         constants: Initialisers by name.
         producer: The node that makes each value.
         inputs: Names of the graph's inputs, without initialisers.
@@ -90,6 +86,18 @@ class Graph:
         kept = list(nodes)
         del self.proto.node[:]
         self.proto.node.extend(kept)
+        self.refresh()
+
+    def insert(self, before: Mapping[int, NodeProto], dropped: Collection[int] = ()) -> None:
+        """Puts nodes before those whose ``id`` `before` names, and drops some and the constants that nothing reads."""
+        nodes = []
+        for node in self.proto.node:
+            if id(node) in before:
+                nodes.append(before[id(node)])
+            if id(node) not in dropped:
+                nodes.append(node)
+        self.replace_nodes(nodes)
+        self.drop_unused_constants()
 
     def drop_unused_constants(self) -> None:
         """Removes initialisers that nothing reads, in subgraphs neither."""
@@ -105,6 +113,7 @@ class Graph:
             inputs = [value for value in self.proto.input if value.name not in dropped]
             del self.proto.input[:]
             self.proto.input.extend(inputs)
+        self.refresh()
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
@@ -203,11 +212,15 @@ def constants_from_nodes(model: ModelProto) -> None:
         graph.node.extend(kept)
 
 
-def element_types(model: ModelProto) -> dict[str, int]:
-    """Returns the ONNX element type of every value whose type shape inference finds."""
+def _inferred(model: ModelProto) -> ModelProto:
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
+    return onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """Returns the ONNX element type of every value whose type shape inference finds."""
+    inferred = _inferred(model)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     found = {value.name: int(value.type.tensor_type.elem_type) for value in values if value.type.tensor_type.elem_type}
     return found | {tensor.name: int(tensor.data_type) for tensor in model.graph.initializer}
@@ -215,9 +228,7 @@ def element_types(model: ModelProto) -> dict[str, int]:
 
 def shapes(model: ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     """Returns the shape of every value that shape inference finds; an open extent is a name or None."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
+    inferred = _inferred(model)
     found: dict[str, tuple[int | str | None, ...]] = {}
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         kind = value.type.tensor_type
@@ -248,18 +259,14 @@ def expose(model: ModelProto, names: Iterable[str]) -> ModelProto:
     Raises:
         UnsupportedModel: Shape inference can't tell the type of one of them.
     """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    inferred = onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
+    changed, inferred = deepcopy(model), _inferred(model)
     known = {value.name: value for value in (*inferred.graph.value_info, *model.graph.output)}
-    del copy.graph.output[:]
+    del changed.graph.output[:]
     for name in names:
         if name not in known or not known[name].type.tensor_type.HasField("shape"):
             raise UnsupportedModel(f"the shape of the value '{name}' can't be told", fix="export the model again")
-        copy.graph.output.append(known[name])
-    return copy
+        changed.graph.output.append(known[name])
+    return changed
 
 
 FLOAT = "float"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,21 +18,20 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.calibration import require_finite, runs
 from converters.graph import (
     Graph,
     at_opset,
     captured,
     constants_from_nodes,
     element_types,
-    expose,
     is_float32,
     name_of,
     set_metadata,
     shapes,
 )
-from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
-from runtimes.registry import DEFAULT_RUNTIME, open_runtime
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+from runtimes.errors import UnsupportedModel, UsageError
+from runtimes.spec import Feeds, RuntimeOptions
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -58,8 +58,6 @@ class Kept:
     """A node that stays in float32.
 
     Attributes:
-        node: Its name.
-        operator: Its type.
         reason: Why, with the figure that decided.
     """
 
@@ -73,8 +71,6 @@ class HalfModel:
     """A model in half precision.
 
     Attributes:
-        model: The ``ModelProto``.
-        precision: ``fp16`` or ``bf16``.
         converted: Nodes that compute in half.
         kept: Nodes that stay in float32, and why.
         casts: Casts that were added.
@@ -115,10 +111,7 @@ def convert(
         UsageError: A pattern of `keep` fits no node.
         CheckFailed: The float32 model itself computes NaN or Inf on the data.
     """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     if precision == "bf16":
         copy = at_opset(copy, BF16_OPSET, what=what)
     constants_from_nodes(copy)
@@ -186,13 +179,13 @@ def _half_element(precision: Half) -> int:
 def _schema(node: NodeProto, graph: Graph) -> Any:
     import onnx
 
-    version = next((entry.version for entry in graph.model.opset_import if entry.domain == node.domain), None)
-    if version is None and node.domain in ("", "ai.onnx"):
-        version = next((e.version for e in graph.model.opset_import if e.domain in ("", "ai.onnx")), None)
+    same = ("", "ai.onnx")
+    domains = same if node.domain in same else (node.domain,)
+    version = next((entry.version for entry in graph.model.opset_import if entry.domain in domains), None)
     if version is None:
         return None
     try:
-        return onnx.defs.get_schema(node.op_type, version, "" if node.domain == "ai.onnx" else node.domain)
+        return onnx.defs.get_schema(node.op_type, version, domains[0])
     except onnx.defs.SchemaError:
         return None
 
@@ -313,30 +306,16 @@ def _observe(
     graph: Graph, names: Sequence[str], batches: Iterable[Feeds], folder: Path, kind: np.dtype[Any], what: str
 ) -> tuple[dict[str, _Seen], dict[str, int]]:
     """Runs the float32 model and returns what its values were like, and their sizes per sample."""
-    path = folder / "observed.onnx"
-    inputs = [name for name in names if name in graph.inputs]
-    computed = [name for name in names if name not in graph.inputs]
-    path.write_bytes(expose(graph.model, computed).SerializeToString())
     seen: dict[str, _Seen] = {}
     sizes: dict[str, int] = {}
     # Unoptimised: a fused layer would not show what lies inside it.
-    with open_runtime(
-        DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=RuntimeOptions(optimize=False)
-    ) as runtime:
-        for feeds in batches:
-            found = {**runtime.run(feeds), **{name: feeds[name] for name in inputs}}
-            samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
-            for name, array in found.items():
-                if array.dtype != np.float32:
-                    continue
-                if not np.isfinite(array).all():
-                    raise CheckFailed(
-                        f"{what}: the float32 model itself computes NaN or Inf at '{name}' on the calibration data",
-                        fix="check the weights and the pictures",
-                    )
+    options = RuntimeOptions(optimize=False)
+    for found, samples in runs(graph.model, names, batches, folder=folder, what=what, options=options):
+        for name, array in found.items():
+            if array.dtype == np.float32:
+                require_finite(name, array, what=what)
                 seen.setdefault(name, _Seen()).add(array, kind)
                 sizes[name] = array.size // samples
-    path.unlink()
     return seen, sizes
 
 
@@ -378,7 +357,6 @@ class _Rewriter:
                 value.type.tensor_type.elem_type = self._outside
         del graph.proto.value_info[:]
         graph.replace_nodes(self._nodes)
-        graph.refresh()
         graph.drop_unused_constants()
 
     def _check_captured(self, node: NodeProto) -> None:
@@ -395,8 +373,7 @@ class _Rewriter:
         """Adds a copy of a node that reads and makes values in the types that it computes in."""
         able = self._able[id(node)]
         places = _half_places(node, self._graph, self._types, self._precision) if able else set()
-        new = type(node)()
-        new.CopyFrom(node)
+        new = deepcopy(node)
         for place, name in enumerate(node.input):
             if is_float32(self._types, name):
                 new.input[place] = self._in_type(name, self._half if place in places else self._full)
@@ -420,11 +397,11 @@ class _Rewriter:
             return name
         if (name, element) not in self._made:
             if name in self._graph.constants:
-                self._made[name, element] = self._narrow_constant(name)
+                target = self._narrow_constant(name)
             else:
                 target = self._graph.free_name(f"{name}.{self._suffix(element)}")
                 self._cast(name, target, element, node_name=target)
-                self._made[name, element] = target
+            self._made[name, element] = target
         return self._made[name, element]
 
     def _narrow_constant(self, name: str) -> str:

@@ -10,6 +10,7 @@ another form of the same numbers get it from ``converters.lowering``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,7 @@ def prepared(model: ModelProto, *, what: str) -> ModelProto:
     Raises:
         UnsupportedModel: Its operator set can't be raised, it is quantised already, or it has no product.
     """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    copy = at_opset(copy, OPSET, what=what)
+    copy = at_opset(deepcopy(model), OPSET, what=what)
     constants_from_nodes(copy)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in copy.graph.node):
         raise UnsupportedModel(f"{what} is quantised already", fix="convert the float32 model that it came from")
@@ -85,12 +82,8 @@ def products(graph: Graph) -> list[NodeProto]:
     found = []
     for node in graph.proto.node:
         weight = graph.array(node.input[1]) if node.op_type in PRODUCTS and len(node.input) > 1 else None
-        if (
-            weight is not None
-            and weight.dtype == np.float32
-            and weight.ndim > 1
-            and node.input[0] not in graph.constants
-        ):
+        fits = weight is not None and weight.dtype == np.float32 and weight.ndim > 1
+        if fits and node.input[0] not in graph.constants:
             found.append(node)
     return found
 
@@ -105,11 +98,7 @@ def weight_axis(node: NodeProto, weight: NDArray[Any]) -> int:
 
 
 def plan(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> Plan:
-    """Decides which values of a prepared model are quantised.
-
-    Args:
-        model: What ``prepared`` returned; it is left as it is.
-        keep_fp32: Names of products that stay in float32.
+    """Decides which values of a prepared model are quantised; `keep_fp32` names products that stay in float32.
 
     Raises:
         UsageError: No product is left.
@@ -131,13 +120,10 @@ def plan(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> Plan:
             wanted.add(node.output[0])
     scale_of: dict[str, str] = {}
     for name in sorted(wanted):
-        source = name
         path = [name]
-        while (maker := graph.producer.get(source)) is not None and _moves(maker, graph):
-            source = maker.input[0]
-            path.append(source)
-        for step in path:
-            scale_of[step] = source
+        while (maker := graph.producer.get(path[-1])) is not None and _moves(maker, graph):
+            path.append(maker.input[0])
+        scale_of |= dict.fromkeys(path, path[-1])
     order = [*graph.inputs, *graph.producer]
     tensors = tuple(name for name in order if name in scale_of)
     return Plan(model=model, layers=tuple(name_of(node) for node in chosen), tensors=tensors, scale_of=scale_of)
@@ -226,11 +212,9 @@ def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
         ranges: Clipping threshold by value, for all of ``chosen.observed``.
         per_channel: A weight scale per output channel; one per layer is what poorer tools do.
     """
-    import onnx
     from onnx import helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(chosen.model)
+    copy = deepcopy(chosen.model)
     graph = Graph(copy)
     layers = set(chosen.layers)
     tensors = set(chosen.tensors)
@@ -274,7 +258,6 @@ def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = T
                 pair(name)
     graph.replace_nodes(nodes)
     del graph.proto.value_info[:]
-    graph.refresh()
     graph.drop_unused_constants()
     set_metadata(copy, {"precision": "int8"})
     return copy
@@ -312,11 +295,9 @@ def with_shifts(
     Returns:
         The model, and by layer the name of a value [channels]: mean of quantised minus float32, over batch and pixels.
     """
-    import onnx
     from onnx import helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(chosen.model)
+    copy = deepcopy(chosen.model)
     graph = Graph(copy)
     zero = graph.add_constant("int8_zero", np.zeros((), np.int8))
     pooled: dict[int, str] = {}
@@ -335,8 +316,7 @@ def with_shifts(
         whole, back = graph.free_name(f"{stem}.int8"), graph.free_name(f"{stem}.data")
         nodes.append(helper.make_node("QuantizeLinear", [data, step, zero], [whole], name=whole))
         nodes.append(helper.make_node("DequantizeLinear", [whole, step, zero], [back], name=back))
-        twin = onnx.NodeProto()
-        twin.CopyFrom(node)
+        twin = deepcopy(node)
         twin.name = graph.free_name(f"{stem}.product")
         twin.input[0] = back
         twin.input[1] = _weight(graph, node, node.input[1], nodes, per_channel=per_channel)
@@ -368,27 +348,19 @@ def corrected(chosen: Plan, shifts: Mapping[str, NDArray[np.float64]]) -> Plan:
         chosen: The plan.
         shifts: Mean of quantised minus float32 outputs by layer, float64 [channels].
     """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(chosen.model)
+    copy = deepcopy(chosen.model)
     graph = Graph(copy)
     for node in graph.proto.node:
         shift = shifts.get(name_of(node))
         # A MatMul has no place for a bias, and a Gemm may scale its own.
-        if (
-            shift is None
-            or node.op_type == "MatMul"
-            or (node.op_type == "Gemm" and attribute(node, "beta", 1.0) != 1.0)
-        ):
+        scaled = node.op_type == "Gemm" and attribute(node, "beta", 1.0) != 1.0
+        if shift is None or node.op_type == "MatMul" or scaled:
             continue
         bias = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(shift.shape)
         if bias is None or bias.shape != shift.shape or not np.isfinite(shift).all():
             continue
-        inputs = list(node.input)[:2]
-        name = graph.add_constant(f"{name_of(node)}.corrected_bias", (bias - shift).astype(np.float32))
-        del node.input[:]
-        node.input.extend([*inputs, name])
+        del node.input[2:]
+        node.input.append(graph.add_constant(f"{name_of(node)}.corrected_bias", (bias - shift).astype(np.float32)))
     graph.drop_unused_constants()
     return replace(chosen, model=copy)
 
@@ -419,13 +391,11 @@ def fold_batch_norm(graph: Graph) -> int:
         shifted = beta + ((0.0 if bias is None else bias.astype(np.float64)) - mean) * factor
         new_weight = graph.add_constant(f"{conv.input[1]}.folded", scaled.astype(weight.dtype))
         new_bias = graph.add_constant(f"{conv.input[1]}.folded_bias", shifted.astype(weight.dtype))
-        inputs = [conv.input[0], new_weight, new_bias]
-        del conv.input[:]
-        conv.input.extend(inputs)
+        del conv.input[1:]
+        conv.input.extend([new_weight, new_bias])
         conv.output[0] = norm.output[0]
         graph.proto.node.remove(norm)
         graph.refresh()
         folded += 1
     graph.drop_unused_constants()
-    graph.refresh()
     return folded

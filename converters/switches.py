@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,19 +25,14 @@ def switched(
     A layer that is switched on reads its values rounded to signed bytes and computes with rounded weights: what
     keeping it in float32 would give back. All others stay as they are.
 
-    Args:
-        chosen: What is quantised.
-        ranges: Clipping threshold by value, for all of ``chosen.observed``.
-        per_channel: A weight scale per output channel.
+    The arguments are those of ``int8.quantise``.
 
     Returns:
         The model, and by layer the name of its switch: a further input, bool [].
     """
-    import onnx
     from onnx import TensorProto, helper
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(chosen.model)
+    copy = deepcopy(chosen.model)
     graph = Graph(copy)
     layers = set(chosen.layers)
     zero = graph.add_constant("int8_zero", np.zeros((), np.int8))
@@ -59,19 +55,17 @@ def switched(
                 f"{weight}.rounded", rounded_weight(node, array, per_channel=per_channel)
             )
         names = {part: graph.free_name(f"{layer}.{part}") for part in ("on", "whole", "back", "int8", "float")}
-        twin, plain = onnx.NodeProto(), onnx.NodeProto()
-        twin.CopyFrom(node)
-        plain.CopyFrom(node)
+        twin, plain = deepcopy(node), deepcopy(node)
         twin.input[0], twin.input[1], twin.output[0] = names["back"], rounded[weight], names["int8"]
         plain.output[0] = names["float"]
         pair = [
             helper.make_node("QuantizeLinear", [data, scale, zero], [names["whole"]]),
             helper.make_node("DequantizeLinear", [names["whole"], scale, zero], [names["back"]]),
         ]
-        branches: dict[str, Any] = {
-            "then_branch": helper.make_graph([*pair, twin], names["int8"], [], [_unshaped(names["int8"])]),
-            "else_branch": helper.make_graph([plain], names["float"], [], [_unshaped(names["float"])]),
-        }
+        branches: dict[str, Any] = {}
+        for branch, name, inner in (("then_branch", "int8", [*pair, twin]), ("else_branch", "float", [plain])):
+            output = helper.make_tensor_value_info(names[name], TensorProto.FLOAT, None)
+            branches[branch] = helper.make_graph(inner, names[name], [], [output])
         nodes.append(helper.make_node("If", [names["on"]], [node.output[0]], name=layer, **branches))
         graph.proto.input.append(helper.make_tensor_value_info(names["on"], TensorProto.BOOL, []))
         switches[layer] = names["on"]
@@ -79,9 +73,3 @@ def switched(
     # What is known of shapes would have to hold inside the branches too; ONNX Runtime infers it anew.
     del graph.proto.value_info[:]
     return copy, switches
-
-
-def _unshaped(name: str) -> Any:
-    from onnx import TensorProto, helper
-
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)

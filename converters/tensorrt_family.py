@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,9 +117,7 @@ def _parse_shape(text: str, name: str) -> tuple[int, ...]:
 def fit_profile(inputs: Sequence[TensorSpec], given: Profile | None) -> Profile:
     """Completes and checks the shapes given for a model.
 
-    Args:
-        inputs: The model's inputs.
-        given: Shapes by input name; None takes ``default_profile``. Inputs without open dimensions may be left out.
+    Without any it is ``default_profile``; inputs without open dimensions may be left out.
 
     Raises:
         UsageError: An input is unknown or missing, or the shapes do not fit it.
@@ -223,14 +222,14 @@ def build_engine(
     shapes: Profile | None = None,
     options: EngineOptions | None = None,
     device: str = "cuda:0",
-    progress: Progress | None = None,
+    progress: Progress = lambda phase, done, steps: None,
     rebuild: bool = False,
 ) -> engines.Engine:
     """Builds an engine, or returns the cached one.
 
     Args:
         model: An ONNX file; passed through the loading gate if it has not been.
-        library: ``tensorrt`` or ``tensorrt-rtx``.
+        library: What builds.
         target: Compute capability to build for (``sm86``, ``8.6``); None is that of `device`. TensorRT builds only
             for the GPU it builds on.
         shapes: Accepted shapes by input name; None accepts batches 1 to 64 and is fastest at 8.
@@ -255,7 +254,7 @@ def build_engine(
     checked = model if isinstance(model, onnx_gate.CheckedModel) else onnx_gate.check_onnx(model)
     profile = fit_profile(checked.inputs, shapes)
     key = engine_key(checked, loaded, chosen.name, profile, options, gpu=chosen.gpu)
-    job = _Job(checked, loaded, chosen, key, options, progress or _no_progress)
+    job = _Job(checked, loaded, chosen, key, options, progress)
     return engines.find_or_build(key, job.build, rebuild=rebuild)
 
 
@@ -272,7 +271,7 @@ def require_builder(library: trt_shim.LibraryName, *, target: str | None = None,
 def _prepare(library: trt_shim.LibraryName, target: str | None, device: str) -> tuple[trt_shim.Library, _Target]:
     if target is not None:
         parse_target(target)
-    if not trt_shim.builds_ahead(library):
+    if not trt_shim.KNOWN[library].builds_ahead:
         # Without a GPU nothing is built; and the driver is the first thing to install.
         trt_shim.require_gpu(library, device)
     loaded = trt_shim.load(library)
@@ -304,17 +303,10 @@ def engine_key(
         target=target,
         gpu="" if gpu is None else f"{gpu.name}, {gpu.multiprocessors} multiprocessors",
         options={
-            "workspace_bytes": options.workspace_bytes if options.workspace_bytes is not None else "library's own",
-            "optimization_level": (
-                options.optimization_level if options.optimization_level is not None else "library's own"
-            ),
-            "cuda_graph": options.cuda_graph,
+            name: "library's own" if getattr(options, name) is None else getattr(options, name)
+            for name in ("workspace_bytes", "optimization_level", "cuda_graph")
         },
     )
-
-
-def _no_progress(phase: str, done: int, steps: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -360,7 +352,7 @@ class _Job:
         if plan is None:
             if cancelled.is_set():
                 raise _CancelledError
-            raise library.failure(what, messages, fix="resnet-onnx doctor")
+            raise trt_shim.explain(what, messages, fix="resnet-onnx doctor")
         self._keep_timings(config, timings)
         engine = engines.Engine(
             key=self.key,
@@ -440,14 +432,13 @@ class _CancelledError(Exception):
 
 def _interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     """Runs `work` in a thread, so that Ctrl-C reaches Python while the library works, and then ends the build."""
-    results: list[_T] = []
-    failures: list[BaseException] = []
+    result: Future[_T] = Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            result.set_result(work())
         except BaseException as error:  # raised again by the thread that waits
-            failures.append(error)
+            result.set_exception(error)
 
     thread = threading.Thread(target=run, name="engine-build", daemon=True)
     thread.start()
@@ -458,9 +449,7 @@ def _interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
         cancelled.set()
         thread.join(timeout=5)
         raise
-    if failures:
-        raise failures[0]
-    return results[0]
+    return result.result()
 
 
 def _read_checked(checked: onnx_gate.CheckedModel) -> bytes:
@@ -480,8 +469,6 @@ class ParserProblem:
 
     Attributes:
         node: Name of the ONNX node, or "".
-        operator: Its operator, or "".
-        reason: The parser's own words.
     """
 
     node: str

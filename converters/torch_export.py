@@ -50,7 +50,7 @@ class Verification:
     """How the exported file compared with the module on its own weights.
 
     Attributes:
-        batches: Batch sizes that were compared.
+        batches: Sizes of those that were compared.
         relative_rmse: The worst of them.
         runtime: Who ran the file.
     """
@@ -121,13 +121,7 @@ def export(
 
 
 def verify(module: Any, path: Path, options: ExportOptions, check: Check) -> Verification:
-    """Compares the file with the module on several batches.
-
-    Args:
-        module: The module that was exported.
-        path: The exported file.
-        options: As exported.
-        check: What is compared, and how closely.
+    """Compares the file with the module that was exported, on several batches.
 
     Raises:
         CheckFailed: Outputs differ in shape, are not finite, or are further apart than the bound.
@@ -179,16 +173,7 @@ def write_verified(
     metadata: Mapping[str, str],
     manifest: Mapping[str, Any],
 ) -> Verification:
-    """Exports, verifies, and only then puts file and manifest into place.
-
-    Args:
-        path: Where to write.
-        module: As for ``export``.
-        example: As for ``export``.
-        options: Names, batch, opset.
-        check: What must hold before the file is put there.
-        metadata: Goes into ``metadata_props``.
-        manifest: Goes into the manifest.
+    """Exports, verifies, and only then puts file and manifest into place; the arguments are as for ``export``.
 
     Raises:
         CheckFailed: The file does not compute what the module computes; the old file, if any, is untouched.
@@ -218,21 +203,19 @@ def _without_chatter() -> Iterator[None]:
 
 def _name_after_modules(model: Any) -> None:
     """Renames nodes and their values after the modules they came from, and drops the exporter's notes on them."""
-    taken: dict[str, int] = {}
     outputs = {value.name for value in model.graph.outputs}
-    taken.update(dict.fromkeys([*(v.name for v in model.graph.inputs), *model.graph.initializers, *outputs], 1))
+    taken = dict.fromkeys([*(v.name for v in model.graph.inputs), *model.graph.initializers, *outputs], 1)
     for node in model.graph:
         name = _module_of(node)
         count = taken[name] = taken.get(name, 0) + 1
         unique = name if count == 1 else f"{name}_{count}"
         taken[unique] = max(taken.get(unique, 0), 1)
         node.name = unique
+        node.metadata_props.clear()
         for index, value in enumerate(node.outputs):
+            value.metadata_props.clear()
             if value.name not in outputs:
                 value.name = unique if index == 0 else f"{unique}:{index}"
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
 
 
 def _module_of(node: Any) -> str:

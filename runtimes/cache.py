@@ -27,9 +27,7 @@ class Usage:
 
     Attributes:
         kind: Name of its folder; ``other`` for the rest.
-        files: Number of files.
-        size_bytes: Of all of them.
-        about: What they are.
+        about: What its files are.
     """
 
     kind: str
@@ -40,12 +38,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Pruned:
-    """One thing that was removed.
-
-    Attributes:
-        name: What it was, for people.
-        size_bytes: How much it took.
-    """
+    """One thing that was removed, by its name for people and its size."""
 
     name: str
     size_bytes: int

@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import stat
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,11 @@ class EngineKey:
     """Everything that changes an engine; two engines with one key are interchangeable.
 
     Attributes:
-        model_sha256: Of the ONNX file.
-        external_sha256: Of its external data, by file name.
+        external_sha256: Of the model's external data, by file name.
         profile: Accepted shapes by input name.
         precision: What the model's metadata says of its precision.
         tf32: Whether fp32 products may be rounded to TF32.
         library: ``tensorrt`` or ``tensorrt-rtx``.
-        library_version: Its version.
         target: Compute capability it was built for, ``sm86``.
         gpu: Model of the GPU whose timings chose the kernels; "" where none took part.
         options: The other build options, by name.
@@ -94,17 +91,12 @@ class Engine:
     """An engine: as it was built, found in the cache or listed there. Two are equal where their records are.
 
     Attributes:
-        key: What it was built from.
-        sha256: Of the engine.
-        size_bytes: Of the engine.
         seconds: How long the build took, now or when the cached one was made.
         dimensions: Names of the axes by input or output name (``["batch", 3, 224, 224]``); an engine forgets them.
         layers: What the builder said of it: rows of ``type``, ``precision``, ``count``.
         warnings: What the library warned of while it built.
-        model: Name of the model.
         dtypes: Names of NumPy dtypes by input or output name.
         metadata: That of the ONNX file: how pictures are prepared, labels, where the weights came from.
-        path: Where it lies.
         cached: Whether it was there already.
         replaced: Why an entry that was there had to be built again, or "".
         last_used: Of a listed one, in seconds since 1970.
@@ -129,19 +121,8 @@ class Engine:
 
     def to_json(self) -> dict[str, Any]:
         """Returns what lies beside it, as plain values."""
-        return {
-            "schema": SCHEMA,
-            "key": self.key.to_json(),
-            "sha256": self.sha256,
-            "size_bytes": self.size_bytes,
-            "seconds": self.seconds,
-            "dimensions": {name: list(axes) for name, axes in self.dimensions.items()},
-            "layers": [dict(row) for row in self.layers],
-            "warnings": list(self.warnings),
-            "model": self.model,
-            "dtypes": dict(self.dtypes),
-            "metadata": dict(self.metadata),
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
+        return {"schema": SCHEMA, **values, "key": self.key.to_json()}
 
 
 def record_path(engine: Path) -> Path:
@@ -155,12 +136,8 @@ def record_path(engine: Path) -> Path:
 def find_or_build(key: EngineKey, build: Callable[[], tuple[bytes, Engine]], *, rebuild: bool = False) -> Engine:
     """Returns the cached engine of `key`, building it where there is none or a damaged one.
 
-    Any number of processes may ask at once: one builds, the others wait and use it.
-
-    Args:
-        key: Everything that changes the engine.
-        build: Called at most once; returns the serialised engine and what is known of it.
-        rebuild: Build even where a sound one is cached.
+    Any number of processes may ask at once: one builds, the others wait and use it. `rebuild` builds even where a sound
+    one is cached.
 
     Raises:
         FileProblem: The cache can't be written.
@@ -198,14 +175,8 @@ def _look_up(path: Path) -> tuple[Engine | None, str]:
         _read_verified(engine)
     except BadModel as damage:
         return None, damage.message
-    _touch(path)
+    os.utime(path)  # pruning begins with the engine unused for longest
     return replace(engine, cached=True), ""
-
-
-def _touch(path: Path) -> None:
-    """Marks an engine as just used: pruning begins with the one unused for longest."""
-    now = time.time()
-    os.utime(path, (now, now))
 
 
 def _read_record(engine: Path) -> Engine:
@@ -310,7 +281,7 @@ def load_engine(path: Path, *, trust: bool) -> tuple[bytes, Engine | None]:
         engine = _read_record(path)
         _check_name(engine)
         plan = _read_verified(engine)
-        _touch(path)
+        os.utime(path)
         return plan, engine
     if not trust:
         raise BadModel(
@@ -361,7 +332,8 @@ def copy_engine(engine: Engine, output: Path) -> Path:
 # ---- size and pruning ----------------------------------------------------------------------------------------------
 
 
-_UNKNOWN = EngineKey(model_sha256="", profile={}, precision="", tf32=False, library="", library_version="", target="")
+UNKNOWN = EngineKey(model_sha256="", profile={}, precision="", tf32=False, library="", library_version="", target="")
+"""Of an entry in the cache of which nothing is known."""
 
 
 def list_engines() -> list[Engine]:
@@ -377,7 +349,7 @@ def list_engines() -> list[Engine]:
             engine = _read_record(path)
             problem = "" if found.st_size == engine.size_bytes else "truncated"
         except BadModel as damage:
-            engine, problem = Engine(key=_UNKNOWN, path=path), damage.message
+            engine, problem = Engine(key=UNKNOWN, path=path), damage.message
         rows.append(replace(engine, size_bytes=found.st_size, last_used=found.st_mtime, problem=problem))
     return sorted(rows, key=lambda row: row.last_used, reverse=True)
 
@@ -393,22 +365,29 @@ def prune_engines(max_bytes: int) -> list[Engine]:
     """
     if max_bytes < 0:
         raise UsageError(f"the cache can't be pruned to {max_bytes} bytes")
+
+    def remove(path: Path) -> None:
+        record_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    return prune_listed(list_engines(), max_bytes, remove)
+
+
+def prune_listed(rows: Iterable[Engine], max_bytes: int, remove: Callable[[Path], None]) -> list[Engine]:
+    """Removes what ``prune_engines`` says from `rows`, the latest used first; raises ``FileProblem`` where it can't."""
     kept, removed = 0, []
-    for row in list_engines():
-        if not row.problem and kept + row.size_bytes <= max_bytes:
-            kept += row.size_bytes
-        elif _remove(row.path):
+    for row in rows:
+        if (row.problem or kept + row.size_bytes > max_bytes) and _remove(row.path, remove):
             removed.append(row)
         else:
             kept += row.size_bytes
     return removed
 
 
-def _remove(path: Path) -> bool:
+def _remove(path: Path, remove: Callable[[Path], None]) -> bool:
     try:
         with _lock(path).acquire(timeout=0):
-            record_path(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            remove(path)
     except filelock.Timeout:
         return False
     except OSError as error:
@@ -446,9 +425,7 @@ def specs_with_names(
     named = []
     for spec in specs:
         axes = dimensions.get(spec.name, ())
-        if len(axes) == len(spec.shape):
-            shape = tuple(n if isinstance(n, int) else a for n, a in zip(spec.shape, axes, strict=True))
-            named.append(TensorSpec(spec.name, spec.dtype, shape))
-        else:
-            named.append(spec)
+        known = axes if len(axes) == len(spec.shape) else spec.shape
+        shape = tuple(n if isinstance(n, int) else axis for n, axis in zip(spec.shape, known, strict=True))
+        named.append(replace(spec, shape=shape))
     return tuple(named)

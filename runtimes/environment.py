@@ -58,14 +58,10 @@ def load_library(module: str, *, runtime: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == module.partition(".")[0]:
-            raise RuntimeUnavailable(
-                f"the library '{module}' of runtime '{runtime}' is not installed",
-                fix=f"pip install '{package}'",
-            ) from error
+        itself = error.name is None or error.name.partition(".")[0] == module.partition(".")[0]
+        problem = "is not installed" if itself else f"needs '{error.name}', which is not installed"
         raise RuntimeUnavailable(
-            f"the library '{module}' of runtime '{runtime}' needs '{error.name}', which is not installed",
-            fix=f"pip install '{package}'",
+            f"the library '{module}' of runtime '{runtime}' {problem}", fix=f"pip install '{package}'"
         ) from error
     except (ImportError, OSError) as error:
         raise RuntimeUnavailable(

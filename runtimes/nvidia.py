@@ -11,7 +11,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -42,12 +42,8 @@ class Gpu:
     """One GPU that this process may use.
 
     Attributes:
-        index: N of ``cuda:N``.
-        name: What its maker calls it.
         uuid: ``GPU-…`` or ``MIG-…``.
         compute_capability: Major and minor, (8, 6).
-        memory_bytes: Of the device, in total.
-        multiprocessors: Number of streaming multiprocessors.
         driver: Version of the driver (``580.65.06``), or "" where NVML is silent.
         cuda: Newest CUDA that the driver serves, (13, 0).
     """
@@ -69,16 +65,12 @@ class Gpu:
     @property
     def target(self) -> str:
         """The compute capability as a build target: ``sm86``."""
-        return target_name(self.compute_capability)
+        major, minor = self.compute_capability
+        return f"sm{major}{minor}"
 
     def __str__(self) -> str:
         major, minor = self.compute_capability
         return f"{self.device} {self.name} (compute capability {major}.{minor}, {self.memory_bytes / 2**30:.0f} GiB)"
-
-
-def target_name(compute_capability: tuple[int, int]) -> str:
-    """Returns ``sm86`` for (8, 6)."""
-    return f"sm{compute_capability[0]}{compute_capability[1]}"
 
 
 def no_gpu_fix(package: str = "resnet-onnx", without: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -99,11 +91,6 @@ def no_gpu_fix(package: str = "resnet-onnx", without: Mapping[str, str] = Mappin
 
 def require_gpu(device: str, *, package: str = "resnet-onnx", without: Mapping[str, str] = MappingProxyType({})) -> Gpu:
     """Returns the GPU of ``cuda:N``.
-
-    Args:
-        device: ``cuda`` or ``cuda:N``.
-        package: As for ``no_gpu_fix``.
-        without: As for ``no_gpu_fix``.
 
     Raises:
         RuntimeUnavailable: No driver, no GPU, or not so many of them.
@@ -266,11 +253,7 @@ class Sensors:
 
     Attributes:
         clock_mhz: Of the multiprocessors.
-        max_clock_mhz: The highest that they can have.
-        memory_clock_mhz: Of the memory.
-        power_w: Drawn now.
         power_limit_w: Enforced limit.
-        temperature_c: Of the chip.
         throttled: Why the clock is held down, empty where it is not.
     """
 
@@ -330,22 +313,10 @@ def describe() -> dict[str, Any]:
         return {"driver": driver_version(), "cuda": "", "reason": missing.message, "gpus": []}
     rows = []
     for gpu in found:
-        now = read_sensors(gpu)
-        rows.append(
-            {
-                "device": gpu.device,
-                "name": gpu.name,
-                "uuid": gpu.uuid,
-                "compute_capability": ".".join(str(n) for n in gpu.compute_capability),
-                "memory_bytes": gpu.memory_bytes,
-                "multiprocessors": gpu.multiprocessors,
-                "clock_mhz": now.clock_mhz,
-                "max_clock_mhz": now.max_clock_mhz,
-                "memory_clock_mhz": now.memory_clock_mhz,
-                "power_limit_w": now.power_limit_w,
-                "temperature_c": now.temperature_c,
-                "throttled": list(now.throttled),
-            }
-        )
+        about = {name: getattr(gpu, name) for name in ("device", "name", "uuid", "memory_bytes", "multiprocessors")}
+        sensors = asdict(read_sensors(gpu))
+        del sensors["power_w"]  # of one moment, unlike the limit
+        capability = ".".join(str(n) for n in gpu.compute_capability)
+        rows.append({**about, "compute_capability": capability, **sensors, "throttled": list(sensors["throttled"])})
     cuda = ".".join(str(n) for n in found[0].cuda)
     return {"driver": found[0].driver, "cuda": cuda, "reason": "", "gpus": rows}

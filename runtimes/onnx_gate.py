@@ -63,27 +63,20 @@ def write_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> di
     Returns:
         The manifest as written.
     """
-    manifest = build_manifest(model, extra=extra)
-    write_json(manifest_path(model), manifest)
-    return manifest
-
-
-def build_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns the manifest of a model file without writing it."""
     external = [] if model.suffix != ".onnx" else sorted({t.location for t in _external_tensors(model, _parse(model))})
-    return {
+
+    def row(name: str) -> dict[str, Any]:
+        path = model.parent / name
+        return {"file": name, "sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+
+    manifest = {
         "schema": MANIFEST_SCHEMA,
-        "model": {"file": model.name, "sha256": sha256_file(model), "size_bytes": model.stat().st_size},
-        "external_data": [
-            {
-                "file": name,
-                "sha256": sha256_file(model.parent / name),
-                "size_bytes": (model.parent / name).stat().st_size,
-            }
-            for name in external
-        ],
+        "model": row(model.name),
+        "external_data": [row(name) for name in external],
         **(extra or {}),
     }
+    write_json(manifest_path(model), manifest)
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -91,13 +84,11 @@ class CheckedModel:
     """An ONNX file that passed the gate.
 
     Attributes:
-        path: Where it lies.
         sha256: Of the model file alone.
         size_bytes: Of the model file alone.
         metadata: ``metadata_props`` as a dictionary.
         opset: Version of the default operator set.
-        inputs: Specs of the inputs, without initialisers.
-        outputs: Specs of the outputs.
+        inputs: Without initialisers.
         external_data: Names of its external data files, relative to its folder.
         has_manifest: Whether a manifest lay beside it and agreed.
     """

@@ -14,14 +14,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from runtimes import files, nvidia, onnx_gate
-from runtimes.errors import FileProblem, RuntimeUnavailable, UnsupportedModel
+from runtimes import engines, files, nvidia, onnx_gate
+from runtimes.errors import RuntimeUnavailable, UnsupportedModel
 from runtimes.spec import NodePlacement, Profile, RuntimeOptions
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
@@ -37,12 +36,7 @@ NO_GRAPH, GRAPH_ID = "-1", "gpu_graph_id"
 
 
 def cuda_options(index: int, options: RuntimeOptions) -> dict[str, str]:
-    """Returns the options of the CUDA provider.
-
-    Args:
-        index: N of ``cuda:N``.
-        options: What was requested.
-    """
+    """Returns the options of the CUDA provider for ``cuda:index``."""
     return {
         "device_id": str(index),
         "use_tf32": _bit(options.tf32),
@@ -59,7 +53,7 @@ def tensorrt_options(
 
     Args:
         index: N of ``cuda:N``.
-        options: What was requested.
+        options: As they were requested.
         folder: Where this very engine is kept.
         precisions: Those of the ONNX graph, as ``graph_precisions`` says. The provider's networks are weakly typed:
             without the flag TensorRT refuses a type that the graph holds.
@@ -75,18 +69,12 @@ def tensorrt_options(
         "trt_timing_cache_path": folder,
     }
     if options.shapes:
-        for bound in ("min", "opt", "max"):
-            found[f"trt_profile_{bound}_shapes"] = profile_text(options.shapes, bound)
+        found |= {f"trt_profile_{bound}_shapes": profile_text(options.shapes, bound) for bound in ("min", "opt", "max")}
     return found
 
 
 def profile_text(profile: Profile, bound: str) -> str:
-    """Returns one bound of a profile as the provider reads it: ``x:1x3x224x224,y:1x8``.
-
-    Args:
-        profile: Accepted shapes by input name.
-        bound: ``min``, ``opt`` or ``max``.
-    """
+    """Returns the bound ``min``, ``opt`` or ``max`` of a profile as the provider reads it: ``x:1x3x224x224,y:1x8``."""
     return ",".join(
         f"{name}:{'x'.join(str(n) for n in {'min': r.minimum, 'opt': r.optimum, 'max': r.maximum}[bound])}"
         for name, r in profile.items()
@@ -256,14 +244,14 @@ def engine_key(
 
     Its own key is the name of the graph, which collides for other shapes and weights (onnxruntime#32254).
     """
-    ours = {name: value for name, value in provider_options.items() if not name.endswith("_path")}
+    ours = {n: v for n, v in provider_options.items() if not n.endswith("_path") and n != "device_id"}
     made_from = {
         "model": checked.sha256,
         "external": {name: files.sha256_file(checked.path.parent / name) for name in checked.external_data},
         "shapes": {name: str(accepted) for name, accepted in options.shapes.items()},
         "tf32": options.tf32,
         "optimize": options.optimize,
-        "provider_options": {name: value for name, value in ours.items() if name != "device_id"},
+        "provider_options": ours,
         "onnxruntime": ort_version,
         "tensorrt": tensorrt_version,
         "gpu": [gpu.name, gpu.target, gpu.multiprocessors],
@@ -322,55 +310,21 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-@dataclass(frozen=True)
-class CachedFolder:
-    """The engines that ONNX Runtime built from one model.
-
-    Attributes:
-        path: Their folder.
-        size_bytes: Of all files in it.
-        last_used: Seconds since 1970.
-    """
-
-    path: Path
-    size_bytes: int
-    last_used: float
-
-
-def list_folders() -> list[CachedFolder]:
-    """Returns the folders of ONNX Runtime's TensorRT engines, the latest used first."""
+def list_folders() -> list[engines.Engine]:
+    """Returns the folders of ONNX Runtime's TensorRT engines, the latest used first; their keys are not known."""
     root = files.cache_root() / CACHE_FOLDER
     rows = []
     for folder in root.iterdir() if root.is_dir() else ():
         if folder.is_dir():
-            size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-            rows.append(CachedFolder(folder, size, folder.stat().st_mtime))
+            size, used = sum(p.stat().st_size for p in folder.iterdir() if p.is_file()), folder.stat().st_mtime
+            rows.append(engines.Engine(key=engines.UNKNOWN, path=folder, size_bytes=size, last_used=used))
     return sorted(rows, key=lambda row: row.last_used, reverse=True)
 
 
-def prune_folders(max_bytes: int) -> list[CachedFolder]:
+def prune_folders(max_bytes: int) -> list[engines.Engine]:
     """Removes the folders unused for longest, until the rest needs at most `max_bytes`; one in use stays.
 
     Raises:
         FileProblem: A folder can't be removed.
     """
-    kept, removed = 0, []
-    for row in list_folders():
-        if kept + row.size_bytes > max_bytes and _remove(row.path):
-            removed.append(row)
-        else:
-            kept += row.size_bytes
-    return removed
-
-
-def _remove(folder: Path) -> bool:
-    try:
-        with filelock.FileLock(folder.with_suffix(".lock"), mode=0o600).acquire(timeout=0):
-            shutil.rmtree(folder)
-    except filelock.Timeout:
-        return False
-    except OSError as error:
-        raise FileProblem(
-            f"can't remove {folder}: {error.strerror}", fix="check the permissions of the cache"
-        ) from error
-    return True
+    return engines.prune_listed(list_folders(), max_bytes, shutil.rmtree)

@@ -34,7 +34,6 @@ class TensorSpec:
     """Name, dtype and shape of one input or output.
 
     Attributes:
-        name: The tensor's name in the model.
         dtype: NumPy dtype; bfloat16 is ml_dtypes' extension type.
         shape: One entry per axis; a string names a symbolic dimension.
     """
@@ -60,14 +59,8 @@ def check_feeds(feeds: Feeds, inputs: tuple[TensorSpec, ...], *, who: str) -> No
     missing = [n for n in expected if n not in feeds]
     unknown = [n for n in feeds if n not in expected]
     if missing or unknown:
-        problem = "; ".join(
-            part
-            for part in (
-                f"missing {', '.join(missing)}" if missing else "",
-                f"unknown {', '.join(unknown)}" if unknown else "",
-            )
-            if part
-        )
+        wrong = {"missing": missing, "unknown": unknown}
+        problem = "; ".join(f"{how} {', '.join(names)}" for how, names in wrong.items() if names)
         raise BadFeeds(f"{who}: {problem}; the inputs are {', '.join(str(s) for s in inputs)}")
     extents: dict[str, tuple[int, str]] = {}
     for name, spec in expected.items():
@@ -99,9 +92,7 @@ class ShapeRange:
     """The shapes of one input that an engine accepts, and the one it is made fastest for.
 
     Attributes:
-        minimum: Smallest extent per axis.
         optimum: The shape that the builder optimises for.
-        maximum: Largest extent per axis.
     """
 
     minimum: tuple[int, ...]
@@ -134,10 +125,6 @@ ENGINE_BATCHES = (1, 8, 64)
 
 def default_profile(inputs: Sequence[TensorSpec], batches: tuple[int, int, int] = ENGINE_BATCHES) -> Profile:
     """Returns the profile of a model whose only open dimension is the batch.
-
-    Args:
-        inputs: The model's inputs.
-        batches: Smallest, usual and largest batch.
 
     Raises:
         UsageError: Another dimension is open: nobody but the user knows its extents.
@@ -218,8 +205,8 @@ class TorchProgram:
 
     Attributes:
         module: A ``torch.nn.Module`` in eval mode; called with the inputs in order, returns a tensor or a tuple.
-        inputs: Specs in call order.
-        outputs: Specs in return order.
+        inputs: In call order.
+        outputs: In return order.
     """
 
     module: Any
@@ -277,10 +264,8 @@ class Target:
     """A model on a runtime, ready to be opened (``registry.open_target``); picklable, as its source is.
 
     Attributes:
-        runtime: Name of the runtime.
         source: The model, in the form that the runtime opens.
         device: ``cpu``, ``cuda``, ``cuda:1``; None is the runtime's own default device.
-        options: Threads and precision switches.
     """
 
     runtime: str
@@ -295,7 +280,6 @@ class NodePlacement:
 
     Attributes:
         node: Node name, or ``"*"`` for all of them.
-        operator: Operator type, or "".
         provider: The part of the library that executes it (``CPUExecutionProvider``, ``openvino CPU`` …).
         device: ``cpu``, ``cuda:0`` …
     """

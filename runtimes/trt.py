@@ -73,7 +73,7 @@ class TensorRTFamilyRuntime(Runtime):
             deserializer.engine_host_code_allowed = False
             engine = deserializer.deserialize_cuda_engine(plan)
         if engine is None:
-            raise library.failure(f"{self.name} can't load the engine {path}", messages)
+            raise trt_shim.explain(f"{self.name} can't load the engine {path}", messages)
         self._deserializer, self._engine = deserializer, engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._profile = {
@@ -111,9 +111,7 @@ class TensorRTFamilyRuntime(Runtime):
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         check_profile(feeds, self._profile, who=self.name)
-        if self._lane is None:
-            self._lane = _Lane(self)
-        lane = self._lane
+        lane = self._lane = self._lane or _Lane(self)
         lane.bind(feeds)
         lane.copy_in(feeds)
         lane.execute()
@@ -167,7 +165,7 @@ class _Lane:
             self.stream = self._torch.cuda.Stream(device=runtime.device)
             self._context = library.create_context(runtime._engine)
         if self._context is None:
-            raise library.failure(f"{runtime.name} can't make an execution context", messages)
+            raise trt_shim.explain(f"{runtime.name} can't make an execution context", messages)
         self._running = self._guard("running")
         self._start = self._context.execute_async_v3
         self._handle = self.stream.cuda_stream
@@ -191,7 +189,7 @@ class _Lane:
             accepted = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
             unknown = list(context.infer_shapes()) if accepted else sorted(shapes)
         if unknown:
-            raise runtime._library.failure(f"{runtime.name} can't settle the shapes of {', '.join(unknown)}", messages)
+            raise trt_shim.explain(f"{runtime.name} can't settle the shapes of {', '.join(unknown)}", messages)
         with self._guard("reserving memory"):
             for spec in runtime.outputs:
                 shapes[spec.name] = tuple(context.get_tensor_shape(spec.name))
@@ -438,7 +436,7 @@ def cuda_failure(what: str, error: RuntimeError) -> RunFailed:
 
 
 def _run_error(runtime: TensorRTFamilyRuntime, messages: list[trt_shim.Message]) -> ToolkitError:
-    found = runtime._library.failure(f"{runtime.name}: running {runtime.source.name} failed", messages)
+    found = trt_shim.explain(f"{runtime.name}: running {runtime.source.name} failed", messages)
     return found if isinstance(found, OutOfMemory) else RunFailed(found.message)
 
 

@@ -26,32 +26,31 @@ LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
+    """What is known of a library before it is loaded.
+
+    Attributes:
+        packages: Where it may have been installed from.
+        extra: What pip installs for it.
+        title: What its maker calls it.
+        builds_ahead: Whether it builds for a GPU that is named, on a machine without one.
+    """
+
     module: str
     packages: tuple[str, ...]
     extra: str
     title: str
-    builds_ahead: bool  # for a GPU that is named, on a machine without one
+    builds_ahead: bool
 
 
-_KNOWN: dict[str, _Known] = {
-    "tensorrt": _Known(
-        "tensorrt",
-        ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
-        "resnet-onnx[tensorrt]",
-        "TensorRT",
-        builds_ahead=False,
+_RTX_PACKAGES = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
+
+KNOWN: dict[str, Known] = {
+    "tensorrt": Known(
+        "tensorrt", ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"), "resnet-onnx[tensorrt]", "TensorRT", False
     ),
-    "tensorrt-rtx": _Known(
-        "tensorrt_rtx",
-        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-        "resnet-onnx[tensorrt-rtx]",
-        "TensorRT for RTX",
-        builds_ahead=True,
-    ),
+    "tensorrt-rtx": Known("tensorrt_rtx", _RTX_PACKAGES, "resnet-onnx[tensorrt-rtx]", "TensorRT for RTX", True),
 }
-
-LIBRARY_NAMES: tuple[str, ...] = tuple(_KNOWN)
 
 ONLY_RTX = frozenset(
     {
@@ -109,27 +108,12 @@ class Message:
 
 def installed_version(name: str) -> str | None:
     """Returns the version of the installed library without loading it, or None."""
-    return package_version(*_KNOWN[name].packages)
-
-
-def extra(name: str) -> str:
-    """Returns what pip installs for a library."""
-    return _KNOWN[name].extra
-
-
-def title(name: str) -> str:
-    """Returns what its maker calls a library."""
-    return _KNOWN[name].title
-
-
-def builds_ahead(name: str) -> bool:
-    """Returns whether a library builds for a GPU that is named, on a machine without one."""
-    return _KNOWN[name].builds_ahead
+    return package_version(*KNOWN[name].packages)
 
 
 def require_gpu(name: str, device: str) -> nvidia.Gpu:
     """Returns the GPU of ``cuda:N``; ``RuntimeUnavailable`` says what a library can do without one."""
-    return nvidia.require_gpu(device, package=extra(name), without=_WITHOUT_GPU)
+    return nvidia.require_gpu(device, package=KNOWN[name].extra, without=_WITHOUT_GPU)
 
 
 _WITHOUT_GPU = {"build an engine without a GPU:": "resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm89"}
@@ -137,7 +121,7 @@ _WITHOUT_GPU = {"build an engine without a GPU:": "resnet-onnx build resnet50 --
 
 def cuda_major(name: str) -> int | None:
     """Returns the CUDA version that the installed package is built for, or None where its name does not say."""
-    for package in _KNOWN[name].packages:
+    for package in KNOWN[name].packages:
         found = re.search(r"-cu(\d+)$", package)
         if found and package_version(package):
             return int(found[1])
@@ -151,26 +135,21 @@ def load(name: LibraryName) -> Library:
     Raises:
         RuntimeUnavailable: It is not installed or can't be loaded.
     """
-    known = _KNOWN[name]
-    return Library(name, load_library(known.module, runtime=name, package=known.extra), known.title)
+    return Library(name, load_library(KNOWN[name].module, runtime=name, package=KNOWN[name].extra))
 
 
 class Library:
     """One of the two modules.
 
     Attributes:
-        name: ``tensorrt`` or ``tensorrt-rtx``.
         trt: The module.
-        title: What its maker calls it.
-        version: As the module says.
-        is_rtx: Which of the two it is.
         logger: The one logger of this process; TensorRT ignores every later one.
     """
 
-    def __init__(self, name: LibraryName, trt: Any, title: str) -> None:
+    def __init__(self, name: LibraryName, trt: Any) -> None:
         self.name = name
         self.trt = trt
-        self.title = title
+        self.title = KNOWN[name].title
         self.version = str(trt.__version__)
         self.is_rtx = name == "tensorrt-rtx"
         self._recent: collections.deque[Message] = collections.deque(maxlen=_KEPT_MESSAGES)
@@ -272,10 +251,6 @@ class Library:
         """
         trt = self.trt
         return _make_monitor(trt, report, cancelled) if hasattr(trt, "IProgressMonitor") else None
-
-    def failure(self, what: str, messages: Sequence[Message], *, fix: str | None = None) -> ToolkitError:
-        """Turns the library's log after a failed call into the error to raise."""
-        return explain(what, messages, fix=fix)
 
 
 def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -> ToolkitError:

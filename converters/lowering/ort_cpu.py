@@ -23,7 +23,7 @@ def lower(graph: Graph, *, exact: bool = False) -> dict[str, int]:
     """Rewrites a portable graph in place.
 
     Args:
-        graph: The portable graph.
+        graph: Of the file.
         exact: Keep every step and clip where the portable file clips; slower and no closer to float32.
 
     Returns:
@@ -37,13 +37,9 @@ def lower(graph: Graph, *, exact: bool = False) -> dict[str, int]:
 def unsigned_activations(graph: Graph, *, exact: bool = False, signed_stay: bool = False) -> tuple[int, int, int]:
     """Turns signed activation pairs into unsigned ones, in place.
 
-    Args:
-        graph: The portable graph.
-        exact: As ``lower``.
-        signed_stay: Leave pairs of values that may be negative as they are.
-
     Returns:
-        How many were shifted by 128, how many got zero point 0, and how many ReLUs were dropped.
+        How many were shifted by 128, which `signed_stay` prevents; how many got zero point 0; how many ReLUs were
+        dropped.
     """
     from onnx import helper
 
@@ -80,6 +76,7 @@ def unsigned_activations(graph: Graph, *, exact: bool = False, signed_stay: bool
             and value not in graph.outputs
         )
         source = relu.input[0] if relu is not None and alone else value
+        quantize.input[0] = source
         if exact:
             # Portable bytes end at 127 steps; an unsigned byte would go on to 255.
             low = graph.add_constant("clip_low", np.zeros((), np.float32))
@@ -87,21 +84,10 @@ def unsigned_activations(graph: Graph, *, exact: bool = False, signed_stay: bool
             clipped = graph.free_name(f"{value}.clipped")
             clips[id(quantize)] = helper.make_node("Clip", [source, low, high], [clipped], name=clipped)
             quantize.input[0] = clipped
-        else:
-            quantize.input[0] = source
         if alone:
             dropped.add(id(relu))
             absorbed += not exact
-    nodes = []
-    for node in graph.proto.node:
-        if id(node) in clips:
-            nodes.append(clips[id(node)])
-        if id(node) not in dropped:
-            nodes.append(node)
-    graph.replace_nodes(nodes)
-    graph.refresh()
-    graph.drop_unused_constants()
-    graph.refresh()
+    graph.insert(clips, dropped)
     return shifted, widened, absorbed
 
 
@@ -114,14 +100,13 @@ def integer_biases(graph: Graph) -> int:
         node = product.node
         bias = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         data_scale = graph.array(product.data.input[1])
-        unsuitable = node.op_type == "Gemm" and (
-            attribute(node, "beta", 1.0) != 1.0 or attribute(node, "alpha", 1.0) != 1.0
-        )
-        if bias is None or data_scale is None or bias.dtype != np.float32 or unsuitable:
+        scaled = node.op_type == "Gemm" and {attribute(node, name, 1.0) for name in ("alpha", "beta")} != {1.0}
+        if bias is None or data_scale is None or bias.dtype != np.float32 or scaled:
             continue
         if bias.shape != product.scales.shape:
             continue
-        steps = float(data_scale.reshape(())) * _scales_that_hold(graph, product, bias, float(data_scale.reshape(())))
+        step = float(data_scale.reshape(()))
+        steps = step * _scales_that_hold(graph, product, bias, step)
         whole = np.clip(np.rint(bias.astype(np.float64) / steps), -(2**31), 2**31 - 1).astype(np.int32)
         stem = f"{node.input[2]}.{name_of(node)}"
         stored = graph.add_constant(f"{stem}.int32", whole)
@@ -132,15 +117,7 @@ def integer_biases(graph: Graph) -> int:
             "DequantizeLinear", [stored, scale, zeros], [back], name=f"{stem}.dequantize", axis=0
         )
         node.input[2] = back
-    nodes = []
-    for node in graph.proto.node:
-        if id(node) in added:
-            nodes.append(added[id(node)])
-        nodes.append(node)
-    graph.replace_nodes(nodes)
-    graph.refresh()
-    graph.drop_unused_constants()
-    graph.refresh()
+    graph.insert(added)
     return len(added)
 
 

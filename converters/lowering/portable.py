@@ -28,8 +28,6 @@ class Pair:
     """An activation that goes through int8.
 
     Attributes:
-        quantize: The QuantizeLinear node.
-        dequantize: The DequantizeLinear node after it.
         scale: Of a step.
     """
 
@@ -104,7 +102,6 @@ class QuantisedProduct:
     """A product whose data and weights are both dequantised.
 
     Attributes:
-        node: The product.
         data: The DequantizeLinear of its data.
         weight: The DequantizeLinear of its weights.
         stored: Its weights, int8.

@@ -256,7 +256,7 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 def _title(built: Engine) -> str:
     from runtimes import trt_shim
 
-    return f"{trt_shim.title(built.key.library)} {built.key.library_version}"
+    return f"{trt_shim.KNOWN[built.key.library].title} {built.key.library_version}"
 
 
 def _target(target: str) -> str:
