@@ -1,4 +1,4 @@
-"""What stands around a network: normalisation as part of the graph, widening for a float64 gold, half precision."""
+"""What stands around a network: normalisation as part of the graph, and casts into its precision."""
 
 from __future__ import annotations
 
@@ -39,39 +39,21 @@ class Uint8Input(nn.Module):
         return self.module(pictures.to(self.scale.dtype) * self.scale + self.offset)
 
 
-class WideInput(nn.Module):
-    """Takes inputs of any float type into a network of a wider one.
+class CastInside(nn.Module):
+    """Takes inputs of any float type into a network of another one; bytes go in as they are.
 
     Args:
-        module: With float64 or float32 parameters, from [batch, channel, height, width] to anything.
+        module: From [batch, channel, height, width] or [batch, height, width, channel] to one tensor.
+        float32_out: Whether its output becomes float32, or stays what the network computes in.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, float32_out: bool) -> None:
         super().__init__()
         self.module = module
+        self.float32_out = float32_out
         self.dtype = next(module.parameters()).dtype
 
     def forward(self, pictures: torch.Tensor) -> Any:
-        """Takes float [batch, channel, height, width]."""
-        return self.module(pictures.to(self.dtype))
-
-
-class HalfInside(nn.Module):
-    """Takes inputs of any float type into a network of half precision, and gives its outputs as float32.
-
-    Args:
-        module: With float16 or bfloat16 parameters; bytes go in as they are.
-        half_out: Whether the outputs stay half.
-    """
-
-    def __init__(self, module: nn.Module, *, half_out: bool = False) -> None:
-        super().__init__()
-        self.module = module
-        self.half_out = half_out
-        self.dtype = next(module.parameters()).dtype
-
-    def forward(self, pictures: torch.Tensor) -> Any:
-        """Takes float32 or uint8 pictures in the network's layout."""
-        inside = pictures.to(self.dtype) if pictures.is_floating_point() else pictures
-        outputs = self.module(inside)
-        return outputs if self.half_out else outputs.float()
+        """Takes pictures in the network's layout."""
+        outputs = self.module(pictures.to(self.dtype) if pictures.is_floating_point() else pictures)
+        return outputs.float() if self.float32_out else outputs

@@ -144,22 +144,22 @@ def _sweep(path: Path) -> None:
 
     Only after an hour: on a shared disk the process may live on another machine.
     """
+    import psutil
+
     pattern = re.compile(re.escape(f".{path.name[:_LONGEST_STEM]}.") + r"(\d+)\.[0-9a-f]{8}\.tmp")
     with contextlib.suppress(OSError):
         for item in path.parent.iterdir():
             match = pattern.fullmatch(item.name)
-            if match is None or _alive(int(match[1])) or time.time() - item.lstat().st_mtime < _STALE_AFTER_S:
+            if (
+                match is None
+                or psutil.pid_exists(int(match[1]))
+                or time.time() - item.lstat().st_mtime < _STALE_AFTER_S
+            ):
                 continue
             if item.is_dir():
                 shutil.rmtree(item, ignore_errors=True)
             else:
                 item.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    import psutil
-
-    return bool(psutil.pid_exists(process))
 
 
 def _parked(path: Path) -> Path:
@@ -273,17 +273,12 @@ def cache_dir(*parts: str) -> Path:
             if os.name != "nt":
                 found = step.stat()
                 if found.st_uid != os.getuid():
-                    raise FileProblem(
-                        f"the cache folder {step} belongs to another user",
-                        fix=_NAME_A_CACHE,
-                    )
+                    raise FileProblem(f"the cache folder {step} belongs to another user", fix=_NAME_A_CACHE)
                 if stat.S_IMODE(found.st_mode) != 0o700 and not (existed and step == folder):
                     step.chmod(0o700)
     except OSError as error:
-        raise FileProblem(
-            f"can't use the cache folder {folder}: {error.strerror or error}",
-            fix=_NAME_A_CACHE,
-        ) from error
+        reason = error.strerror or error
+        raise FileProblem(f"can't use the cache folder {folder}: {reason}", fix=_NAME_A_CACHE) from error
     return folder.joinpath(*parts)
 
 

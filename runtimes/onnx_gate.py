@@ -17,7 +17,7 @@ from runtimes.files import atomic_file, sha256_file, write_json
 from runtimes.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 MANIFEST_SUFFIX = ".manifest.json"
 MANIFEST_SCHEMA = 1
@@ -146,8 +146,7 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
         raise BadModel(f"{path} is empty, expected an ONNX model", fix="export or download it again")
     if size > MAX_PROTO_BYTES:
         raise BadModel(
-            f"{path} has {size} bytes, but one ONNX file holds less than 2 GiB",
-            fix="save the tensors as external data",
+            f"{path} has {size} bytes, but one ONNX file holds less than 2 GiB", fix="save the tensors as external data"
         )
     try:
         with open(path, "rb") as handle:
@@ -216,10 +215,7 @@ def _compare(path: Path, row: Mapping[str, Any], digest: str, model: Path) -> No
 
 _MAGIC = (
     (b"PK\x03\x04", "a zip archive or a torch checkpoint"),
-    (b"\x80\x02", "a Python pickle"),
-    (b"\x80\x03", "a Python pickle"),
-    (b"\x80\x04", "a Python pickle"),
-    (b"\x80\x05", "a Python pickle"),
+    *((bytes([0x80, protocol]), "a Python pickle") for protocol in range(2, 6)),
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"GIF8", "a GIF picture"),
@@ -313,11 +309,10 @@ def _check_depth(path: Path, model: ModelProto) -> None:
     waiting = [(node, 0) for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes]
     while waiting:
         node, depth = waiting.pop()
-        for attribute in node.attribute:
-            graphs = [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-            if graphs and depth == MAX_GRAPH_DEPTH:
-                raise BadModel(f"{path}: its graphs nest more than {MAX_GRAPH_DEPTH} deep, at node '{node.name}'")
-            waiting.extend((inner, depth + 1) for graph in graphs for inner in graph.node)
+        graphs = _subgraphs(node)
+        if graphs and depth == MAX_GRAPH_DEPTH:
+            raise BadModel(f"{path}: its graphs nest more than {MAX_GRAPH_DEPTH} deep, at node '{node.name}'")
+        waiting.extend((inner, depth + 1) for graph in graphs for inner in graph.node)
 
 
 def _check_functions(path: Path, model: ModelProto) -> None:
@@ -351,10 +346,11 @@ def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     while waiting:
         node = waiting.pop()
         yield node
-        for attribute in node.attribute:
-            waiting.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                waiting.extend(graph.node)
+        waiting.extend(inner for graph in _subgraphs(node) for inner in graph.node)
+
+
+def _subgraphs(node: NodeProto) -> list[GraphProto]:
+    return [graph for item in node.attribute for graph in (*([item.g] if item.HasField("g") else []), *item.graphs)]
 
 
 def _check_value(path: Path, value: ValueInfoProto) -> None:
@@ -400,28 +396,17 @@ class _External:
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yields every TensorProto: initialisers and attributes of the graph, its subgraphs and its functions."""
-    graphs = [model.graph]
-    nodes = [n for f in model.functions for n in f.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            nodes.extend(graph.node)
-            continue
-        for attribute in nodes.pop().attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            sparse_tensors = list(attribute.sparse_tensors)
-            if attribute.HasField("sparse_tensor"):
-                sparse_tensors.append(attribute.sparse_tensor)
-            for sparse in sparse_tensors:
-                yield from (sparse.values, sparse.indices)
-            if attribute.HasField("g"):
-                graphs.append(attribute.g)
-            graphs.extend(attribute.graphs)
+    nodes = list(_all_nodes([*model.graph.node, *(node for function in model.functions for node in function.node)]))
+    for graph in (model.graph, *(inner for node in nodes for inner in _subgraphs(node))):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for attribute in (item for node in nodes for item in node.attribute):
+        yield from ([attribute.t] if attribute.HasField("t") else [])
+        yield from attribute.tensors
+        single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for sparse in (*attribute.sparse_tensors, *single):
+            yield from (sparse.values, sparse.indices)
 
 
 def _external_tensors(path: Path, model: ModelProto) -> list[_External]:

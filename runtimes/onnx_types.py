@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,14 @@ if TYPE_CHECKING:
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
 DTYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
     "double": np.dtype(np.float64),
     "float16": np.dtype(np.float16),
     "bfloat16": BFLOAT16,
-    "int8": np.dtype(np.int8),
-    "int16": np.dtype(np.int16),
-    "int32": np.dtype(np.int32),
-    "int64": np.dtype(np.int64),
-    "uint8": np.dtype(np.uint8),
-    "uint16": np.dtype(np.uint16),
-    "uint32": np.dtype(np.uint32),
-    "uint64": np.dtype(np.uint64),
-    "bool": np.dtype(np.bool_),
+    **{name: np.dtype(name) for name in (*_INTEGERS, "bool")},
 }
 """NumPy dtypes by ONNX's names of element types in ``tensor(…)``, from onnx/onnx.in.proto."""
 
@@ -76,15 +71,7 @@ def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
 
 
 def precision_of(metadata: Mapping[str, str], path: Path) -> str:
-    """Returns the precision that an ONNX file computes in: what its metadata says, or what its graph holds.
-
-    Args:
-        metadata: The file's ``metadata_props``.
-        path: The file, which was checked.
-
-    Returns:
-        ``fp32``, ``fp16``, ``bf16``, ``int8`` or what else the metadata says.
-    """
+    """Returns the precision that an ONNX file computes in: its metadata's or its graph's."""
     return metadata.get("precision") or graph_precision(path)
 
 
@@ -112,8 +99,6 @@ def recorded_precision(precision: str, computes_in: str, metadata: Mapping[str, 
         computes_in: What the runtime computes in.
         metadata: The file's ``metadata_props``; a lowered file says what it was made from.
     """
-    import json
-
     if precision == "fp32":
         return {}
     rows: dict[str, Any] = {"precision": precision, "computes_in": computes_in}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,16 +73,13 @@ class OpenVINORuntime(Runtime):
             self.streams = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         used = str(self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
         computes_in = "int8" if precision == "int8" else {"f32": "fp32", "f16": "fp16"}.get(used, used)
-        return (
-            checked.inputs,
-            checked.outputs,
-            {
-                "inference_precision": used,
-                **onnx_types.recorded_precision(precision, computes_in, checked.metadata),
-                "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
-                "streams": int(self._compiled.get_property("NUM_STREAMS")),
-            },
-        )
+        recorded = {
+            "inference_precision": used,
+            **onnx_types.recorded_precision(precision, computes_in, checked.metadata),
+            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "streams": int(self._compiled.get_property("NUM_STREAMS")),
+        }
+        return checked.inputs, checked.outputs, recorded
 
     def _hint(self, precision: str) -> str:
         """Returns the precision to set for floating point: float16 only on a CPU that has it, see the class."""
@@ -156,32 +154,23 @@ class OpenVINORuntime(Runtime):
             arrays[spec.name] = np.array(data, copy=True)
         return arrays
 
-    def _explained(self) -> _Explained:
-        return _Explained(self)
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns OpenVINO's bare RuntimeError into ours."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            full = is_out_of_memory(error) or "allocate" in str(error)
+            self._compile()  # after one failed run every later one of the same model fails (seen in 2026.4)
+            raise (OutOfMemory if full else RunFailed)(
+                f"{self.name}: running {self.source.name} failed: {_reason(error)}"
+            ) from error
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
         return _PreparedRequest(self, feeds, scope)
 
     def _close(self) -> None:
         del self._request, self._compiled
-
-
-class _Explained:
-    """Turns OpenVINO's bare RuntimeError into ours."""
-
-    def __init__(self, runtime: OpenVINORuntime) -> None:
-        self._runtime = runtime
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-        if isinstance(error, RuntimeError | MemoryError):
-            full = is_out_of_memory(error) or "allocate" in str(error)
-            self._runtime._compile()  # after one failed run every later one of the same model fails (seen in 2026.4)
-            raise (OutOfMemory if full else RunFailed)(
-                f"{self._runtime.name}: running {self._runtime.source.name} failed: {_reason(error)}"
-            ) from error
 
 
 def _reason(error: BaseException) -> str:

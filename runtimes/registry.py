@@ -169,16 +169,7 @@ def require_all(names: Sequence[str], *, device: str | None = None) -> None:
 def open_runtime(
     name: str, source: ModelSource, *, device: str | None = None, options: RuntimeOptions | None = None
 ) -> Runtime:
-    """Opens a model on a runtime.
-
-    Args:
-        name: One of ``runtime_names``.
-        source: The model.
-        device: ``cpu``, ``cuda``, ``cuda:1``; None is the runtime's own default device.
-        options: Threads, spinning, profiling, precision switches.
-
-    Returns:
-        The opened runtime; use it as a context manager.
+    """Opens a model on a runtime, to be used as a context manager; without `device` on the runtime's default one.
 
     Raises:
         UsageError: Unknown name, or a device that this runtime does not have.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,6 @@ class Case:
 
     Attributes:
         name: Of the case; also names its file.
-        inputs: Specs in the model's order.
-        outputs: Specs in the model's order.
         compute: The truth, from arrays by input name to arrays by output name.
         nodes: ``(operator, inputs, outputs, attributes)`` in order.
         constants: Initialisers by name.
@@ -244,6 +243,11 @@ class RuntimeContract:
         device = self.runtime.resolve_device(self.device)
         return self.runtime(source, device=device, options=options or RuntimeOptions(threads=1))
 
+    @contextmanager
+    def _opened(self, name: str, batch: int = 3) -> Iterator[tuple[Runtime, Case, dict[str, NDArray[Any]]]]:
+        with self._open(name) as runtime:
+            yield runtime, CASES[name], CASES[name].feeds(batch)
+
     # ---- what an opened runtime says of itself ----
 
     def test_it_says_what_it_is(self) -> None:
@@ -302,35 +306,27 @@ class RuntimeContract:
     @pytest.mark.parametrize("case", [name for name in CASES if name != "fixed"])
     @pytest.mark.parametrize("batch", BATCHES)
     def test_run_computes_every_output(self, case: str, batch: int) -> None:
-        with self._open(case) as runtime:
-            feeds = CASES[case].feeds(batch)
-            assert_matches(runtime.run(feeds), CASES[case], feeds, runtime.outputs)
+        with self._opened(case, batch) as (runtime, chosen, feeds):
+            assert_matches(runtime.run(feeds), chosen, feeds, runtime.outputs)
 
     def test_batches_may_change_from_run_to_run(self) -> None:
-        case = CASES["convolution"]
-        with self._open("convolution") as runtime:
+        with self._opened("convolution") as (runtime, case, _):
             for seed, batch in enumerate((2, 5, 1, 5)):
                 feeds = case.feeds(batch, seed=seed)
                 assert_matches(runtime.run(feeds), case, feeds, runtime.outputs)
 
     def test_a_fixed_batch_runs_and_no_other(self) -> None:
-        case = CASES["fixed"]
-        with self._open("fixed") as runtime:
-            feeds = case.feeds()
+        with self._opened("fixed") as (runtime, case, feeds):
             assert_matches(runtime.run(feeds), case, feeds, runtime.outputs)
             with pytest.raises(BadFeeds, match=r"given shape \[3, 3\], expected \[2, 3\]"):
                 runtime.run({"x": np.zeros((3, 3), np.float32)})
 
     def test_the_order_of_feeds_does_not_matter(self) -> None:
-        case = CASES["several"]
-        with self._open("several") as runtime:
-            feeds = case.feeds()
+        with self._opened("several") as (runtime, case, feeds):
             assert_matches(runtime.run(dict(reversed(feeds.items()))), case, feeds, runtime.outputs)
 
     def test_nan_and_infinity_pass_through(self) -> None:
-        case = CASES["convolution"]
-        with self._open("convolution") as runtime:
-            feeds = case.feeds(2)
+        with self._opened("convolution", 2) as (runtime, _, feeds):
             feeds["x"][0, 1, 2, 3] = np.nan
             feeds["x"][1, 0, 0, 0] = np.inf
             found = runtime.run(feeds)["y"]
@@ -342,8 +338,7 @@ class RuntimeContract:
 
     @pytest.mark.parametrize("case", ["convolution", "several", "passing", "scalars"])
     def test_results_belong_to_the_caller(self, case: str) -> None:
-        with self._open(case) as runtime:
-            feeds = CASES[case].feeds()
+        with self._opened(case) as (runtime, chosen, feeds):
             first = runtime.run(feeds)
             before = {name: array.copy() for name, array in feeds.items()}
             for array in first.values():
@@ -351,26 +346,22 @@ class RuntimeContract:
             for name, array in feeds.items():
                 np.testing.assert_array_equal(array, before[name], "writing to a result changed the feeds")
             again = runtime.run(feeds)
-            assert_matches(again, CASES[case], feeds, runtime.outputs)
+            assert_matches(again, chosen, feeds, runtime.outputs)
             kept = {name: array.copy() for name, array in again.items()}
-            runtime.run(CASES[case].feeds(seed=1))
+            runtime.run(chosen.feeds(seed=1))
             for array in feeds.values():
                 array.fill(0)
         for name, array in again.items():
             np.testing.assert_array_equal(array, kept[name], "a later run, the feeds or close() changed a result")
 
     def test_run_leaves_the_feeds_alone(self) -> None:
-        case = CASES["several"]
-        with self._open("several") as runtime:
-            feeds = case.feeds()
+        with self._opened("several") as (runtime, case, feeds):
             runtime.run(feeds)
             for name, array in case.feeds().items():
                 np.testing.assert_array_equal(feeds[name], array)
 
     def test_strided_and_read_only_feeds_are_taken(self) -> None:
-        case = CASES["several"]
-        with self._open("several") as runtime:
-            feeds = case.feeds()
+        with self._opened("several") as (runtime, case, feeds):
             expected = {name: array.copy() for name, array in feeds.items()}
             feeds["minuend"] = np.asfortranarray(feeds["minuend"])
             wide = np.zeros((3, 8), np.float32)
@@ -385,9 +376,7 @@ class RuntimeContract:
                     assert_matches(prepared.outputs(), case, expected, runtime.outputs)
 
     def test_a_run_that_fails_says_so_and_the_next_one_works(self) -> None:
-        case = CASES["fragile"]
-        with self._open("fragile") as runtime:
-            feeds = case.feeds(2)
+        with self._opened("fragile", 2) as (runtime, case, feeds):
             misfits = {"x": np.ones((1, 3), np.float32), "z": np.ones((4, 2), np.float32)}
             for attempt in (runtime.run, partial(_run_prepared, runtime), runtime.run):
                 assert_matches(runtime.run(feeds), case, feeds, runtime.outputs)
@@ -435,8 +424,7 @@ class RuntimeContract:
     @pytest.mark.parametrize("case", list(CASES))
     @pytest.mark.parametrize("scope", SCOPES)
     def test_prepared_equals_run(self, case: str, scope: Scope) -> None:
-        with self._open(case) as runtime:
-            feeds = CASES[case].feeds(7)
+        with self._opened(case, 7) as (runtime, _, feeds):
             right = runtime.run(feeds)
             with runtime.prepare(feeds, scope=scope) as prepared:
                 assert prepared.scope == scope
@@ -451,8 +439,7 @@ class RuntimeContract:
 
     @pytest.mark.parametrize("scope", SCOPES)
     def test_prepared_runs_are_independent(self, scope: Scope) -> None:
-        case = CASES["several"]
-        with self._open("several") as runtime:
+        with self._opened("several") as (runtime, case, _):
             feeds = [case.feeds(batch, seed=batch) for batch in (2, 5)]
             one, two = (runtime.prepare(f, scope=scope) for f in feeds)
             for _ in range(3):
@@ -493,10 +480,9 @@ class RuntimeContract:
                         assert_matches(result, case, given, runtime.outputs)
 
     def test_a_profile_has_every_layer_once_or_is_refused(self) -> None:
-        case = CASES["convolution"]
-        with self._open("convolution") as runtime:
+        with self._opened("convolution") as (runtime, case, feeds):
             try:
-                layers = runtime.profile(case.feeds(), runs=3)
+                layers = runtime.profile(feeds, runs=3)
             except UnsupportedModel as refused:
                 if runtime.name not in refused.message:
                     raise
@@ -506,14 +492,12 @@ class RuntimeContract:
             assert all(layer.name and layer.operator and 0 <= layer.seconds < 10 for layer in layers)
             assert sum(layer.seconds for layer in layers) > 0
             with pytest.raises(UsageError, match="runs must be at least 1"):
-                runtime.profile(case.feeds(), runs=0)
-            assert_matches(runtime.run(case.feeds()), case, case.feeds(), runtime.outputs)
+                runtime.profile(feeds, runs=0)
+            assert_matches(runtime.run(feeds), case, case.feeds(), runtime.outputs)
 
     @pytest.mark.parametrize("scope", SCOPES)
     def test_prepared_outputs_belong_to_the_caller(self, scope: Scope) -> None:
-        case = CASES["passing"]
-        with self._open("passing") as runtime:
-            feeds = case.feeds()
+        with self._opened("passing") as (runtime, case, feeds):
             with runtime.prepare(feeds, scope=scope) as prepared:
                 prepared.enqueue()
                 for array in prepared.outputs().values():
@@ -528,10 +512,8 @@ class RuntimeContract:
     def test_closing_twice_is_fine(self) -> None:
         runtime = self._open("convolution")
         prepared = runtime.prepare(CASES["convolution"].feeds())
-        for _ in range(2):
-            prepared.close()
-        for _ in range(2):
-            runtime.close()
+        for close in (prepared.close, prepared.close, runtime.close, runtime.close):
+            close()
 
     def test_use_after_close_names_itself(self) -> None:
         feeds = CASES["convolution"].feeds()

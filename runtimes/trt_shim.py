@@ -82,20 +82,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 """NumPy dtypes by the names of ``DataType``."""
 
-PRECISIONS = {
-    "FLOAT": "fp32",
-    "HALF": "fp16",
-    "BF16": "bf16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "FP8": "fp8",
-    "INT4": "int4",
-    "FP4": "fp4",
-}
-"""What people call the types of ``DataType``."""
+PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16"}
+"""What people call the types of ``DataType``; the others have their own names in lower case."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +245,7 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     """Returns the error that says why `what` failed, from the library's own messages.
 
     Args:
-        what: What failed, for the beginning of the message.
+        what: What failed.
         messages: The library's log during the call.
         fix: What helps where the messages name no known cause.
     """
@@ -269,15 +257,11 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
             f"{what}: it needs more memory than the GPU or the workspace limit allows: {text[:300]}",
             fix="use a smaller batch, or a larger workspace",
         )
+    again = "build it again here: resnet-onnx build"
     if "version tag does not match" in low or ("serialization assertion" in low and "version" in low):
-        return BadModel(
-            f"{what}: the engine was made by another version of the library: {text[:300]}",
-            fix="build it again here: resnet-onnx build",
-        )
+        return BadModel(f"{what}: the engine was made by another version of the library: {text[:300]}", fix=again)
     if "compute capability" in low or "incompatible device" in low or "different gpu" in low:
-        return UnsupportedModel(
-            f"{what}: the engine was built for another GPU: {text[:300]}", fix="build it again here: resnet-onnx build"
-        )
+        return UnsupportedModel(f"{what}: the engine was built for another GPU: {text[:300]}", fix=again)
     return UnsupportedModel(f"{what}: {text[:400]}", fix=fix)
 
 

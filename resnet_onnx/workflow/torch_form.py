@@ -39,14 +39,10 @@ def torch_program(
         inputs = (replace(inputs[0], dtype=kind),)
         element = kind if half else element
     outputs = (TensorSpec(names[1], element, (batch_dimension(form), network.config.num_classes)),)
-    if form.input == "float32" and not half and (dtype == "float64" or taken is not None):
-        from converters.input_adapters import WideInput
+    if half or (form.input == "float32" and (dtype == "float64" or taken is not None)):
+        from converters.input_adapters import CastInside
 
-        module = WideInput(module)
-    if half:
-        from converters.input_adapters import HalfInside
-
-        module = HalfInside(module, half_out=taken is not None)
+        module = CastInside(module, float32_out=half and taken is None)
     return TorchProgram(module=module, inputs=inputs, outputs=outputs)
 
 
@@ -62,9 +58,9 @@ def whole_picture_program(*, network: Network, dtype: Dtype = "float32") -> Torc
     if isinstance(module, VGG):  # its pooling would shrink any picture to the features of one position
         module = module.fully_convolutional().eval()
     if dtype in ("float16", "bfloat16"):
-        from converters.input_adapters import HalfInside
+        from converters.input_adapters import CastInside
 
-        module = HalfInside(module)
+        module = CastInside(module, float32_out=True)
     element = np.dtype(np.float32)
     return TorchProgram(
         module=module,
