@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_gate, onnx_types
+from runtimes import onnx_gate
 from runtimes.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -269,9 +269,8 @@ def expose(model: ModelProto, names: Iterable[str]) -> ModelProto:
     return changed
 
 
-FLOAT = "float"
-
-
 def is_float32(types: Mapping[str, int], name: str) -> bool:
     """Returns whether a value is known to hold float32."""
-    return name in types and onnx_types.element_name(types[name]) == FLOAT
+    from onnx import TensorProto
+
+    return types.get(name) == TensorProto.FLOAT

@@ -111,12 +111,11 @@ def plan(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> Plan:
     quantised = {id(node) for node in chosen}
     wanted: set[str] = {node.input[0] for node in chosen}
     for node in graph.proto.node:
-        if _is_residual(node, graph, shaped) and any(_comes_from(name, graph, quantised) for name in node.input):
+        if _is_residual(node, graph, shaped) and any(id(graph.producer.get(name)) in quantised for name in node.input):
             wanted |= set(node.input)
             quantised.add(id(node))
     for node in graph.proto.node:
-        maker = graph.producer.get(node.input[0]) if node.input else None
-        if node.op_type in RECTIFIERS and maker is not None and id(maker) in quantised:
+        if node.op_type in RECTIFIERS and id(graph.producer.get(node.input[0])) in quantised:
             wanted.add(node.output[0])
     scale_of: dict[str, str] = {}
     for name in sorted(wanted):
@@ -134,11 +133,6 @@ def _is_residual(node: NodeProto, graph: Graph, shaped: Mapping[str, tuple[Any, 
         return False
     a, b = (shaped.get(name) for name in node.input)
     return a is not None and b is not None and len(a) == len(b) == 4 and a[1:] == b[1:]
-
-
-def _comes_from(name: str, graph: Graph, quantised: set[int]) -> bool:
-    maker = graph.producer.get(name)
-    return maker is not None and id(maker) in quantised
 
 
 def _moves(node: NodeProto, graph: Graph) -> bool:
@@ -344,9 +338,7 @@ _AXES_AS_INPUT = 18
 def corrected(chosen: Plan, shifts: Mapping[str, NDArray[np.float64]]) -> Plan:
     """Returns a plan whose float biases take back how far int8 moves the mean of each layer (arXiv 1906.04721, 4.2).
 
-    Args:
-        chosen: The plan.
-        shifts: Mean of quantised minus float32 outputs by layer, float64 [channels].
+    `shifts` are the means of quantised minus float32 outputs by layer, float64 [channels].
     """
     copy = deepcopy(chosen.model)
     graph = Graph(copy)

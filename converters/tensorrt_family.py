@@ -158,11 +158,7 @@ def fit_profile(inputs: Sequence[TensorSpec], given: Profile | None) -> Profile:
 
 
 def parse_target(argument: str) -> str:
-    """Returns a compute capability as ``sm86`` from ``sm86``, ``SM_86``, ``8.6`` or ``86``.
-
-    Raises:
-        UsageError: It is not one.
-    """
+    """Returns ``sm86`` from ``sm86``, ``SM_86``, ``8.6`` or ``86``; raises ``UsageError`` for anything else."""
     found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", argument.strip().lower())
     if not found:
         raise UsageError(f"'{argument}' is not a compute capability: expected one like sm86 or 8.6")
@@ -208,7 +204,12 @@ def _choose_target(library: trt_shim.Library, asked: str | None, device: str) ->
 
 
 def _describe_targets(targets: Sequence[str]) -> str:
-    return ", ".join(f"{t} ({ARCHITECTURES[t]})" if t in ARCHITECTURES else t for t in targets)
+    return ", ".join(describe_target(target) for target in targets)
+
+
+def describe_target(target: str) -> str:
+    """Returns a compute capability with what people call it: ``sm86 (Ampere)``."""
+    return f"{target} ({ARCHITECTURES[target]})" if target in ARCHITECTURES else target
 
 
 # ---- building ------------------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def build_engine(
     progress: Progress = lambda phase, done, steps: None,
     rebuild: bool = False,
 ) -> engines.Engine:
-    """Builds an engine, or returns the cached one.
+    """Builds an engine into the cache, or returns the one that is there.
 
     Args:
         model: An ONNX file; passed through the loading gate if it has not been.
@@ -237,9 +238,6 @@ def build_engine(
         device: GPU to build on or for, where `target` is None.
         progress: Called from another thread while the library works.
         rebuild: Build even where a sound engine is cached.
-
-    Returns:
-        The engine in the cache.
 
     Raises:
         UsageError: Shapes or target do not fit; the message lists what does.
@@ -491,18 +489,18 @@ def _parser_problem(parser_error: Any) -> ParserProblem:
 def plain_reason(description: str, code: str) -> str:
     """Returns the parser's words without what only its makers need.
 
-    Args:
-        description: ``ParserError.desc``: for an operator that the parser does not know it is the bare word ``false``.
-        code: Name of the ``ErrorCode``.
+    For an operator that the parser does not know ``ParserError.desc`` is the bare word ``false``.
     """
     text = " ".join(description.split())
     if text in ("", "false") and code.startswith("UNSUPPORTED"):
-        return {
-            "UNSUPPORTED_NODE": "the operator is not supported",
-            "UNSUPPORTED_NODE_ATTR": "an attribute of the operator is not supported",
-            "UNSUPPORTED_NODE_DATATYPE": "a data type of the operator is not supported",
-            "UNSUPPORTED_NODE_SHAPE": "a shape of the operator is not supported",
-        }.get(code, "it is not supported")
+        part = {
+            "_ATTR": "an attribute of the",
+            "_DATATYPE": "a data type of the",
+            "_SHAPE": "a shape of the",
+            "": "the",
+        }
+        found = part.get(code.removeprefix("UNSUPPORTED_NODE"))
+        return f"{found} operator is not supported" if found else "it is not supported"
     # Without a driver every error drags the failed look for one behind it.
     before, _, _ = text.partition(" [checkMacros.cpp::catchCudaError")
     return before or text

@@ -27,8 +27,8 @@ class ExportOptions:
     """What the ONNX file should look like.
 
     Attributes:
-        input_names: Names of the inputs, in call order.
-        output_names: Names of the outputs, in return order.
+        input_names: In call order.
+        output_names: In return order.
         batch: Fixed batch, or None for a dynamic one (named ``batch``).
         opset: Version of the default operator set.
     """

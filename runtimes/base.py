@@ -230,14 +230,8 @@ class Runtime(ABC):
     def arithmetic(cls, precision: str, options: RuntimeOptions, device: str | None = None) -> str:
         """Returns the precision that products are computed in, which is what an error budget follows.
 
-        Args:
-            precision: Of the file: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-            options: What the model is opened with.
-            device: As for ``resolve_device``.
-
-        Returns:
-            The precision of the file; or the one that autocast narrows to; or ``tf32`` for a float32 file where the
-            options allow it and both runtime and device have it.
+        It is `precision`, that of the file (``fp32``, ``fp16``, ``bf16`` or ``int8``); or the one that autocast narrows
+        to; or ``tf32`` for a float32 file where the options allow it and both runtime and device have it.
         """
         if "autocast" in cls.uses and options.autocast is not None:
             return options.autocast
@@ -293,11 +287,8 @@ class Runtime(ABC):
     def profile(self, feeds: Feeds, *, runs: int = 10) -> Sequence[LayerTime]:
         """Returns the time of each layer, in the order of their first run, by the library's own profiler.
 
-        Profiling slows a run, so that the layers' sum is more than a run takes otherwise.
-
-        Args:
-            feeds: As for ``run``.
-            runs: Runs to take the mean of; one more before them does not count.
+        It is the mean of `runs` runs; one more before them does not count. Profiling slows a run, so that the layers'
+        sum is more than a run takes otherwise.
 
         Raises:
             UnsupportedModel: This runtime has no profiler by layer; otherwise as ``run``.

@@ -26,6 +26,7 @@ SCHEMA = 3
 SUFFIX = ".engine"
 _FOLDER = "engines"
 _DIGEST_BYTES = 32
+_AGAIN = "build it again: resnet-onnx build"
 
 
 # ---- keys and records ----------------------------------------------------------------------------------------------
@@ -142,8 +143,7 @@ def find_or_build(key: EngineKey, build: Callable[[], tuple[bytes, Engine]], *, 
     Raises:
         FileProblem: The cache can't be written.
     """
-    folder = files.cache_dir(_FOLDER)
-    path = folder / f"{key.digest}{SUFFIX}"
+    path = files.cache_dir(_FOLDER) / f"{key.digest}{SUFFIX}"
     if not rebuild:
         found, _ = _look_up(path)
         if found is not None:
@@ -233,10 +233,7 @@ def described_specs(engine: Engine) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
 
 def _check_name(engine: Engine) -> None:
     if engine.path.stem != engine.key.digest:
-        raise BadModel(
-            f"the engine {engine.path} was built from something else than its name says",
-            fix="build it again: resnet-onnx build",
-        )
+        raise BadModel(f"the engine {engine.path} was built from something else than its name says", fix=_AGAIN)
 
 
 def _read_verified(engine: Engine) -> bytes:
@@ -248,14 +245,14 @@ def _read_verified(engine: Engine) -> bytes:
     if len(plan) != engine.size_bytes:
         raise BadModel(
             f"the engine {engine.path} is truncated or was changed: {len(plan)} bytes, recorded {engine.size_bytes}",
-            fix="build it again: resnet-onnx build",
+            fix=_AGAIN,
         )
     digest = hashlib.sha256(plan).hexdigest()
     if digest != engine.sha256:
         raise BadModel(
             f"the engine {engine.path} is damaged or was changed: SHA-256 {digest[:12]}…, "
             f"recorded {engine.sha256[:12]}…",
-            fix="build it again: resnet-onnx build",
+            fix=_AGAIN,
         )
     return plan
 
@@ -297,9 +294,8 @@ def load_engine(path: Path, *, trust: bool) -> tuple[bytes, Engine | None]:
 def is_ours(path: Path) -> bool:
     """Returns whether a path is an engine in this machine's own cache, behind no link."""
     folder = files.cache_root() / _FOLDER
-    if not folder.is_dir():
-        return False
-    if os.path.realpath(path.parent) != os.path.realpath(folder) or path.suffix != SUFFIX:
+    here = folder.is_dir() and os.path.realpath(path.parent) == os.path.realpath(folder)
+    if not here or path.suffix != SUFFIX:
         return False
     files.cache_dir(_FOLDER)  # refuses a folder of another user, and closes one that was open to others
     found = path.lstat()
@@ -314,7 +310,7 @@ def _check_regular(path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise BadModel(f"{path} is not a regular file, expected an engine")
     if found.st_size == 0:
-        raise BadModel(f"the engine {path} is empty", fix="build it again: resnet-onnx build")
+        raise BadModel(f"the engine {path} is empty", fix=_AGAIN)
 
 
 def copy_engine(engine: Engine, output: Path) -> Path:
@@ -399,11 +395,7 @@ def _remove(path: Path, remove: Callable[[Path], None]) -> bool:
 
 
 def load_timings(name: str) -> bytes:
-    """Returns a builder's timing cache, or b"" where there is none or a damaged one.
-
-    Args:
-        name: Of library, version and GPU.
-    """
+    """Returns a builder's timing cache, or b"" where there is none or a damaged one; `name` has library and GPU."""
     path = files.cache_root() / _FOLDER / f"{name}.timings"
     try:
         stored = path.read_bytes()

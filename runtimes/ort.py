@@ -133,13 +133,10 @@ class OrtRuntime(Runtime):
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         return tuple(
-            NodePlacement(node.name, node.op_type, part.ep_name, self._device_of(part.ep_name))
+            NodePlacement(node.name, node.op_type, part.ep_name, "cpu" if part.ep_name == ort_gpu.CPU else self.device)
             for part in self._session.get_provider_graph_assignment_info()
             for node in part.get_nodes()
         )
-
-    def _device_of(self, provider: str) -> str:
-        return "cpu" if provider == "CPUExecutionProvider" else self.device
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self._run_on(self._session, feeds)

@@ -207,11 +207,7 @@ def not_started(provider: str, *, runtime: str) -> RuntimeUnavailable:
 
 
 def check_placement(rows: Sequence[NodePlacement], provider: str, *, runtime: str, model: str) -> None:
-    """Raises where nodes run on the CPU, or where none runs on the requested provider.
-
-    Raises:
-        UnsupportedModel: Names the nodes.
-    """
+    """Raises ``UnsupportedModel``, which names nodes, where some run on the CPU or none on the requested provider."""
     on_cpu = [row for row in rows if row.provider == CPU]
     if on_cpu:
         shown = ", ".join(f"{row.node or 'unnamed'} ({row.operator})" for row in on_cpu[:3])

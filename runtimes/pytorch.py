@@ -71,9 +71,10 @@ class TorchRuntime(Runtime):
         self._module = module.to(memory_format=torch.channels_last) if options.channels_last else module
         self._narrow = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
         self._dtypes = [self._to_device(np.empty(0, spec.dtype)).dtype for spec in program.outputs]
+        first = next(iter(self._module.parameters()), None)
         recorded = {
             "threads": self._threads * self.streams,
-            "dtype": _dtype(self._module),
+            "dtype": None if first is None else str(first.dtype).removeprefix("torch."),
             "memory_format": "channels_last" if options.channels_last else "contiguous",
             "autocast": options.autocast or False,
             "tf32": options.tf32 and cuda,
@@ -181,12 +182,6 @@ class TorchRuntime(Runtime):
 
 _LAYER = "layer: "
 """What marks a module's span among the operators in torch's profile."""
-
-
-def _dtype(module: Any) -> str | None:
-    """Returns what the module computes in by its parameters; None for one without any."""
-    first = next(iter(module.parameters()), None)
-    return None if first is None else str(first.dtype).removeprefix("torch.")
 
 
 class _PreparedTensors(Prepared):

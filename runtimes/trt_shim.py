@@ -231,11 +231,9 @@ class Library:
         return bool(context.is_stream_capturable(stream)) if self.is_rtx else True
 
     def progress_monitor(self, report: Callable[[str, int, int], None], cancelled: Callable[[], bool]) -> Any:
-        """Returns an ``IProgressMonitor``, or None where the module has none.
+        """Returns an ``IProgressMonitor``, or None where the module has none; True from `cancelled` ends the build.
 
-        Args:
-            report: Called with the phase, the steps done in it and the steps that it has.
-            cancelled: Asked after every step; True ends the build.
+        `report` gets the phase, the steps done in it and the steps that it has.
         """
         trt = self.trt
         return _make_monitor(trt, report, cancelled) if hasattr(trt, "IProgressMonitor") else None

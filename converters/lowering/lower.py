@@ -30,9 +30,7 @@ class Lowering:
     """A lowered model.
 
     Attributes:
-        path: The file.
         key: SHA-256 of what it was made from and how.
-        cached: Whether it was there already.
         changes: How often each change was made.
         checked: The file after the gate.
     """

@@ -227,12 +227,14 @@ def _progress(terminal: Terminal) -> Iterator[Progress]:
 
 
 def _print(terminal: Terminal, model: Model, built: Engine, source: Any, path: Path) -> None:
+    from converters.tensorrt_family import describe_target
+
     for note in model.notes:
         terminal.note(f"{model.name}: {note}")
     if built.replaced:
         terminal.note(f"built again, because the engine in the cache could not be used: {built.replaced}")
     terminal.line(f"{path}  {size_text(built.size_bytes)} (ONNX file {size_text(source.size_bytes)})")
-    terminal.line(f"{model.description} · {_title(built)} · for {_target(built.key.target)}")
+    terminal.line(f"{model.description} · {_title(built)} · for {describe_target(built.key.target)}")
     for name, accepted in built.key.profile.items():
         low, usual, high = (_shape(s) for s in (accepted.minimum, accepted.optimum, accepted.maximum))
         terminal.line(f"Accepts {name} {low}" + (f" to {high}, fastest at {usual}" if low != high else ""))
@@ -257,12 +259,6 @@ def _title(built: Engine) -> str:
     from runtimes import trt_shim
 
     return f"{trt_shim.KNOWN[built.key.library].title} {built.key.library_version}"
-
-
-def _target(target: str) -> str:
-    from converters.tensorrt_family import ARCHITECTURES
-
-    return f"{target} ({ARCHITECTURES[target]})" if target in ARCHITECTURES else target
 
 
 def _shape(shape: tuple[int, ...]) -> str:
