@@ -45,10 +45,6 @@ class Histogram:
 
     Attributes:
         counts: int64 [BINS], how many magnitudes lie in each bin, exact zeros left out: they cost nothing.
-        width: Of a bin.
-        largest: The largest magnitude.
-        zeros: How many values were exactly zero.
-        negative: Whether a value was below zero.
     """
 
     def __init__(self) -> None:

@@ -55,11 +55,7 @@ _UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A node that stays in float32.
-
-    Attributes:
-        reason: Why, with the figure that decided.
-    """
+    """A node that stays in float32, and why, with the figure that decided."""
 
     node: str
     operator: str
@@ -68,13 +64,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class HalfModel:
-    """A model in half precision.
-
-    Attributes:
-        converted: Nodes that compute in half.
-        kept: Nodes that stay in float32, and why.
-        casts: Casts that were added.
-    """
+    """A model in half precision: how many nodes compute in it, which stay in float32, how many casts were added."""
 
     model: ModelProto
     precision: Half
@@ -94,17 +84,11 @@ def convert(
     half_io: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> HalfModel:
-    """Converts a float32 model.
+    """Converts a float32 model, which is left as it is.
 
-    Args:
-        model: The ``ModelProto``; it is left as it is.
-        precision: What to convert to.
-        batches: Calibration data: feeds of the model.
-        folder: Where a temporary copy with all values as outputs may be written.
-        what: What messages call the model.
-        keep: Patterns (``layer4.*``) of nodes to keep in float32.
-        half_io: Whether inputs and outputs of the model become half too.
-        progress: Told what is being done.
+    It runs on `batches` of calibration data, in a temporary copy in `folder` with all values as outputs. `keep` has
+    patterns (``layer4.*``) of nodes that stay in float32, `half_io` makes inputs and outputs half too, and `what` names
+    the model in messages.
 
     Raises:
         UnsupportedModel: No node can compute in that precision, or the operator set can't be raised.
@@ -323,11 +307,7 @@ def _observe(
 
 
 class _Rewriter:
-    """Puts casts wherever a value is read in another type than it is made in.
-
-    Attributes:
-        casts: How many were added.
-    """
+    """Puts casts wherever a value is read in another type than it is made in, and counts them."""
 
     def __init__(
         self, graph: Graph, types: Mapping[str, int], precision: Half, able: Mapping[int, bool], *, half_io: bool

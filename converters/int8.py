@@ -148,15 +148,10 @@ def _moves(node: NodeProto, graph: Graph) -> bool:
 
 
 def quantised_weight(weight: NDArray[Any], axis: int, *, per_channel: bool = True) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rounds weights to signed bytes, symmetric, without clipping.
-
-    Args:
-        weight: float32 of any rank.
-        axis: Of the output channels.
-        per_channel: A scale for each of them; otherwise one for all.
+    """Rounds float32 weights of any rank to signed bytes, symmetric, without clipping; `axis` is of output channels.
 
     Returns:
-        int8 of the same shape, and float32 [channels] or [] scales.
+        int8 of the same shape, and float32 scales: [channels], or [] where not `per_channel`.
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others if per_channel else None)
@@ -201,10 +196,8 @@ def weight_sqnr_db(node: NodeProto, weight: NDArray[Any], *, per_channel: bool =
 def quantise(chosen: Plan, ranges: Mapping[str, float], *, per_channel: bool = True) -> ModelProto:
     """Returns the portable int8 model.
 
-    Args:
-        chosen: What is quantised.
-        ranges: Clipping threshold by value, for all of ``chosen.observed``.
-        per_channel: A weight scale per output channel; one per layer is what poorer tools do.
+    `ranges` are clipping thresholds by value, for all of ``chosen.observed``. A weight scale per output channel is what
+    serves; one per layer is what poorer tools do.
     """
     from onnx import helper
 

@@ -50,7 +50,6 @@ class EngineOptions:
         optimization_level: 0 (builds fastest) to 5 (runs fastest); None is the library's own default, 3.
         timing_cache: Whether kernel timings of earlier builds are used; TensorRT alone times kernels.
         cuda_graph: Build for runs that are captured into a CUDA graph: one stream, nothing allocated in a run.
-        tf32: Whether fp32 products may be rounded to TF32.
     """
 
     workspace_bytes: int | None = None
@@ -463,11 +462,7 @@ def _read_checked(checked: onnx_gate.CheckedModel) -> bytes:
 
 @dataclass(frozen=True)
 class ParserProblem:
-    """One error of the ONNX parser.
-
-    Attributes:
-        node: Name of the ONNX node, or "".
-    """
+    """One error of the ONNX parser; `node` and `operator` are "" where it names none."""
 
     node: str
     operator: str

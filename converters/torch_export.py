@@ -47,13 +47,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Verification:
-    """How the exported file compared with the module on its own weights.
-
-    Attributes:
-        batches: Sizes of those that were compared.
-        relative_rmse: The worst of them.
-        runtime: Who ran the file.
-    """
+    """How far `runtime` with the file was from the module at worst, over batches of these sizes."""
 
     batches: tuple[int, ...]
     relative_rmse: float

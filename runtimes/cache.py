@@ -23,12 +23,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Usage:
-    """How much of the cache one kind takes.
-
-    Attributes:
-        kind: Name of its folder; ``other`` for the rest.
-        about: What its files are.
-    """
+    """How much of the cache the files of one kind take (``other`` is the rest), and what they are."""
 
     kind: str
     files: int
@@ -66,10 +61,8 @@ def usage() -> list[Usage]:
 def prune(max_bytes: int) -> list[Pruned]:
     """Removes engines unused for longest until all of them need at most `max_bytes`; damaged ones go first.
 
-    ONNX Runtime's engines have what those of this project leave: they are built again without being asked for.
-
-    Returns:
-        What was removed. Engines in use or being built stay.
+    ONNX Runtime's engines have what those of this project leave: they are built again without being asked for. Returns
+    what was removed; engines in use or being built stay.
 
     Raises:
         UsageError: `max_bytes` is negative.

@@ -261,11 +261,7 @@ def _read_verified(engine: Engine) -> bytes:
 
 
 def load_engine(path: Path, *, trust: bool) -> tuple[bytes, Engine | None]:
-    """Returns an engine's bytes, fit to be executed, and its record.
-
-    Args:
-        path: The engine.
-        trust: Whether one from outside this machine's own cache may be executed.
+    """Returns an engine's bytes, fit to be executed, and its record; `trust` lets one from elsewhere be executed too.
 
     Returns:
         The bytes that were checked (read once), and the record; None for a trusted engine without one.
@@ -353,8 +349,7 @@ def list_engines() -> list[Engine]:
 def prune_engines(max_bytes: int) -> list[Engine]:
     """Removes unusable engines, then those unused for longest, until the rest needs at most `max_bytes`.
 
-    Returns:
-        The removed entries. One that another process is building just now stays.
+    Returns what was removed; an engine that another process is building just now stays.
 
     Raises:
         UsageError: `max_bytes` is negative.

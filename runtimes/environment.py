@@ -45,12 +45,7 @@ _INTERESTING_FLAGS = (
 
 
 def load_library(module: str, *, runtime: str, package: str) -> Any:
-    """Imports a heavy library when it is used.
-
-    Args:
-        module: What to import.
-        runtime: Who needs it, for the message.
-        package: What to install, as pip takes it (``resnet-onnx[tensorrt]``).
+    """Imports a heavy library when `runtime` uses it; pip installs it with `package` (``resnet-onnx[tensorrt]``).
 
     Raises:
         RuntimeUnavailable: It is not installed, or is installed but can't be loaded.

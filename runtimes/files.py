@@ -283,16 +283,7 @@ def cache_dir(*parts: str) -> Path:
 
 
 def store_by_content(kind: str, suffix: str, write: Callable[[Path], None]) -> tuple[Path, str]:
-    """Writes a file into the cache under its own SHA-256.
-
-    Args:
-        kind: Folder in the cache (``"weights"``).
-        suffix: Ending of the file (``".safetensors"``).
-        write: Called with the path to write to.
-
-    Returns:
-        The path and the SHA-256.
-    """
+    """Has `write` make a file in a folder of the cache, named by its own SHA-256; returns path and SHA-256."""
     folder = cache_dir(kind)
     target, digest = folder, ""
 

@@ -76,9 +76,7 @@ class Gpu:
 def no_gpu_fix(package: str = "resnet-onnx", without: Mapping[str, str] = MappingProxyType({})) -> str:
     """Returns what to do where there is no GPU, in lines: where it would run, what can be done here.
 
-    Args:
-        package: What pip installs on a machine that has a GPU.
-        without: Other commands that help without one, by what they do.
+    `package` is what pip installs on a machine that has one; `without` has commands that help without, by what they do.
     """
     lines = {
         "on a machine with an NVIDIA GPU:": f"pip install '{package}'",
@@ -90,7 +88,7 @@ def no_gpu_fix(package: str = "resnet-onnx", without: Mapping[str, str] = Mappin
 
 
 def require_gpu(device: str, *, package: str = "resnet-onnx", without: Mapping[str, str] = MappingProxyType({})) -> Gpu:
-    """Returns the GPU of ``cuda:N``.
+    """Returns the GPU of ``cuda:N``; the other arguments are those of ``no_gpu_fix``.
 
     Raises:
         RuntimeUnavailable: No driver, no GPU, or not so many of them.
@@ -185,9 +183,8 @@ def _describe(cuda: Any, index: int, driver: str, served: tuple[int, int], fix: 
     _call(cuda, "cuDeviceGet", ctypes.byref(handle), index, fix=fix)
     _call(cuda, "cuDeviceGetName", name, 256, handle, fix=fix)
     _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(size), handle, fix=fix)
-    _call(
-        cuda, "cuDeviceGetUuid_v2" if hasattr(cuda, "cuDeviceGetUuid_v2") else "cuDeviceGetUuid", uuid, handle, fix=fix
-    )
+    with_mig = hasattr(cuda, "cuDeviceGetUuid_v2")
+    _call(cuda, "cuDeviceGetUuid_v2" if with_mig else "cuDeviceGetUuid", uuid, handle, fix=fix)
     attributes = []
     for attribute in (_ATTRIBUTE_MAJOR, _ATTRIBUTE_MINOR, _ATTRIBUTE_PROCESSORS):
         _call(cuda, "cuDeviceGetAttribute", ctypes.byref(number), attribute, handle, fix=fix)

@@ -58,11 +58,7 @@ def atomic_model(path: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def write_manifest(model: Path, *, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Writes the manifest of a model file: SHA-256 and size of the file and of its external data.
-
-    Returns:
-        The manifest as written.
-    """
+    """Writes and returns the manifest of a model file: SHA-256 and size of the file and of its external data."""
     external = [] if model.suffix != ".onnx" else sorted({t.location for t in _external_tensors(model, _parse(model))})
 
     def row(name: str) -> dict[str, Any]:
@@ -86,7 +82,7 @@ class CheckedModel:
     Attributes:
         sha256: Of the model file alone.
         size_bytes: Of the model file alone.
-        metadata: ``metadata_props`` as a dictionary.
+        metadata: Its ``metadata_props``.
         opset: Version of the default operator set.
         inputs: Without initialisers.
         external_data: Names of its external data files, relative to its folder.

@@ -94,10 +94,7 @@ def graph_precision(path: Path) -> str:
 def recorded_precision(precision: str, computes_in: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """Returns what a runtime records of a file below float32: its precision, and in what it is computed really.
 
-    Args:
-        precision: Of the file.
-        computes_in: What the runtime computes in.
-        metadata: The file's ``metadata_props``; a lowered file says what it was made from.
+    A lowered file's metadata say what it was made from.
     """
     if precision == "fp32":
         return {}

@@ -101,11 +101,7 @@ def widen(model: ModelProto, element: str = "DOUBLE") -> None:
 
     Initialisers, tensors in attributes, types of inputs, outputs and intermediate values, and the targets of Cast.
     Rounding that is part of the function, as in a cast to float16 and back, is lost: the graph is evaluated as if it
-    were exact.
-
-    Args:
-        model: The model.
-        element: ``DOUBLE``, or ``FLOAT`` for a float32 twin of a half-precision model.
+    were exact. `element` is ``DOUBLE``, or ``FLOAT`` for a float32 twin of a half-precision model.
     """
     import onnx
     from onnx import numpy_helper

@@ -89,11 +89,7 @@ def check_feeds(feeds: Feeds, inputs: tuple[TensorSpec, ...], *, who: str) -> No
 
 @dataclass(frozen=True)
 class ShapeRange:
-    """The shapes of one input that an engine accepts, and the one it is made fastest for.
-
-    Attributes:
-        optimum: The shape that the builder optimises for.
-    """
+    """The shapes of one input that an engine accepts, and the one it is made fastest for."""
 
     minimum: tuple[int, ...]
     optimum: tuple[int, ...]
@@ -203,10 +199,7 @@ class ModelSource:
 class TorchProgram:
     """What a factory returns for the ``torch`` runtime.
 
-    Attributes:
-        module: A ``torch.nn.Module`` in eval mode; called with the inputs in order, returns a tensor or a tuple.
-        inputs: In call order.
-        outputs: In return order.
+    The ``torch.nn.Module`` is in eval mode; it takes the inputs in order and returns a tensor or a tuple.
     """
 
     module: Any

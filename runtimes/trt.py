@@ -419,11 +419,8 @@ def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacem
         layers = json.loads(report)["Layers"]
     except (ValueError, KeyError, TypeError):
         layers = []
-    rows = []
-    for row in layers:
-        name = row.get("Name", "") if isinstance(row, dict) else str(row)
-        kind = str(row.get("LayerType", "")) if isinstance(row, dict) else ""
-        rows.append(NodePlacement(str(name), kind, provider, device))
+    found = [row if isinstance(row, dict) else {"Name": row} for row in layers]
+    rows = [NodePlacement(str(row.get("Name", "")), str(row.get("LayerType", "")), provider, device) for row in found]
     return tuple(rows) or (NodePlacement("*", "", provider, device),)
 
 

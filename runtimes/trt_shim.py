@@ -127,12 +127,7 @@ def load(name: LibraryName) -> Library:
 
 
 class Library:
-    """One of the two modules.
-
-    Attributes:
-        trt: The module.
-        logger: The one logger of this process; TensorRT ignores every later one.
-    """
+    """One of the two modules."""
 
     def __init__(self, name: LibraryName, trt: Any) -> None:
         self.name = name
@@ -142,6 +137,7 @@ class Library:
         self.is_rtx = name == "tensorrt-rtx"
         self._recent: collections.deque[Message] = collections.deque(maxlen=_KEPT_MESSAGES)
         self._collected: list[Message] | None = None
+        # The one logger of this process; TensorRT ignores every later one.
         self.logger = _make_logger(trt, self._log)
 
     def _log(self, message: Message) -> None:
@@ -240,13 +236,7 @@ class Library:
 
 
 def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -> ToolkitError:
-    """Returns the error that says why `what` failed, from the library's own messages.
-
-    Args:
-        what: What failed.
-        messages: The library's log during the call.
-        fix: What helps where the messages name no known cause.
-    """
+    """Returns why `what` failed, from the library's own messages; `fix` is for where they name no known cause."""
     errors = [m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR")]
     text = " | ".join(dict.fromkeys(" ".join(e.split()) for e in errors)) or "the library gave no reason"
     low = text.lower()

@@ -43,7 +43,7 @@ class Lowering:
 
 
 def lower(model: ModelProto, runtime: str, *, exact: bool = False) -> dict[str, int] | None:
-    """Rewrites a portable int8 ``ModelProto`` for a runtime, in place.
+    """Rewrites a portable int8 ``ModelProto`` for a runtime, in place; `exact` clips where the portable file clips.
 
     Returns:
         How often each change was made; None where the model is not in the portable form and stays as it is.
@@ -59,12 +59,7 @@ def lower(model: ModelProto, runtime: str, *, exact: bool = False) -> dict[str, 
 
 
 def lowered_file(checked: onnx_gate.CheckedModel, runtime: str, *, exact: bool = False) -> Lowering | None:
-    """Returns a portable int8 file in a runtime's form, from the cache or made now.
-
-    Args:
-        checked: The portable file.
-        runtime: Who will open it.
-        exact: Keep every step and clip where the portable file clips.
+    """Returns a portable int8 file in a runtime's form, from the cache or made now; `exact` is as for ``lower``.
 
     Returns:
         None where the runtime opens the file as it is: it has no lowering, or the file is not in the portable form.

@@ -20,14 +20,9 @@ _LARGEST_BIAS = 2.0**30
 
 
 def lower(graph: Graph, *, exact: bool = False) -> dict[str, int]:
-    """Rewrites a portable graph in place.
+    """Rewrites a portable graph in place; returns how often each change was made.
 
-    Args:
-        graph: Of the file.
-        exact: Keep every step and clip where the portable file clips; slower and no closer to float32.
-
-    Returns:
-        How often each change was made.
+    `exact` keeps every step and clips where the portable file clips: slower and no closer to float32.
     """
     shifted, widened, absorbed = unsigned_activations(graph, exact=exact)
     biases = integer_biases(graph)

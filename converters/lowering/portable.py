@@ -25,11 +25,7 @@ is with zeros wherever it is quantised)."""
 
 @dataclass(frozen=True)
 class Pair:
-    """An activation that goes through int8.
-
-    Attributes:
-        scale: Of a step.
-    """
+    """An activation that goes through int8 in steps of `scale`."""
 
     quantize: NodeProto
     dequantize: NodeProto
