@@ -154,7 +154,6 @@ class Runtime(ABC):
 
     Attributes:
         name: What ``--runtime`` takes.
-        title: Its full name, for people.
         default_device: Where it computes unless another device is requested.
         opens: The forms of a model that it opens, the preferred one first.
         suffixes: Endings of files in a format of its own.

@@ -274,7 +274,6 @@ class NodePlacement:
     Attributes:
         node: Node name, or ``"*"`` for all of them.
         provider: The part of the library that executes it (``CPUExecutionProvider``, ``openvino CPU`` …).
-        device: ``cpu``, ``cuda:0`` …
     """
 
     node: str

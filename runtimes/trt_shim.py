@@ -32,7 +32,6 @@ class Known:
     Attributes:
         packages: Where it may have been installed from.
         extra: What pip installs for it.
-        title: What its maker calls it.
         builds_ahead: Whether it builds for a GPU that is named, on a machine without one.
     """
 
