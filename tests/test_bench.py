@@ -192,7 +192,6 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
         model="tiny",
         precision="fp32",
         utilization=roofline.utilization(None, None, None, "fp32"),
-        multiply_adds=None,
         raw=True,
     )
     assert (found.scenario, found.samples_at_once) == ("offline", 3 * row.at_once)

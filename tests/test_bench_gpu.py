@@ -13,10 +13,10 @@ from support.onnx_models import small_conv
 from support.virtual_time import VirtualClock
 
 from resnet_onnx.bench import record
-from resnet_onnx.bench.clock import Breakdown, Disturbance, Slice, breakdown
+from resnet_onnx.bench.clock import Disturbance, Slice, breakdown
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.worker import Worker
-from resnet_onnx.results.bench import Ends, GpuReadings, SplitRecord
+from resnet_onnx.results.bench import Breakdown, Ends, GpuReadings
 from runtimes import nvidia
 from runtimes.base import Prepared
 from runtimes.nvidia import Sensors
@@ -122,26 +122,26 @@ def test_a_run_whose_handing_over_takes_it_all_is_enqueue_bound(monkeypatch: pyt
         breakdown(Device(now, *times), runs=5) for times in ((0.02, 0.002), (0.002, 0.02), (0.02, 0.0, False))
     )
     assert (bound.enqueue_bound, free.enqueue_bound, unknown.enqueue_bound) == (True, False, None)
-    assert unknown.enqueue_s is None
-    assert (free.run_s, bound.run_s) == pytest.approx((0.02, 0.02))
-    assert (free.enqueue_s, bound.enqueue_s) == pytest.approx((0.002, 0.02))
-    assert free.phases_s == {"copy_in": 0.005, "compute": 0.01, "copy_out": 0.005}
+    assert unknown.enqueue_ms is None
+    assert (free.run_ms, bound.run_ms) == pytest.approx((20.0, 20.0))
+    assert (free.enqueue_ms, bound.enqueue_ms) == pytest.approx((2.0, 20.0))
+    assert (free.copy_in_ms, free.compute_ms, free.copy_out_ms) == (5.0, 10.0, 5.0)
 
 
 def test_the_breakdown_is_recorded_with_the_remedy() -> None:
     measured = row(seen(1980))
-    assert record.breakdown_ms(measured) is None
-    measured.breakdown = Breakdown(run_s=0.010, enqueue_s=0.009, phases_s={"compute": 0.002})
-    assert record.breakdown_ms(measured) == SplitRecord(
+    assert record.breakdown(measured) is None
+    measured.breakdown = Breakdown(run_ms=10.0, enqueue_ms=9.0, compute_ms=2.0, enqueue_bound=True)
+    assert record.breakdown(measured) == Breakdown(
         run_ms=10.0, enqueue_ms=9.0, copy_in_ms=None, compute_ms=2.0, copy_out_ms=None,
         enqueue_bound=True, remedy="CUDA graphs (--cuda-graph) or a larger batch (--batch 8)",
     )  # fmt: skip
     graph = replace(measured.target, options=RuntimeOptions(cuda_graph=True))
     measured.target = graph
-    found = record.breakdown_ms(measured)
+    found = record.breakdown(measured)
     assert found is not None
     assert found.remedy == "a larger batch (--batch 8)"
-    measured.breakdown = Breakdown(run_s=0.010, enqueue_s=0.001, phases_s=None)
-    found = record.breakdown_ms(measured)
+    measured.breakdown = Breakdown(run_ms=10.0, enqueue_ms=1.0, enqueue_bound=False)
+    found = record.breakdown(measured)
     assert found is not None
     assert (found.enqueue_bound, found.remedy, found.compute_ms) == (False, None, None)

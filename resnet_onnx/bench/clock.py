@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes.base import Prepared
 from runtimes.environment import clock_mhz
 from runtimes.nvidia import Sensors
@@ -160,26 +161,6 @@ def _involuntary_switches() -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUp:
-    """How a warm-up went.
-
-    Attributes:
-        runs: Untimed runs before the first sample.
-        seconds: How long they took.
-        settled: Whether their times stopped changing before the limit.
-        run_s: Median time of the last runs; in the offline scenario, of a whole set as it follows from that.
-        at_once: Runs that are handed over together, the set of the offline scenario; 1 in the others. Not whole where
-            another's harness chose the samples, and the last batch was not full.
-    """
-
-    runs: int
-    seconds: float
-    settled: bool
-    run_s: float
-    at_once: float = 1
-
-
-@dataclass(frozen=True, kw_only=True)
 class Slice:
     """The samples of one round of one row.
 
@@ -260,27 +241,6 @@ def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> S
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Breakdown:
-    """Where the time of a run on a GPU goes; medians of single runs.
-
-    Attributes:
-        run_s: From the start of a run to its end.
-        enqueue_s: Until the host had handed the work over; the device computes meanwhile. None where that call
-            returns only when the run is done.
-        phases_s: ``copy_in``, ``compute`` and ``copy_out`` by the device's own clock; None where it has none.
-    """
-
-    run_s: float
-    enqueue_s: float | None
-    phases_s: Mapping[str, float] | None
-
-    @property
-    def enqueue_bound(self) -> bool | None:
-        """Whether the device waits for the host: when all is handed over, hardly any work is left. None: unknown."""
-        return None if self.enqueue_s is None else self.enqueue_s >= ENQUEUE_BOUND * self.run_s
-
-
 def breakdown(prepared: Prepared, *, runs: int = 20) -> Breakdown:
     """Takes single runs of prepared work apart."""
     enqueued, whole = np.empty(runs, np.int64), np.empty(runs, np.int64)
@@ -291,11 +251,17 @@ def breakdown(prepared: Prepared, *, runs: int = 20) -> Breakdown:
         prepared.synchronize()
         enqueued[index], whole[index] = handed_over - start, perf_counter_ns() - start
     found = [phases for _ in range(runs) if (phases := prepared.phases()) is not None]
-    names = found[0] if found else {}
+    phases_ms = {name: 1e3 * float(np.median([one[name] for one in found])) for name in (found[0] if found else ())}
+    run_ms = float(np.median(whole)) / 1e6
+    enqueue_ms = float(np.median(enqueued)) / 1e6 if prepared.returns_early else None
     return Breakdown(
-        run_s=float(np.median(whole)) / 1e9,
-        enqueue_s=float(np.median(enqueued)) / 1e9 if prepared.returns_early else None,
-        phases_s={name: float(np.median([one[name] for one in found])) for name in names} or None,
+        run_ms=run_ms,
+        enqueue_ms=enqueue_ms,
+        copy_in_ms=phases_ms.get("copy_in"),
+        compute_ms=phases_ms.get("compute"),
+        copy_out_ms=phases_ms.get("copy_out"),
+        # Where the device waits for the host, hardly any work is left when all is handed over.
+        enqueue_bound=None if enqueue_ms is None else enqueue_ms >= ENQUEUE_BOUND * run_ms,
     )
 
 

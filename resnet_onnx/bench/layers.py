@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-from resnet_onnx.bench.roofline import ELEMENT_BYTES, NodeWork, Peaks, Work, node_work
+from resnet_onnx.bench.roofline import NodeWork, least_seconds, node_work
 from resnet_onnx.results.bench import LayerRecord
+from resnet_onnx.results.document import Peaks
 from runtimes.spec import LayerTime
 
 _SUFFIXES = re.compile(r"(_nchwc|_nhwc|_fused|/WithoutBiases|/fq_\w+|_quant|_QuantizeLinear\w*)+$")
@@ -39,12 +39,11 @@ def beside_ideal(
         node = _node(time, graph, names, claimed)
         if node is not None:
             claimed.add(node)
-        work = graph[node].work if node is not None else None
-        ideal_s, bound = _ideal(work, peaks, precision)
+        least = least_seconds(graph[node].work if node is not None else None, peaks, precision)
+        ms, ideal_ms = 1e3 * time.seconds, None if least is None else 1e3 * least[0]
         # Every product is the graph's, also where its node has no name to be found by.
         if node is None and graph and peaks is not None and not _PRODUCT.search(time.operator):
-            ideal_s = 0.0
-        ms, ideal_ms = 1e3 * time.seconds, None if ideal_s is None else 1e3 * ideal_s
+            ideal_ms = 0.0
         found.append(
             LayerRecord(
                 name=time.name,
@@ -52,7 +51,7 @@ def beside_ideal(
                 node=node,
                 ms=ms,
                 ideal_ms=ideal_ms,
-                bound=bound,
+                bound=None if least is None else least[1],
                 lost_ms=None if ideal_ms is None else max(0.0, ms - ideal_ms),
             )
         )
@@ -78,16 +77,6 @@ def _node(time: LayerTime, graph: Mapping[str, NodeWork], names: Mapping[str, st
         if products:
             return products[0]
     return name
-
-
-def _ideal(
-    work: Work | None, peaks: Peaks | None, precision: str
-) -> tuple[float | None, Literal["compute", "memory"] | None]:
-    if work is None or peaks is None or precision not in peaks.gflops:
-        return None, None
-    compute_s = 2 * work.multiply_adds / (peaks.gflops[precision] * 1e9)
-    memory_s = work.elements * ELEMENT_BYTES[precision] / (peaks.bandwidth_gbs * 1e9)
-    return (compute_s, "compute") if compute_s >= memory_s else (memory_s, "memory")
 
 
 def worst(layers: Sequence[LayerRecord], count: int = 10) -> list[LayerRecord]:

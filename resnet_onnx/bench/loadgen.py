@@ -21,7 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, WarmUp, Watch, warm_up
+from resnet_onnx.bench.clock import Slice, Watch, warm_up
+from resnet_onnx.results.bench import HarnessRecord, WarmUp
+from resnet_onnx.results.writing import typed
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import RunFailed
@@ -56,7 +58,7 @@ class Harnessed:
 
     warm_up: WarmUp
     part: Slice
-    reported: Mapping[str, Any]
+    reported: HarnessRecord
     logs: Mapping[str, bytes]
 
 
@@ -123,7 +125,7 @@ def run_loadgen(
         part=Slice(
             times_ns=times, runs_per_s=runs / (times.sum() / 1e9), spent_s=spent_s, disturbance=disturbance
         ),
-        reported=reported,
+        reported=typed(HarnessRecord, reported),
         logs=logs,
     )  # fmt: skip
 

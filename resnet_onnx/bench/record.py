@@ -7,7 +7,6 @@ from dataclasses import replace
 from statistics import median
 
 from resnet_onnx.bench.plan import BenchPlan
-from resnet_onnx.bench.roofline import Utilization
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.statistics import (
     PERCENTILES,
@@ -17,19 +16,16 @@ from resnet_onnx.bench.statistics import (
 from resnet_onnx.results.bench import (
     BenchRow,
     BenchSettings,
+    Breakdown,
     DisturbanceRecord,
     Ends,
     GpuReadings,
-    HarnessRecord,
     Latency,
     LayerRecord,
-    RooflineRecord,
     SkippedRow,
-    SplitRecord,
-    WarmUpRecord,
+    Utilization,
 )
 from resnet_onnx.results.document import ErrorRecord
-from resnet_onnx.results.writing import typed
 from runtimes.errors import ToolkitError
 
 OTHERS_LIMIT = 0.05
@@ -107,24 +103,14 @@ def gpu_readings(row: Row) -> GpuReadings | None:
     )
 
 
-def breakdown_ms(row: Row) -> SplitRecord | None:
+def breakdown(row: Row) -> Breakdown | None:
     """Returns where the time of a run on a GPU goes, and what to do where the host holds it up."""
     seen = row.breakdown
-    if seen is None:
-        return None
-    phases = {name: 1e3 * seconds for name, seconds in (seen.phases_s or {}).items()}
+    if seen is None or not seen.enqueue_bound:
+        return seen
     larger = f"a larger batch (--batch {8 * row.batch})"
     # A captured graph is handed over in one call; what is left then is too little work in a run.
-    remedy = larger if row.target.options.cuda_graph else f"CUDA graphs (--cuda-graph) or {larger}"
-    return SplitRecord(
-        run_ms=1e3 * seen.run_s,
-        enqueue_ms=None if seen.enqueue_s is None else 1e3 * seen.enqueue_s,
-        copy_in_ms=phases.get("copy_in"),
-        compute_ms=phases.get("compute"),
-        copy_out_ms=phases.get("copy_out"),
-        enqueue_bound=seen.enqueue_bound,
-        remedy=remedy if seen.enqueue_bound else None,
-    )
+    return replace(seen, remedy=larger if row.target.options.cuda_graph else f"CUDA graphs (--cuda-graph) or {larger}")
 
 
 def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | None:
@@ -177,7 +163,6 @@ def result(
     model: str,
     precision: str,
     utilization: Utilization,
-    multiply_adds: int | None,
     raw: bool,
     layers: Sequence[LayerRecord] | None = None,
 ) -> BenchRow:
@@ -198,7 +183,7 @@ def result(
         threads=row.target.options.threads,
         scenario=row.scenario,
         samples_at_once=round(row.batch * row.at_once) if row.scenario == "offline" else None,
-        harness=typed(HarnessRecord, row.harness) if row.harness is not None else None,
+        harness=row.harness,
         scope=row.scope,
         includes=row.includes,
         includes_transfers=row.scope == "end-to-end",
@@ -213,11 +198,11 @@ def result(
         stable=reason is None,
         unstable_reason=reason,
         disturbance=disturbance(row),
-        warm_up=typed(WarmUpRecord, row.warm_up) if row.warm_up else None,
-        roofline=replace(typed(RooflineRecord, utilization), multiply_adds=multiply_adds),
+        warm_up=row.warm_up,
+        roofline=utilization,
         layers=layers,
         unprofiled=row.unprofiled or None,
-        split=breakdown_ms(row),
+        split=breakdown(row),
         gpu=gpu_readings(row),
         recorded=dict(opened.recorded) if opened is not None else {},
         placement=dict(opened.placement) if opened is not None else {},

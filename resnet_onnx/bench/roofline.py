@@ -12,13 +12,16 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from resnet_onnx.bench.clock import Watch
+from resnet_onnx.results.bench import Utilization
+from resnet_onnx.results.document import Peaks
 from runtimes import files
 from runtimes.base import Prepared
 from runtimes.environment import describe_machine
@@ -77,14 +80,23 @@ def count_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Work | None
     known = _shapes(model, shapes)
     total = elements = 0
     for node in model.graph.node:
-        if node.op_type not in _PRODUCTS:
-            continue
-        found = _multiply_adds(node, known)
-        if found is None:
-            return None
-        total += found
-        elements += sum(int(np.prod(known[name])) for name in _operands(node))
+        if node.op_type in _PRODUCTS:
+            work = _work(node, known)
+            if work is None:
+                return None
+            total, elements = total + work.multiply_adds, elements + work.elements
     return Work(multiply_adds=total, elements=elements) if total else None
+
+
+def _work(node: Any, known: Mapping[str, tuple[int, ...]]) -> Work | None:
+    product = node.op_type in _PRODUCTS
+    names = _operands(node) if product else (*filter(None, node.input), *node.output)
+    if any(name not in known for name in names):
+        return None
+    multiply_adds = _multiply_adds(node, known) if product else 0
+    if multiply_adds is None:
+        return None
+    return Work(multiply_adds=multiply_adds, elements=sum(int(np.prod(known[name])) for name in names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +118,16 @@ def node_work(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, No
     """Returns the work of each node of a checked ONNX model in a run, by its name; nodes without one are left out."""
     model = _load(path)
     known = _shapes(model, shapes)
-    found = {}
-    for node in model.graph.node:
-        if not node.name:
-            continue
-        product = node.op_type in _PRODUCTS
-        multiply_adds = _multiply_adds(node, known) if product else 0
-        names = _operands(node) if product else (*filter(None, node.input), *node.output)
-        complete = multiply_adds is not None and all(name in known for name in names)
-        found[node.name] = NodeWork(
+    return {
+        node.name: NodeWork(
             inputs=tuple(node.input),
             outputs=tuple(node.output),
-            is_product=product,
-            work=Work(multiply_adds=multiply_adds or 0, elements=sum(int(np.prod(known[name])) for name in names))
-            if complete
-            else None,
+            is_product=node.op_type in _PRODUCTS,
+            work=_work(node, known),
         )
-    return found
+        for node in model.graph.node
+        if node.name
+    }
 
 
 def _load(path: Path) -> Any:
@@ -140,10 +145,7 @@ def _operands(node: Any) -> tuple[str, str, str]:
 
 
 def _multiply_adds(node: Any, known: Mapping[str, tuple[int, ...]]) -> int | None:
-    names = _operands(node)
-    if any(name not in known for name in names):
-        return None
-    data, weights, output = (known[name] for name in names)
+    data, weights, output = (known[name] for name in _operands(node))
     if node.op_type == "ConvTranspose":
         # Every input element meets every weight of its group's filters: [C_in, C_out / groups, kernel…].
         return int(np.prod(data)) * int(np.prod(weights[1:]))
@@ -192,27 +194,6 @@ def _shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tupl
 
 
 # ---- the machine's peaks -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peaks:
-    """What the machine's cores reach, measured by the vendor's libraries under torch.
-
-    Attributes:
-        gflops: Billions of operations per second by precision; a precision that the library lacks is absent.
-        bandwidth_gbs: Billions of bytes per second that a large copy reads and writes.
-        threads: Threads used.
-        measured_at: Seconds since 1970.
-        undisturbed: Whether nobody else used the cores meanwhile.
-        measured_with: The library that reached the peak, by precision.
-    """
-
-    gflops: Mapping[str, float]
-    bandwidth_gbs: float
-    threads: int
-    measured_at: float
-    undisturbed: bool
-    measured_with: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure_peaks(threads: int) -> Peaks:
@@ -349,7 +330,7 @@ def peaks(threads: int) -> Peaks | None:
     with contextlib.suppress(FileProblem):  # a cache that can't be written costs the time of measuring again
         note = files.cache_dir("peaks") / f"{key}.json"
         kept = _recall(note)
-    age = time.time() - kept.measured_at if kept is not None else float("inf")
+    age = time.time() - kept.measured_at if kept is not None and kept.measured_at is not None else float("inf")
     if kept is not None and 0 <= age < (FRESH_S if kept.undisturbed else DISTURBED_FRESH_S):
         return kept
     try:
@@ -362,7 +343,7 @@ def peaks(threads: int) -> Peaks | None:
         found = _higher(kept, found)
     if note is not None:
         with contextlib.suppress(FileProblem):
-            files.write_json(note, asdict(found))
+            files.write_bytes(note, msgspec.json.encode(found))
     return found
 
 
@@ -370,68 +351,46 @@ def _higher(a: Peaks, b: Peaks) -> Peaks:
     higher = {name: a if a.gflops.get(name, 0.0) > b.gflops.get(name, 0.0) else b for name in {**a.gflops, **b.gflops}}
     return Peaks(
         gflops={name: one.gflops[name] for name, one in higher.items()},
-        bandwidth_gbs=max(a.bandwidth_gbs, b.bandwidth_gbs),
+        bandwidth_gbs=max(a.bandwidth_gbs or 0.0, b.bandwidth_gbs or 0.0),
         threads=b.threads,
         measured_at=b.measured_at,
         undisturbed=False,
-        measured_with={name: one.measured_with.get(name, "") for name, one in higher.items()},
+        measured_with={name: (one.measured_with or {}).get(name, "") for name, one in higher.items()},
     )
 
 
 def _recall(note: Path) -> Peaks | None:
     try:
-        values = json.loads(note.read_text())
-        return Peaks(
-            gflops={str(name): float(value) for name, value in values["gflops"].items()},
-            bandwidth_gbs=float(values["bandwidth_gbs"]),
-            threads=int(values["threads"]),
-            measured_at=float(values["measured_at"]),
-            undisturbed=bool(values["undisturbed"]),
-            measured_with={str(name): str(by) for name, by in values["measured_with"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return msgspec.json.decode(note.read_bytes(), type=Peaks)
+    except (OSError, ValueError):
         return None
 
 
 # ---- utilization --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Utilization:
-    """A result beside the machine's limit.
-
-    Attributes:
-        fraction: Achieved operations per second over the peak of the precision; None where either is unknown. It can
-            exceed 1 where a library needs fewer multiplications than the definition has (Winograd's convolution).
-        bound: Whether the compute peak or the memory bandwidth sets the limit, or None.
-        limit_fraction: Achieved speed over the limit that binds, or None.
-        achieved_gflops: Billions of operations per second, or None.
-        peak_gflops: Of the precision, or None.
-        operations_per_byte: Operations of a run over the bytes that it moves at least, or None.
-    """
-
-    fraction: float | None = None
-    bound: Literal["compute", "memory"] | None = None
-    limit_fraction: float | None = None
-    achieved_gflops: float | None = None
-    peak_gflops: float | None = None
-    operations_per_byte: float | None = None
+def least_seconds(
+    work: Work | None, measured: Peaks | None, precision: str
+) -> tuple[float, Literal["compute", "memory"]] | None:
+    """Returns what some work needs at least, and which limit sets that; None where the work or a peak is unknown."""
+    if work is None or measured is None or precision not in measured.gflops or measured.bandwidth_gbs is None:
+        return None
+    compute_s = 2 * work.multiply_adds / (measured.gflops[precision] * 1e9)
+    memory_s = work.elements * ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
+    return (compute_s, "compute") if compute_s >= memory_s else (memory_s, "memory")
 
 
 def utilization(work: Work | None, runs_per_s: float | None, measured: Peaks | None, precision: str) -> Utilization:
     """Sets a speed beside the machine's limit; `precision` is that of the arithmetic."""
     peak = measured.gflops.get(precision) if measured is not None else None
-    if work is None or runs_per_s is None:
-        return Utilization(peak_gflops=peak)
-    achieved = 2 * work.multiply_adds * runs_per_s / 1e9
-    if peak is None or measured is None:
-        return Utilization(achieved_gflops=achieved)
-    compute_s = 2 * work.multiply_adds / (peak * 1e9)
-    memory_s = work.elements * ELEMENT_BYTES[precision] / (measured.bandwidth_gbs * 1e9)
+    achieved = 2 * work.multiply_adds * runs_per_s / 1e9 if work is not None and runs_per_s is not None else None
+    least = least_seconds(work, measured, precision)
+    if work is None or runs_per_s is None or achieved is None or peak is None or least is None:
+        return Utilization(fraction=None, limit_fraction=None, achieved_gflops=achieved, peak_gflops=peak)
     return Utilization(
         fraction=achieved / peak,
-        bound="compute" if compute_s >= memory_s else "memory",
-        limit_fraction=runs_per_s * max(compute_s, memory_s),
+        bound=least[1],
+        limit_fraction=runs_per_s * least[0],
         achieved_gflops=achieved,
         peak_gflops=peak,
         operations_per_byte=2 * work.multiply_adds / (work.elements * ELEMENT_BYTES[precision]),

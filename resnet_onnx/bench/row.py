@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Breakdown, Disturbance, Slice, WarmUp
+from resnet_onnx.bench.clock import Disturbance, Slice
 from resnet_onnx.bench.plan import BenchPlan, Scenario
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
 from resnet_onnx.bench.worker import Opened
+from resnet_onnx.results.bench import Breakdown, HarnessRecord, WarmUp
 from runtimes.errors import ToolkitError
 from runtimes.nvidia import Sensors
 from runtimes.spec import LayerTime, Scope, Target
@@ -56,7 +56,7 @@ class Row:
     slices: list[Slice] = field(default_factory=list)
     error: ToolkitError | None = None
     cut_off: str = ""
-    harness: Mapping[str, Any] | None = None
+    harness: HarnessRecord | None = None
     breakdown: Breakdown | None = None
     layers: Sequence[LayerTime] | None = None
     unprofiled: str = ""

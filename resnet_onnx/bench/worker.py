@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Breakdown, Slice, WarmUp, breakdown, sample, sample_sets, warm_up
+from resnet_onnx.bench.clock import Slice, breakdown, sample, sample_sets, warm_up
 from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
+from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.errors import OutOfMemory, ToolkitError

@@ -23,8 +23,7 @@ from runtimes.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.parity.compare import ParityReport
-    from resnet_onnx.parity.judge import Original
-    from resnet_onnx.parity.localize import Localisation
+    from resnet_onnx.results.parity import Localisation, OriginalDistance
     from resnet_onnx.workflow import Request
     from runtimes.spec import RuntimeOptions
 
@@ -172,7 +171,7 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
             terminal.line(f"{outcome.runtime}: {outcome.reason}")
 
 
-def _beside_original(original: Original) -> list[str]:
+def _beside_original(original: OriginalDistance) -> list[str]:
     agreement = "–" if original.top1_agreement is None else f"{original.top1_agreement:.1%}"
     return [f"{original.relative_rmse:.1e}", agreement]
 

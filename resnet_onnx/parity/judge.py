@@ -12,20 +12,7 @@ from numpy.typing import NDArray
 from resnet_onnx.parity.budget import MARGIN_MULTIPLE, Budget
 from resnet_onnx.parity.metrics import Decisions, DecisionSum, Distance, DistanceSum
 from resnet_onnx.parity.records import Outputs, Records
-
-
-@dataclass(frozen=True, kw_only=True)
-class Original:
-    """How far a runtime is from the network that a quantised model was made from.
-
-    Attributes:
-        relative_rmse: Of the first output.
-        top1_agreement: Fraction of pictures decided as the original does, or None where the output does not hold
-            scores.
-    """
-
-    relative_rmse: float
-    top1_agreement: float | None
+from resnet_onnx.results.parity import OriginalDistance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +37,7 @@ class Outcome:
     decisions: Decisions | None
     recorded: Mapping[str, Any]
     seconds: float
-    original: Original | None = None
+    original: OriginalDistance | None = None
 
 
 def _are_scores(array: NDArray[Any]) -> bool:
@@ -183,20 +170,20 @@ def _praise(runtime: str, error: float, budget: Budget, chosen: Decisions | None
     return text
 
 
-def distance_from_original(original: Records, found: Records) -> Original:
+def distance_from_original(original: Records, found: Records) -> OriginalDistance:
     """Returns how far the first output is from that of the original."""
     distances, choices = DistanceSum(), DecisionSum()
     scores = False
     for exact, ours in zip(original, found, strict=True):
         a, b = next(iter(exact.values())), next(iter(ours.values()))
         if a.shape != b.shape:
-            return Original(relative_rmse=float("inf"), top1_agreement=None)
+            return OriginalDistance(relative_rmse=float("inf"), top1_agreement=None)
         distances.add(a, b)
         scores = _are_scores(a)
         if scores:
             choices.add(a, b)
     whole = distances.total()
-    return Original(
+    return OriginalDistance(
         relative_rmse=whole.relative_rmse,
         top1_agreement=choices.total(whole.max_abs_per_picture, multiple=0.0).agreement if scores else None,
     )

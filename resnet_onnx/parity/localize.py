@@ -21,6 +21,7 @@ from converters.graph import constants_from_nodes, name_of
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
 from resnet_onnx.parity.metrics import distance
 from resnet_onnx.parity.running import run
+from resnet_onnx.results.parity import FirstDifference, LayerError, Localisation
 from runtimes import files, onnx_gate
 from runtimes.spec import Feeds, ModelSource, Target
 
@@ -36,65 +37,6 @@ LEAST_STEP = 3.0
 """No node is named below this ratio, which sound ones reach."""
 
 Values = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerError:
-    """The error at one layer of the network.
-
-    Attributes:
-        node: Name of the node whose output it is.
-        stage: The part of the network it belongs to.
-        errors: Relative RMSE against gold by runtime; None where a runtime does not show that value.
-    """
-
-    node: str
-    stage: str
-    errors: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """Where one runtime's difference begins.
-
-    Attributes:
-        runtime: Its name.
-        node: Name of the node, or None where none could be named.
-        op_type: Its operator, or "".
-        stage: The part of the network it belongs to, or "".
-        input_error: Relative RMSE of its worst input.
-        output_error: Relative RMSE of its output.
-        cause: What differs between that node and gold's, in words.
-        sure: Whether the inputs are sound, the jump is clear and the two nodes have the same name.
-        why: How sure, in words.
-    """
-
-    runtime: str
-    node: str | None
-    op_type: str
-    stage: str
-    input_error: float
-    output_error: float
-    cause: str
-    sure: bool
-    why: str
-
-    @property
-    def text(self) -> str:
-        """The finding as sentences."""
-        if self.node is None:
-            return f"{self.runtime}: {self.why}"
-        where = f"First difference: node {self.node} ({self.op_type}), {self.stage}"
-        errors = f"input error {self.input_error:.0e}, output error {self.output_error:.0e}"
-        return f"{self.runtime}: {where}: {errors}. {self.cause} {self.why}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Localisation:
-    """The error per layer of all runtimes, and where the failing ones begin to differ."""
-
-    layers: Sequence[LayerError]
-    findings: Sequence[Finding]
 
 
 class Graph:
@@ -310,7 +252,7 @@ class _Search:
     runtime: str
     precision: str
 
-    def run(self, compared: Sequence[int], column: Sequence[float | None]) -> Finding:
+    def run(self, compared: Sequence[int], column: Sequence[float | None]) -> FirstDifference:
         floor = ROUNDINGS * UNIT_ROUNDOFF[self.precision]
         sound, start = floor, -1
         steps = [(index, error) for index, error in zip(compared, column, strict=True) if error is not None]
@@ -321,7 +263,7 @@ class _Search:
         # Several outputs, or a fault that a block's other branch dilutes: every node is looked at.
         return self._inside(0, len(self.ours.nodes) - 1, floor)
 
-    def _inside(self, first: int, last: int, floor: float) -> Finding:
+    def _inside(self, first: int, last: int, floor: float) -> FirstDifference:
         """Names the first node between two indices, both included, whose output is far worse than its inputs."""
         nodes = range(first, last + 1)
         ours = self.observer.values(
@@ -331,7 +273,7 @@ class _Search:
         theirs = self.truth.values(
             name for node in partners for name in (*node.input, *node.output) if name in self.theirs.dynamic
         )
-        best: tuple[float, Finding] | None = None
+        best: tuple[float, FirstDifference] | None = None
         for i in nodes:
             if i not in self.pairs.gold:
                 continue
@@ -354,16 +296,17 @@ class _Search:
             if best is None or ratio > best[0]:
                 best = (ratio, self._finding(node, partner, before, after, False))
         if best is None or best[0] <= LEAST_STEP:
-            return self._nothing(
+            why = (
                 "no single node stands out with its intermediate values as outputs: the error grows step by step, or "
                 "lies in what the runtime fuses when nobody looks"
             )
+            return self._named(None, (0.0, 0.0), "", why, sure=False)
         return best[1]
 
     def _known(self, name: str) -> bool:
         return name in self.ours.dynamic
 
-    def _rewired(self, node: Any, partner: Any, slots: Sequence[int]) -> Finding | None:
+    def _rewired(self, node: Any, partner: Any, slots: Sequence[int]) -> FirstDifference | None:
         """A node that reads from elsewhere than gold's does: what lies between is missing or new."""
         if self.theirs is self.ours or not self.pairs.by_name:
             return None
@@ -383,24 +326,15 @@ class _Search:
                 self.truth.values([partner.input[slot]]).get(partner.input[slot]),
                 self.observer.values([node.input[slot]]).get(node.input[slot]),
             )
-            return Finding(
-                runtime=self.runtime,
-                node=name_of(named),
-                op_type=named.op_type,
-                stage=stage_of(name_of(named)),
-                input_error=0.0,
-                output_error=float("inf") if error is None else error,
-                cause=cause,
-                sure=True,
-                why="Sure: the two graphs are wired differently, and all before it agrees.",
-            )
+            why = "Sure: the two graphs are wired differently, and all before it agrees."
+            return self._named(named, (0.0, float("inf") if error is None else error), cause, why)
         return None
 
     @staticmethod
     def _maker(graph: Graph, tensor: str) -> Any:
         return next((node for node in graph.nodes if tensor in node.output), None)
 
-    def _finding(self, node: Any, partner: Any, before: float, after: float, clear: bool) -> Finding:
+    def _finding(self, node: Any, partner: Any, before: float, after: float, clear: bool) -> FirstDifference:
         sure = clear and self.pairs.by_name
         if sure:
             why = "Sure: its inputs agree with gold, and its name is in both graphs."
@@ -408,28 +342,21 @@ class _Search:
             why = "Likely: its inputs agree with gold, but nodes were matched by the order of operators, not by name."
         else:
             why = "Unsure: no output is far worse than its inputs; this is the steepest step."
-        return Finding(
-            runtime=self.runtime,
-            node=name_of(node),
-            op_type=node.op_type,
-            stage=stage_of(name_of(node)),
-            input_error=before,
-            output_error=after,
-            cause=describe_difference(self.ours, node, self.theirs, partner),
-            sure=sure,
-            why=why,
-        )
+        cause = describe_difference(self.ours, node, self.theirs, partner)
+        return self._named(node, (before, after), cause, why, sure=sure)
 
-    def _nothing(self, why: str) -> Finding:
-        return Finding(
+    def _named(
+        self, node: Any, errors: tuple[float, float], cause: str, why: str, *, sure: bool = True
+    ) -> FirstDifference:
+        return FirstDifference(
             runtime=self.runtime,
-            node=None,
-            op_type="",
-            stage="",
-            input_error=0.0,
-            output_error=0.0,
-            cause="",
-            sure=False,
+            node=None if node is None else name_of(node),
+            op_type="" if node is None else node.op_type,
+            stage="" if node is None else stage_of(name_of(node)),
+            input_error=errors[0],
+            output_error=errors[1],
+            cause=cause,
+            sure=sure,
             why=why,
         )
 

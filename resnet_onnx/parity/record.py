@@ -6,13 +6,9 @@ from msgspec import UNSET
 
 from resnet_onnx.parity.compare import ParityReport
 from resnet_onnx.parity.judge import Outcome
-from resnet_onnx.parity.localize import Localisation
 from resnet_onnx.results.parity import (
     BudgetRecord,
-    FirstDifference,
-    LayerError,
-    LocalisationRecord,
-    OriginalDistance,
+    Localisation,
     OutputDistance,
     Parity,
     ParityPair,
@@ -33,7 +29,7 @@ def document(report: ParityReport, *, model: str, precision: str, located: Local
         results=[_row(outcome) for outcome in report.outcomes],
         pairs=[ParityPair(runtime=a, against=b, relative_rmse=error) for (a, b), error in report.pairs.items()],
         budgets={name: typed(BudgetRecord, budget) for name, budget in report.budgets.items()},
-        localisation=UNSET if located is None else _localisation(located),
+        localisation=UNSET if located is None else located,
     )
 
 
@@ -47,14 +43,7 @@ def _row(outcome: Outcome) -> ParityRow:
         passed=outcome.passed,
         reason=outcome.reason,
         outputs={name: typed(OutputDistance, distance) for name, distance in outcome.distances.items()},
-        original=None if outcome.original is None else typed(OriginalDistance, outcome.original),
+        original=outcome.original,
         options=outcome.recorded,
         seconds=outcome.seconds,
-    )
-
-
-def _localisation(located: Localisation) -> LocalisationRecord:
-    return LocalisationRecord(
-        ladder=[typed(LayerError, layer) for layer in located.layers],
-        first_differences=[typed(FirstDifference, finding) for finding in located.findings],
     )

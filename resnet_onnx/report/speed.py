@@ -13,7 +13,7 @@ from resnet_onnx.report.columns import BenchTable, speed_text
 from resnet_onnx.report.page import Chart, Finding, Section
 from resnet_onnx.report.words import joined, listed
 from resnet_onnx.results.bench import Bench, BenchRow, HarnessRecord
-from resnet_onnx.results.document import Environment, PeaksRecord, known
+from resnet_onnx.results.document import Environment, Peaks, known
 
 Rows = Sequence[BenchRow]
 
@@ -432,7 +432,7 @@ def _loadgen(found: HarnessRecord) -> str:
     return "VALID by MLPerf LoadGen" if found.valid else f"INVALID by MLPerf LoadGen: {found.reason or 'no reason'}"
 
 
-def _roof(row: BenchRow, measured: Mapping[str, PeaksRecord] | None) -> Roof | None:
+def _roof(row: BenchRow, measured: Mapping[str, Peaks] | None) -> Roof | None:
     """Returns the limit that the row's share was computed from, or None where the file does not have it."""
     peak = row.roofline.peak_gflops
     for one in (measured or {}).values():

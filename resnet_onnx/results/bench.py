@@ -110,13 +110,15 @@ class DisturbanceRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RooflineRecord:
+class Utilization:
     """A row beside the machine's limit (``resnet_onnx.bench.roofline``).
 
     Attributes:
-        fraction: Of the peak of arithmetic.
+        fraction: Achieved operations per second over the peak of the precision; None where either is unknown. It can
+            exceed 1 where a library needs fewer multiplications than the definition has (Winograd's convolution).
         bound: Which limit binds: ``compute`` or ``memory``.
-        limit_fraction: Of that limit.
+        limit_fraction: Achieved speed over that limit.
+        operations_per_byte: Operations of a run over the bytes that it moves at least.
         multiply_adds: Of one picture.
     """
 
@@ -130,8 +132,16 @@ class RooflineRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmUpRecord:
-    """How a warm-up went."""
+class WarmUp:
+    """How a warm-up went.
+
+    Attributes:
+        runs: Untimed runs before the first sample.
+        settled: Whether their times stopped changing before the limit.
+        run_s: Median time of the last runs; in the offline scenario, of a whole set as it follows from that.
+        at_once: Runs that are handed over together, the set of the offline scenario; 1 in the others. Not whole where
+            another's harness chose the samples, and the last batch was not full.
+    """
 
     runs: int
     seconds: float
@@ -165,10 +175,13 @@ class LayerRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitRecord:
-    """Where the time of a run on a GPU goes, milliseconds; None is not known.
+class Breakdown:
+    """Where the time of a run on a GPU goes, medians in milliseconds; None is not known.
 
     Attributes:
+        enqueue_ms: Until the host had handed the work over; the device computes meanwhile. None where that call
+            returns only when the run is done.
+        compute_ms: By the device's own clock, as the copies.
         enqueue_bound: Whether the host holds the GPU up.
         remedy: What to do about it, or None.
     """
@@ -277,11 +290,11 @@ class BenchRow:
     stable: bool
     unstable_reason: str | None
     disturbance: DisturbanceRecord
-    warm_up: WarmUpRecord | None = None
-    roofline: RooflineRecord
+    warm_up: WarmUp | None = None
+    roofline: Utilization
     layers: Sequence[LayerRecord] | None = None
     unprofiled: str | None = None
-    split: SplitRecord | None = None
+    split: Breakdown | None = None
     gpu: GpuReadings | None = None
     recorded: Mapping[str, Any]
     placement: Mapping[str, int] | None = None

@@ -127,12 +127,13 @@ class Gpus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeaksRecord:
+class Peaks:
     """What the machine's cores reach with one number of threads.
 
     Attributes:
-        gflops: Billions of operations per second by precision.
-        bandwidth_gbs: Billions of bytes per second.
+        gflops: Billions of operations per second by precision; one that the library lacks is absent.
+        bandwidth_gbs: Billions of bytes per second that a large copy reads and writes.
+        measured_at: Seconds since 1970.
         undisturbed: Whether other programs left the cores alone meanwhile.
         measured_with: The library that reached the peak, by precision.
     """
@@ -160,7 +161,7 @@ class Environment:
     system: str | None = None
     python: str | None = None
     libraries: Mapping[str, str]
-    peaks: Mapping[str, PeaksRecord] | UnsetType = UNSET
+    peaks: Mapping[str, Peaks] | UnsetType = UNSET
 
     def gpu_names(self) -> str:
         """Returns names and driver of the GPUs, or "none"; not what changes by the minute."""

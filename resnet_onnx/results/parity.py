@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from resnet_onnx.results.document import Amount, Document
 
@@ -24,7 +24,11 @@ class OutputDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class OriginalDistance:
-    """How far a quantised model is from the network that it was made from."""
+    """How far the first output of a quantised model is from the network that it was made from.
+
+    Attributes:
+        top1_agreement: Fraction of pictures decided alike, or None where the output does not hold scores.
+    """
 
     relative_rmse: float | None
     top1_agreement: float | None
@@ -82,7 +86,11 @@ class BudgetRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerError:
-    """The error behind one node, by runtime; None where it is not known."""
+    """The error behind one node: relative RMSE against gold by runtime, None where that does not show the value.
+
+    Attributes:
+        stage: The part of the network that the node belongs to.
+    """
 
     node: str
     stage: str
@@ -91,7 +99,15 @@ class LayerError:
 
 @dataclass(frozen=True, kw_only=True)
 class FirstDifference:
-    """Where a runtime that fails begins to differ."""
+    """Where the difference of a runtime that fails begins.
+
+    Attributes:
+        node: None where none could be named; operator and stage are then "".
+        input_error: Relative RMSE of its worst input.
+        cause: What differs between that node and gold's, in words.
+        sure: Whether the inputs are sound, the jump is clear and the two nodes have the same name.
+        why: How sure, in words.
+    """
 
     runtime: str
     node: str | None
@@ -103,13 +119,21 @@ class FirstDifference:
     sure: bool
     why: str | None
 
+    @property
+    def text(self) -> str:
+        """The finding as sentences."""
+        if self.node is None:
+            return f"{self.runtime}: {self.why}"
+        where = f"First difference: node {self.node} ({self.op_type}), {self.stage}"
+        errors = f"input error {self.input_error:.0e}, output error {self.output_error:.0e}"
+        return f"{self.runtime}: {where}: {errors}. {self.cause} {self.why}"
 
-@dataclass(frozen=True, kw_only=True)
-class LocalisationRecord:
-    """What ``--localize`` found."""
 
-    ladder: Sequence[LayerError]
-    first_differences: Sequence[FirstDifference]
+class Localisation(Struct, frozen=True, kw_only=True, rename={"layers": "ladder", "findings": "first_differences"}):
+    """The error per layer of all runtimes, and where the failing ones begin to differ: what ``--localize`` found."""
+
+    layers: Sequence[LayerError]
+    findings: Sequence[FirstDifference]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,4 +158,4 @@ class Parity(Document):
     results: Annotated[Sequence[ParityRow], Meta(min_length=1)]
     pairs: Sequence[ParityPair] = ()
     budgets: Mapping[str, BudgetRecord] | None = None
-    localisation: LocalisationRecord | UnsetType = UNSET
+    localisation: Localisation | UnsetType = UNSET

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_onnx import __version__
-from resnet_onnx.results.document import Environment, PeaksRecord
+from resnet_onnx.results.document import Environment, Peaks
 from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.feeds import sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path
@@ -23,7 +23,7 @@ from runtimes.spec import Feeds, RuntimeOptions, Target, TensorSpec
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.plan import BenchPlan
-    from resnet_onnx.bench.roofline import Peaks, Work
+    from resnet_onnx.bench.roofline import Work
     from resnet_onnx.bench.row import Row
     from resnet_onnx.results.bench import Bench, BenchModel, BenchRow, LayerRecord
 
@@ -110,7 +110,7 @@ class Measurement:
         from resnet_onnx.bench import record
         from resnet_onnx.results.bench import Bench
 
-        peaks = {str(threads): typed(PeaksRecord, found) for threads, found in self.peaks.items() if found is not None}
+        peaks = {str(threads): found for threads, found in self.peaks.items() if found is not None}
         return Bench(
             made=self.made,
             tool=f"resnet-onnx {__version__}",
@@ -137,8 +137,10 @@ class Measurement:
             row,
             model=self.model.name,
             precision=precision,
-            utilization=roofline.utilization(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
-            multiply_adds=work.multiply_adds // row.batch if work else None,
+            utilization=replace(
+                roofline.utilization(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
+                multiply_adds=work.multiply_adds // row.batch if work else None,
+            ),
             raw=raw,
             layers=self.layers(row),
         )

@@ -28,8 +28,8 @@ from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Target
 
 if TYPE_CHECKING:
     from resnet_onnx.parity.compare import Inputs, ParityReport, Quantisation, Reference
-    from resnet_onnx.parity.localize import Localisation
     from resnet_onnx.parity.running import Batches
+    from resnet_onnx.results.parity import Localisation
 
 
 @dataclass(frozen=True, kw_only=True)
