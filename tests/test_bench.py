@@ -31,7 +31,7 @@ from resnet_onnx.bench.worker import Worker, enlarge
 from resnet_onnx.bench.worker_process import WorkerDied, WorkerProcess
 from resnet_onnx.results.bench import BenchRow
 from resnet_onnx.results.writing import typed
-from resnet_onnx.workflow import Harness, MeasuringPlan
+from resnet_onnx.workflow import MeasuringPlan
 from runtimes import files
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
@@ -201,7 +201,7 @@ def test_a_set_is_as_large_as_half_a_second_needs(sleeper: Callable[[float], Any
     worker = Worker()
     worker._runtime = sleeper(0.002)._runtime
     worker._runtime.streams = 2
-    warm = worker.prepare_set(0, {"x": np.ones(1, np.float32)}, 1, "device", 5.0, None)
+    warm = worker.prepare(0, {"x": np.ones(1, np.float32)}, 1, "device", 5.0, in_sets=True)
     assert warm.at_once == 500
     assert warm.run_s == pytest.approx(0.5)
 
@@ -271,7 +271,7 @@ def test_a_plan_that_measures_nothing_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_plan_that_contradicts_its_harness_is_refused() -> None:
     with pytest.raises(UsageError, match="copies every sample in and out, and the scope is device"):
-        MeasuringPlan(bench=BenchPlan(), runtimes=("ort-cpu",), harness=Harness())
+        MeasuringPlan(bench=BenchPlan(), runtimes=("ort-cpu",), harness=True)
     with pytest.raises(UsageError, match="at least one runtime"):
         MeasuringPlan(bench=BenchPlan(), runtimes=())
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from resnet_onnx.parity.budget import NOISE_MULTIPLE, UNIT_ROUNDOFF, allowance, derived_bound
-from resnet_onnx.parity.metrics import decisions, distance
+from resnet_onnx.parity.metrics import DecisionSum, distance
 
 SCORES = hnp.arrays(np.float64, (4, 5), elements=st.floats(-100, 100, allow_subnormal=False))
 
@@ -55,7 +55,9 @@ def test_a_flip_is_excused_only_within_twice_the_observed_error() -> None:
     gold = np.array([[1.0, 0.9], [1.0, 0.5]])
     found = np.array([[0.94, 0.95], [0.7, 0.8]])
     observed = np.array([0.06, 0.2])
-    judged = decisions(gold, found, observed, multiple=2.0)
+    compared = DecisionSum()
+    compared.add(gold, found)
+    judged = compared.total(observed, multiple=2.0)
     assert judged.excused == (0,)
     assert judged.unexcused == (1,)
     assert judged.equal == 0

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
@@ -65,16 +65,8 @@ class Disturbance:
     cores: int = 1
 
     def __add__(self, other: Disturbance) -> Disturbance:
-        return Disturbance(
-            wall_s=self.wall_s + other.wall_s,
-            others_cpu_s=self.others_cpu_s + other.others_cpu_s,
-            stolen_cpu_s=self.stolen_cpu_s + other.stolen_cpu_s,
-            involuntary_switches=self.involuntary_switches + other.involuntary_switches,
-            throttled=self.throttled + other.throttled,
-            clocks_mhz=self.clocks_mhz + other.clocks_mhz,
-            paces_s=self.paces_s + other.paces_s,
-            cores=max(self.cores, other.cores),
-        )
+        sums = {each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)}
+        return Disturbance(**{**sums, "cores": max(self.cores, other.cores)})
 
     @property
     def others_share(self) -> float:

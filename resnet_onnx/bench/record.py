@@ -8,11 +8,7 @@ from statistics import median
 
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.row import Row
-from resnet_onnx.bench.statistics import (
-    PERCENTILES,
-    coefficient_of_variation,
-    percentile,
-)
+from resnet_onnx.bench.statistics import PERCENTILES, coefficient_of_variation, percentile
 from resnet_onnx.results.bench import (
     BenchRow,
     BenchSettings,

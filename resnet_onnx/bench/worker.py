@@ -84,9 +84,20 @@ class Worker:
         )
 
     def prepare(
-        self, row: int, feeds: Feeds, batch: int, scope: Scope, limit_s: float, feed_factory: FeedFactory | None = None
+        self,
+        row: int,
+        feeds: Feeds,
+        batch: int,
+        scope: Scope,
+        limit_s: float,
+        feed_factory: FeedFactory | None = None,
+        in_sets: bool = False,
+        at_once: float | None = None,
     ) -> WarmUp:
-        """Prepares one row, a run for each of the runtime's streams, and warms it up."""
+        """Prepares one row, a run for each of the runtime's streams, and warms it up.
+
+        A row may be measured in whole sets of runs, of `at_once` or as many as ``SET_S`` needs.
+        """
         runtime = self._opened()
         prepared: list[Prepared] = []
         try:
@@ -104,21 +115,9 @@ class Worker:
                 each.close()
             raise
         self._rows[row] = prepared
-        return warm
-
-    def prepare_set(
-        self,
-        row: int,
-        feeds: Feeds,
-        batch: int,
-        scope: Scope,
-        limit_s: float,
-        at_once: float | None,
-        feed_factory: FeedFactory | None = None,
-    ) -> WarmUp:
-        """Prepares a row whose samples are whole sets of runs, of `at_once` or as many as ``SET_S`` needs."""
-        warm = self.prepare(row, feeds, batch, scope, limit_s, feed_factory)
-        streams = len(self._rows[row])
+        if not in_sets:
+            return warm
+        streams = len(prepared)
         runs = int(at_once or 0) or max(_FEWEST_PER_STREAM * streams, math.ceil(streams * SET_S / warm.run_s))
         self._sets[row] = runs
         return replace(warm, at_once=runs, run_s=warm.run_s * runs / streams)

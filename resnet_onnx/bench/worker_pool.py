@@ -41,19 +41,17 @@ class WorkerPool:
         row = self._rows[index]
         if row.error is not None:
             return
-        method, more = "prepare", {}
-        if row.scenario == "offline":  # a row that is prepared anew keeps its set
-            method, more = "prepare_set", {"at_once": row.warm_up.at_once if row.warm_up else None}
         with self._recorded(index):
             row.warm_up = self._worker(row).call(
-                method,
+                "prepare",
                 row=index,
                 feeds=self._feeds,
                 batch=row.batch,
                 scope=row.scope,
                 feed_factory=self._plan.feed_factory,
                 limit_s=self._plan.warm_up_limit_s,
-                **more,
+                in_sets=row.scenario == "offline",
+                at_once=row.warm_up.at_once if row.warm_up else None,  # a row that is prepared anew keeps its set
             )
 
     def sample(self, index: int, seconds: float) -> None:

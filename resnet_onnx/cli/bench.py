@@ -41,11 +41,7 @@ _DEFAULT_MODEL = "resnet50"
 @click.option("--streams", type=WholeNumbers(), help="Concurrent runs.  [default: 1, or each runtime's own best]")
 @click.option("--threads", type=WholeNumbers(), help="CPU threads, all streams together.  [default: all usable cores]")
 @click.option(
-    "--duration",
-    type=Number(0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Seconds a row, at most.",
+    "--duration", type=Number(0, min_open=True), default=5.0, show_default=True, help="Seconds a row, at most."
 )
 @click.option(
     "--precision-target",
@@ -167,7 +163,8 @@ def command(
             device=device,
             options=tuning,
             seed=request.seed,
-            harness=None if harness is None else workflow.Harness(logs=harness_logs),
+            harness=harness is not None,
+            harness_logs=harness_logs,
         )
         measured = workflow.measure_model(model, plan, progress=status.update)
     _report(terminal, measured, profile=profile, save=save, csv_file=csv_file, markdown=markdown)
@@ -189,8 +186,7 @@ def _check_decoding(include: str | None, data: str | None, scope: Scope | None) 
         raise UsageError("--data names pictures to decode, and without --include decode nothing is decoded")
     if include is not None and scope == "device":
         raise UsageError(
-            "--include decode begins with files in host memory, and --scope device was given",
-            fix="leave --scope out",
+            "--include decode begins with files in host memory, and --scope device was given", fix="leave --scope out"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -169,8 +169,8 @@ class _References:
 
     def _as_targets(self, found: Records) -> Records:
         if self._sizes is not None:
-            found = _kept(rebatched(found, self._sizes))
-        return _kept(_renamed(found, self._names)) if self._names else found
+            found = Records(rebatched(found, self._sizes))
+        return Records(_renamed(found, self._names)) if self._names else found
 
 
 def _budgets(comparison: Comparison, references: _References) -> dict[str, dict[str, Budget]]:
@@ -206,10 +206,7 @@ def _quantised_budgets(quantisation: Quantisation, references: _References) -> d
 
 
 def _outcomes(
-    comparison: Comparison,
-    references: _References,
-    results: Sequence[Ran],
-    budgets: Mapping[str, Mapping[str, Budget]],
+    comparison: Comparison, references: _References, results: Sequence[Ran], budgets: Mapping[str, Mapping[str, Budget]]
 ) -> list[Outcome]:
     """Returns the verdict on each target."""
     original = None
@@ -280,13 +277,6 @@ def _between(a: Records, b: Records) -> float:
     if _first(a).keys() != _first(b).keys():
         return float("inf")
     return max(_noise(a, b).values(), default=0.0)
-
-
-def _kept(records: Iterable[Outputs]) -> Records:
-    kept = Records()
-    for record in records:
-        kept.append(record)
-    return kept
 
 
 def _first(records: Records) -> Outputs:

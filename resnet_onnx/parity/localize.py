@@ -267,7 +267,10 @@ class _Search:
         """Names the first node between two indices, both included, whose output is far worse than its inputs."""
         nodes = range(first, last + 1)
         ours = self.observer.values(
-            name for i in nodes for name in (*self.ours.nodes[i].input, *self.ours.nodes[i].output) if self._known(name)
+            name
+            for node in self.ours.nodes[first : last + 1]
+            for name in (*node.input, *node.output)
+            if name in self.ours.dynamic
         )
         partners = [self.theirs.nodes[self.pairs.gold[i]] for i in nodes if i in self.pairs.gold]
         theirs = self.truth.values(
@@ -302,9 +305,6 @@ class _Search:
             )
             return self._named(None, (0.0, 0.0), "", why, sure=False)
         return best[1]
-
-    def _known(self, name: str) -> bool:
-        return name in self.ours.dynamic
 
     def _rewired(self, node: Any, partner: Any, slots: Sequence[int]) -> FirstDifference | None:
         """A node that reads from elsewhere than gold's does: what lies between is missing or new."""

@@ -139,10 +139,3 @@ class DecisionSum:
             excused=excused,
             unexcused=tuple(int(i) for i in flipped if i not in excused),
         )
-
-
-def decisions(gold: NDArray[Any], found: NDArray[Any], observed: NDArray[np.float64], *, multiple: float) -> Decisions:
-    """Compares top-1 decisions of scores [picture, class]; see ``DecisionSum``."""
-    whole = DecisionSum()
-    whole.add(gold, found)
-    return whole.total(observed, multiple=multiple)

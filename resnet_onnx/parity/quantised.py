@@ -40,11 +40,8 @@ def without_rounding(path: Path, target: Path) -> Path:
 
     graph = Graph(path)
     model = onnx.load(str(graph.path))
-    pairs: dict[str, Any] = {}
     _refuse_whole_numbers(path, graph)
-    for node in graph.nodes:
-        if node.op_type == _QUANTISE:
-            pairs[node.output[0]] = node
+    pairs = {node.output[0]: node for node in graph.nodes if node.op_type == _QUANTISE}
     kept = []
     for node in model.graph.node:
         if node.op_type == _DEQUANTISE and node.input[0] in pairs:
@@ -109,11 +106,7 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
         exposed = graph.exposed(wanted, Path(folder) / "exposed.onnx")
         values = dict(next(iter(run(Target(runtime="reference", source=ModelSource(path=exposed)), [feeds]).outputs)))
     values |= {name: array for name, array in feeds.items() if name in graph.inputs}
-    total = 0.0
-    for node in nodes:
-        if node.input[0] not in values:
-            continue
-        total += _rounding(constants[node.input[1]], values[node.input[0]])
+    total = sum(_rounding(constants[n.input[1]], values[n.input[0]]) for n in nodes if n.input[0] in values)
     if weights:
         for node in onnx.load(str(graph.path)).graph.node:
             if node.op_type == _DEQUANTISE and node.input[0] in constants and node.input[1] in constants:

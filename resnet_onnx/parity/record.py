@@ -6,14 +6,7 @@ from msgspec import UNSET
 
 from resnet_onnx.parity.compare import ParityReport
 from resnet_onnx.parity.judge import Outcome
-from resnet_onnx.results.parity import (
-    BudgetRecord,
-    Localisation,
-    OutputDistance,
-    Parity,
-    ParityPair,
-    ParityRow,
-)
+from resnet_onnx.results.parity import BudgetRecord, Localisation, OutputDistance, Parity, ParityPair, ParityRow
 from resnet_onnx.results.writing import typed
 
 

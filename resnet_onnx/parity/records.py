@@ -19,13 +19,15 @@ Outputs = Mapping[str, NDArray[Any]]
 class Records:
     """A sequence of ``{name: array}``, one per batch, in a nameless temporary file that vanishes with the process.
 
-    Append all, then iterate as often as needed; every record is read anew.
+    Iterate as often as needed; every record is read anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, records: Iterable[Outputs] = ()) -> None:
         self._file = tempfile.TemporaryFile(prefix="resnet-onnx-")  # noqa: SIM115  (closed with the object)
         weakref.finalize(self, self._file.close)
         self._index: list[dict[str, tuple[int, np.dtype[Any]]]] = []
+        for record in records:
+            self.append(record)
 
     def append(self, record: Outputs) -> None:
         """Writes one record behind the others; raises ``FileProblem`` where the temporary folder is full."""

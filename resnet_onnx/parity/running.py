@@ -43,10 +43,11 @@ class Ran:
 def run(target: Target, batches: Iterable[Feeds]) -> Ran:
     """Runs all batches and keeps the outputs on disk; a scalar output gets a first axis of one."""
     start = time.monotonic()
-    kept = Records()
     with open_target(target) as runtime:
-        for feeds in batches:
-            kept.append({name: array if array.ndim else array[None] for name, array in runtime.run(feeds).items()})
+        kept = Records(
+            {name: array if array.ndim else array[None] for name, array in runtime.run(feeds).items()}
+            for feeds in batches
+        )
         return Ran(kept, runtime.version, dict(runtime.recorded), time.monotonic() - start)
 
 

@@ -7,52 +7,23 @@ Everything a command needs to know about MODEL is settled here once: ``resolve``
 from resnet_onnx.workflow.accuracy import check_scales, evaluate_on, predict_on
 from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
-from resnet_onnx.workflow.measuring import Harness, Measurement, MeasuringPlan, batch_sizes, measure_model
+from resnet_onnx.workflow.measuring import Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
-from resnet_onnx.workflow.opening import (
-    lowered_path,
-    profile,
-    runnable,
-    source,
-    tuned,
-)
+from resnet_onnx.workflow.opening import runnable, source, tuned
 from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
-from resnet_onnx.workflow.precision import (
-    PRECISIONS,
-    ConversionConfig,
-    build_lowered,
-    convert,
-    default_output,
-    export_half,
-)
-from resnet_onnx.workflow.request import (
-    INPUT_NAME,
-    METADATA_PREFIX,
-    OUTPUT_NAME,
-    Model,
-    OnnxForm,
-    Request,
-    check_request,
-    insist_on_trained,
-)
-from resnet_onnx.workflow.resolving import Start, initial_state, resolve, training_entry
+from resnet_onnx.workflow.precision import ConversionConfig, build_lowered, convert, default_output, export_half
+from resnet_onnx.workflow.request import Model, OnnxForm, Request, check_request, insist_on_trained
+from resnet_onnx.workflow.resolving import initial_state, resolve, training_entry
 from resnet_onnx.workflow.results import saved_result
-from resnet_onnx.workflow.torch_form import torch_program, wrapped
 
 __all__ = [
-    "INPUT_NAME",
-    "METADATA_PREFIX",
-    "OUTPUT_NAME",
-    "PRECISIONS",
     "ConversionConfig",
-    "Harness",
     "Measurement",
     "MeasuringPlan",
     "Model",
     "OnnxForm",
     "ParityPlan",
     "Request",
-    "Start",
     "batch_sizes",
     "build_lowered",
     "check_parity",
@@ -70,19 +41,15 @@ __all__ = [
     "initial_state",
     "insist_on_trained",
     "localize_parity",
-    "lowered_path",
     "measure_model",
     "onnx_path",
     "predict_on",
-    "profile",
     "resolve",
     "runnable",
     "sample_feeds",
     "saved_result",
     "source",
     "specs",
-    "torch_program",
     "training_entry",
     "tuned",
-    "wrapped",
 ]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from resnet_onnx.models.configs import VGGConfig
 from resnet_onnx.workflow.feeds import need_preprocessing
-from resnet_onnx.workflow.opening import source, tuned, whole_picture_source
+from resnet_onnx.workflow.opening import target, whole_picture_source
 from resnet_onnx.workflow.request import UNTUNED, Model, need_network, refuse_special
 from resnet_onnx.workflow.resolving import classes_of
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadPicture, UsageError
-from runtimes.registry import open_runtime
+from runtimes.registry import open_runtime, open_target
 from runtimes.spec import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ _WORTH_WORKERS = 200
 
 def _open_for_pictures(model: Model, runtime: str, device: str | None, options: RuntimeOptions, batch: int) -> Runtime:
     # Spinning threads would take the cores from the workers that decode.
-    options = tuned(model, runtime, replace(options, spin=False), (batch,))
-    found = source(model, runtime, device=device, options=options, batches=(batch,))
-    return open_runtime(runtime, found, device=device, options=options)
+    return open_target(target(model, runtime, device=device, options=replace(options, spin=False), batches=(batch,)))
 
 
 def evaluate_on(

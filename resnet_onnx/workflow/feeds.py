@@ -63,8 +63,6 @@ def _random_array(spec: TensorSpec, batch: int, random: np.random.Generator, mod
         )
     if spec.dtype.kind in "fV":
         return random.standard_normal(shape).astype(spec.dtype)
-    if spec.dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(np.bool_)
     return random.integers(0, 2, shape).astype(spec.dtype)
 
 

@@ -14,12 +14,12 @@ from resnet_onnx.results.document import Environment, Peaks
 from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.feeds import sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path
-from resnet_onnx.workflow.opening import runnable, source, tuned
+from resnet_onnx.workflow.opening import runnable, target
 from resnet_onnx.workflow.request import UNTUNED, Model
 from runtimes import onnx_gate
 from runtimes.environment import describe_machine
 from runtimes.errors import UsageError
-from runtimes.spec import Feeds, RuntimeOptions, Target, TensorSpec
+from runtimes.spec import Feeds, RuntimeOptions, TensorSpec
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.plan import BenchPlan
@@ -34,25 +34,15 @@ _PICTURES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Harness:
-    """MLPerf's LoadGen in place of our own rounds.
-
-    Attributes:
-        logs: Folder that keeps its logs, or None.
-    """
-
-    logs: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class MeasuringPlan:
     """What to measure of a model, on what, and by whose rules.
 
     Attributes:
         chosen_by_all: Whether they were not named one by one, so that one that can't open the model is left out.
         options: What changes speed or arithmetic; streams and threads are ``bench``'s.
-        harness: Another's harness that measures in place of our own rounds; streams, scenario and cut-off of ``bench``
-            are then its business, and its scope is ``end-to-end``.
+        harness: Whether MLPerf's LoadGen measures in place of our own rounds; streams, scenario and cut-off of
+            ``bench`` are then its business, and its scope is ``end-to-end``.
+        harness_logs: Folder that keeps its logs, or None.
     """
 
     bench: BenchPlan
@@ -61,12 +51,13 @@ class MeasuringPlan:
     device: str | None = None
     options: RuntimeOptions = UNTUNED
     seed: int = 0
-    harness: Harness | None = None
+    harness: bool = False
+    harness_logs: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.runtimes:
             raise UsageError("a plan needs at least one runtime")
-        if self.harness is not None and self.bench.scope != "end-to-end":
+        if self.harness and self.bench.scope != "end-to-end":
             raise UsageError(
                 f"a harness copies every sample in and out, and the scope is {self.bench.scope}",
                 fix="use the scope end-to-end",
@@ -178,14 +169,16 @@ def measure_model(
     fixed = _fixed_batch(specs(model))
     feeds = sample_feeds(model, min(max(sizes), _PICTURES) if fixed is None else fixed, seed=plan.seed)
     path = graph_path(model)
-    targets = [_target(model, name, plan) for name in names]
+    targets = [
+        target(model, name, device=plan.device, options=plan.options, batches=plan.bench.batches) for name in names
+    ]
     shapes = {size: _shapes(feeds, specs(model), size) for size in {1, *sizes}}
     work = {size: roofline.count_work(path, found) if path else None for size, found in shapes.items()}
-    if plan.harness is None:
-        rows = measure(targets, feeds, plan.bench, progress=progress)
-    else:
+    if plan.harness:
         _check_single(model)
-        rows = measure_by_loadgen(targets, feeds, plan.bench, logs=plan.harness.logs, progress=progress)
+        rows = measure_by_loadgen(targets, feeds, plan.bench, logs=plan.harness_logs, progress=progress)
+    else:
+        rows = measure(targets, feeds, plan.bench, progress=progress)
     if not any(row.slices for row in rows):
         raise next(row.error for row in rows if row.error is not None)
     progress("measuring the machine's peak")
@@ -201,12 +194,6 @@ def measure_model(
         environment=typed(Environment, describe_machine()),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-
-
-def _target(model: Model, runtime: str, plan: MeasuringPlan) -> Target:
-    options = tuned(model, runtime, plan.options, plan.bench.batches)
-    found = source(model, runtime, device=plan.device, options=options, batches=plan.bench.batches)
-    return Target(runtime=runtime, source=found, device=plan.device, options=options)
 
 
 def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -47,9 +47,7 @@ def source(
     """
     form = _form(model, runtime)
     if form == "torch":
-        return _torch_source(
-            model, runtime, "torch_program", form=model.form, names=tensor_names(model), taken=_half_input(model)
-        )
+        return _torch_program(model, **_torch_dtype(model, runtime))
     if model.engine is not None:
         _check_engine_of(model.engine, runtime)
         return ModelSource(path=model.engine, label=model.name)
@@ -70,23 +68,32 @@ def _form(model: Model, runtime: str) -> ModelForm:
 
 def whole_picture_source(model: Model) -> ModelSource:
     """Returns the torch form of a model that takes pictures of any height and width; raises as ``source``."""
-    return _torch_source(model, registry.TORCH_RUNTIME, "whole_picture_program")
+    return _factory_source(model, "whole_picture_program", **_torch_dtype(model, registry.TORCH_RUNTIME))
 
 
-def _torch_source(model: Model, runtime: str, factory: str, **arguments: Any) -> ModelSource:
-    """Returns what a runtime opens that takes networks in torch; `factory` is one of ``torch_form``."""
-    network = need_network(model)
+def _torch_dtype(model: Model, runtime: str) -> dict[str, str]:
+    """Returns what a runtime computes in that takes networks in torch, where it is not float32."""
+    need_network(model)
     if model.precision == "int8":
         others = ", ".join(registry.runtimes_that(lambda found: found.lowers_int8))
         raise UnsupportedModel(
             f"runtime '{runtime}' can't run {model.name} in int8: its Q/DQ graph has no torch form here",
             fix=f"run it on {others} or an engine, or name the fp32 model for {runtime}",
         )
-    if model.precision in TORCH_DTYPES:
-        arguments["dtype"] = TORCH_DTYPES[model.precision]
+    return {"dtype": TORCH_DTYPES[model.precision]} if model.precision in TORCH_DTYPES else {}
+
+
+def _torch_program(model: Model, **dtype: str) -> ModelSource:
+    return _factory_source(
+        model, "torch_program", form=model.form, names=tensor_names(model), taken=_half_input(model), **dtype
+    )
+
+
+def _factory_source(model: Model, factory: str, **arguments: Any) -> ModelSource:
+    """Returns a factory of ``torch_form`` for a network."""
     return ModelSource(
         factory=f"resnet_onnx.workflow.torch_form:{factory}",
-        arguments={"network": network, **arguments},
+        arguments={"network": need_network(model), **arguments},
         label=model.name,
     )
 
@@ -145,20 +152,19 @@ def tuned(model: Model, runtime: str, options: RuntimeOptions, batches: Sequence
         return options
 
 
+def target(
+    model: Model, runtime: str, *, device: str | None, options: RuntimeOptions, batches: Sequence[int]
+) -> Target:
+    """Returns a model as a runtime opens it, with the options tuned to the batches; raises as ``source``."""
+    options = tuned(model, runtime, options, batches)
+    found = source(model, runtime, device=device, options=options, batches=batches)
+    return Target(runtime=runtime, source=found, device=device, options=options)
+
+
 def gold_target(model: Model) -> Target:
     """Returns the float64 gold of a model: torch in double, or the graph in double."""
     if model.network is not None:
-        arguments = {
-            "network": model.network,
-            "form": model.form,
-            "dtype": "float64",
-            "names": tensor_names(model),
-            "taken": _half_input(model),
-        }
-        factory = ModelSource(
-            factory="resnet_onnx.workflow.torch_form:torch_program", arguments=arguments, label=model.name
-        )
-        return Target(runtime=registry.TORCH_RUNTIME, source=factory)
+        return Target(runtime=registry.TORCH_RUNTIME, source=_torch_program(model, dtype="float64"))
     return Target(runtime=registry.GRAPH_RUNTIME, source=ModelSource(path=onnx_path(model), label=model.name))
 
 

@@ -17,7 +17,7 @@ from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
-from resnet_onnx.workflow.opening import gold_target, source, tensor_names, tuned
+from resnet_onnx.workflow.opening import gold_target, source, target, tensor_names
 from resnet_onnx.workflow.request import METADATA_PREFIX, UNTUNED, Model, Request, refuse_special
 from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
@@ -74,7 +74,10 @@ def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], No
     if sides.truth_quantised and truth.network is not None:
         original = gold_reference(truth)
         original = replace(original, description=f"{truth.network.name}, {original.description}")
-    targets = [_target(model, runtime, plan, inputs.batches.sizes) for runtime in plan.runtimes]
+    targets = [
+        target(model, runtime, device=plan.device, options=plan.options, batches=inputs.batches.sizes)
+        for runtime in plan.runtimes
+    ]
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
         quantisation = _quantisation(sides, plan, inputs, Path(folder))
         return compare(
@@ -108,12 +111,6 @@ def _sides(model: Model, gold: str | None) -> _Sides:
     truth = _truth(model, gold)
     quantised = _is_quantised(model)
     return _Sides(model, truth, quantised, quantised if truth is model else _is_quantised(truth))
-
-
-def _target(model: Model, runtime: str, plan: ParityPlan, sizes: Sequence[int]) -> Target:
-    options = tuned(model, runtime, plan.options, sizes)
-    found = source(model, runtime, device=plan.device, options=options, batches=sizes)
-    return Target(runtime=runtime, source=found, device=plan.device, options=options)
 
 
 def gold_reference(model: Model) -> Reference:
@@ -329,10 +326,8 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
         filling = names[: min(fixed, len(names) - len(odd_names))]  # as `first` will hold them
         names += [f"{filling[index % len(filling)]} (again)" for index in range(short)]
     sizes = [fixed] * (len(names) // fixed) if fixed else odd_batches(len(names))
-    kept = Records()
     everything = itertools.chain(_remembered(pictures, first, fixed or 0), odd, itertools.cycle(first) if fixed else ())
-    for size in sizes:
-        kept.append({"": np.stack(list(itertools.islice(everything, size)))})
+    kept = Records({"": np.stack(list(itertools.islice(everything, size)))} for size in sizes)
     batches = Batches(lambda: (feeds_of(model, record[""]) for record in kept), sizes)
     gold_batch = truth.form.batch
     if truth is model:

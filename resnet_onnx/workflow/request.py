@@ -118,10 +118,9 @@ def check_request(request: Request) -> None:
     kind = kind_of(request)
     if kind == "catalog":
         entry_of(request)
-    if kind == "engine" and request.name and not request.weights:
-        raise UsageError(f"{request.model} is an engine: --model is for weights files and catalog names")
-    if kind == "onnx" and request.name and not request.weights:
-        raise UsageError(f"{request.model} is an ONNX file: --model is for weights files and catalog names")
+    if kind in ("engine", "onnx") and request.name and not request.weights:
+        what = "an engine" if kind == "engine" else "an ONNX file"
+        raise UsageError(f"{request.model} is {what}: --model is for weights files and catalog names")
     if kind != "catalog" and (request.variant or request.shortcut) and not request.name:
         raise UsageError("--variant and --shortcut are for catalog names")
     if request.weights is None or request.weights in ("random", "imagenet"):
