@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,6 @@ from runtimes.environment import clock_mhz
 from runtimes.nvidia import Sensors
 
 Nanoseconds = NDArray[np.int64]
-T = TypeVar("T")
 
 WARM_WITHIN = 0.02
 """Warm-up ends when the median of the last window of runs is this close to the one before."""
@@ -195,16 +193,13 @@ def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) ->
     has just been in the caches.
     """
     deadline = perf_counter_ns() + int(seconds * 1e9)
-    times, spent_s, disturbance = _watched(
-        lambda: _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
-    )
-    return Slice(
-        times_ns=np.concatenate(times),
+
+    def streams() -> tuple[Nanoseconds, float]:
+        times = _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
         # Each stream's own: they do not end at the same moment, and the rest of one must not count as idling.
-        runs_per_s=float(sum(t.size / t.sum() * 1e9 for t in times)),
-        spent_s=spent_s,
-        disturbance=disturbance,
-    )
+        return np.concatenate(times), float(sum(t.size / t.sum() * 1e9 for t in times))
+
+    return _watched(streams)
 
 
 def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> Slice:
@@ -214,7 +209,7 @@ def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> S
     """
     deadline = perf_counter_ns() + int(seconds * 1e9)
 
-    def sets() -> list[int]:
+    def sets() -> tuple[Nanoseconds, float]:
         times = []
         while True:
             start = perf_counter_ns()
@@ -222,15 +217,9 @@ def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> S
             end = perf_counter_ns()
             times.append(end - start)
             if end >= deadline:
-                return times
+                return np.array(times, np.int64), runs * len(times) / (sum(times) / 1e9)
 
-    times, spent_s, disturbance = _watched(sets)
-    return Slice(
-        times_ns=np.array(times, np.int64),
-        runs_per_s=runs * len(times) / (sum(times) / 1e9),
-        spent_s=spent_s,
-        disturbance=disturbance,
-    )
+    return _watched(sets)
 
 
 def breakdown(prepared: Prepared, *, runs: int = 20) -> Breakdown:
@@ -257,17 +246,22 @@ def breakdown(prepared: Prepared, *, runs: int = 20) -> Breakdown:
     )
 
 
-def _watched(work: Callable[[], T]) -> tuple[T, float, Disturbance]:
-    """Does `work` without garbage collection; returns what it returned, its wall time, and what others did."""
+def _watched(work: Callable[[], tuple[Nanoseconds, float]]) -> Slice:
+    """Does `work`, which returns times and runs per second, without garbage collection; notes what others did."""
     begin = perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
         before = pace()
         watch = Watch()
-        found = work()
+        times_ns, runs_per_s = work()
         seen = watch.stop()
-        return found, perf_counter() - begin, replace(seen, paces_s=(before, pace()))
+        return Slice(
+            times_ns=times_ns,
+            runs_per_s=runs_per_s,
+            spent_s=perf_counter() - begin,
+            disturbance=replace(seen, paces_s=(before, pace())),
+        )
     finally:
         if collecting:
             gc.enable()

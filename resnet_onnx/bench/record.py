@@ -18,7 +18,6 @@ from resnet_onnx.results.bench import (
     GpuReadings,
     Latency,
     LayerRecord,
-    SkippedRow,
     Utilization,
 )
 from resnet_onnx.results.document import ErrorRecord
@@ -252,8 +251,3 @@ def settings(plan: BenchPlan) -> BenchSettings:
         precision_target=plan.precision_target,
         order_seed=plan.seed,
     )
-
-
-def skipped(rows: Sequence[Row]) -> list[SkippedRow]:
-    """Returns the rows that the cut-off left out, with the reason."""
-    return [SkippedRow(row=str(row), reason=row.cut_off) for row in rows]

@@ -112,6 +112,7 @@ def command(
     from dataclasses import replace
 
     from resnet_onnx import workflow
+    from resnet_onnx.bench.loadgen import require_loadgen
     from runtimes import registry
 
     if request.model is None:
@@ -135,8 +136,6 @@ def command(
     problem = early_problem(request)
     registry.require_all(names, device=device)
     if harness is not None:
-        from resnet_onnx.bench.loadgen import require_loadgen
-
         require_loadgen()
     if problem is not None:
         raise problem

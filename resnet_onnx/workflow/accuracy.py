@@ -18,11 +18,7 @@ from runtimes.registry import open_runtime, open_target
 from runtimes.spec import RuntimeOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from resnet_onnx.data.datasets import PictureSet
-    from resnet_onnx.data.labels import MatchedBy
     from resnet_onnx.evaluation import Evaluation, EvaluationPlan
     from resnet_onnx.prediction import Predictions
 
@@ -48,6 +44,7 @@ def evaluate_on(
     pictures done and the pictures in all.
     """
     from resnet_onnx.data.batches import default_workers, start_worker_server
+    from resnet_onnx.data.labels import match_classes, matched_by
     from resnet_onnx.evaluation import evaluate
 
     preprocessing = need_preprocessing(model)
@@ -69,9 +66,9 @@ def evaluate_on(
     else:
         opened = _open_for_pictures(model, runtime, plan.device, plan.options, plan.batch_size)
     with opened:
-        class_map, classes_by = _class_map(model, opened, dataset)
-        found = evaluate(opened, dataset, preprocessing, plan, class_map=class_map, progress=progress)
-    return replace(found, classes_by=classes_by)
+        known = dataset.classes, model.labels, class_count(model, opened)
+        found = evaluate(opened, dataset, preprocessing, plan, class_map=match_classes(*known), progress=progress)
+    return replace(found, classes_by=matched_by(*known))
 
 
 def check_scales(model: Model, scales: Sequence[int]) -> None:
@@ -95,14 +92,6 @@ def _test_pictures(data: str) -> PictureSet:
     dataset = open_dataset(data, split="test")
     need_labels(dataset)
     return dataset
-
-
-def _class_map(model: Model, opened: Runtime, dataset: PictureSet) -> tuple[NDArray[np.int64], MatchedBy]:
-    """Returns int64 [classes of the set], the output for each, and what it was found by."""
-    from resnet_onnx.data.labels import match_classes, matched_by
-
-    known = dataset.classes, model.labels, class_count(model, opened)
-    return match_classes(*known), matched_by(*known)
 
 
 def class_count(model: Model, opened: Runtime) -> int:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_onnx import __version__
+from resnet_onnx.bench import roofline
+from resnet_onnx.bench.layers import beside_ideal
+from resnet_onnx.bench.plan import BenchPlan
+from resnet_onnx.results.bench import Bench, BenchModel, BenchRow, SkippedRow
 from resnet_onnx.results.document import Environment, Peaks
 from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.feeds import sample_feeds, specs
@@ -17,15 +21,13 @@ from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.opening import runnable, target
 from resnet_onnx.workflow.request import UNTUNED, Model
 from runtimes import onnx_gate
+from runtimes.base import usable_cores
 from runtimes.environment import describe_machine
 from runtimes.errors import UsageError
 from runtimes.spec import Feeds, RuntimeOptions, TensorSpec
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.plan import BenchPlan
-    from resnet_onnx.bench.roofline import Work
     from resnet_onnx.bench.row import Row
-    from resnet_onnx.results.bench import Bench, BenchModel, BenchRow, LayerRecord
 
 DEFAULT_BATCHES = (1, 8)
 
@@ -79,7 +81,7 @@ class Measurement:
     plan: BenchPlan
     rows: Sequence[Row]
     left_out: Sequence[str]
-    work: Mapping[int, Work | None]
+    work: Mapping[int, roofline.Work | None]
     shapes: Mapping[int, Mapping[str, tuple[int, ...]]]
     peaks: Mapping[int, Peaks | None]
     environment: Environment
@@ -99,7 +101,6 @@ class Measurement:
     def document(self, *, raw: bool) -> Bench:
         """Returns the whole result: rows, and what is needed to trust and repeat them."""
         from resnet_onnx.bench import record
-        from resnet_onnx.results.bench import Bench
 
         peaks = {str(threads): found for threads, found in self.peaks.items() if found is not None}
         return Bench(
@@ -109,7 +110,7 @@ class Measurement:
             model=_about(self.model, self.path),
             environment=replace(self.environment, peaks=peaks),
             settings=record.settings(self.plan),
-            skipped=record.skipped(self.skipped),
+            skipped=[SkippedRow(row=str(row), reason=row.cut_off) for row in self.skipped],
             results=self.results(raw=raw),
         )
 
@@ -119,9 +120,10 @@ class Measurement:
         return any(found is not None and not found.undisturbed for found in self.peaks.values())
 
     def _result(self, row: Row, raw: bool) -> BenchRow:
-        from resnet_onnx.bench import record, roofline
+        from resnet_onnx.bench import record
 
-        work, precision = self.work[row.batch], self._precision(row)
+        work, peaks = self.work[row.batch], self.peaks.get(cpu_threads(row))
+        precision = self._precision(row)
         speed = record.images_per_second(row)
         runs_per_s = speed[0] / row.batch if speed else None
         return record.result(
@@ -129,21 +131,14 @@ class Measurement:
             model=self.model.name,
             precision=precision,
             utilization=replace(
-                roofline.utilization(work, runs_per_s, self.peaks.get(cpu_threads(row)), precision),
+                roofline.utilization(work, runs_per_s, peaks, precision),
                 multiply_adds=work.multiply_adds // row.batch if work else None,
             ),
             raw=raw,
-            layers=self.layers(row),
+            layers=None
+            if row.layers is None
+            else beside_ideal(row.layers, self.path, self.shapes[row.batch], peaks, precision),
         )
-
-    def layers(self, row: Row) -> list[LayerRecord] | None:
-        """Returns the layers of a profiled row beside their ideals, or None where it was not profiled."""
-        from resnet_onnx.bench.layers import beside_ideal
-
-        if row.layers is None:
-            return None
-        peaks = self.peaks.get(cpu_threads(row))
-        return beside_ideal(row.layers, self.path, dict(self.shapes[row.batch]), peaks, self._precision(row))
 
     def _precision(self, row: Row) -> str:
         """Returns the precision that a row multiplied in: the file's, or that of torch's autocast."""
@@ -160,7 +155,6 @@ def measure_model(
         UsageError: The plan has a batch other than the model's fixed one.
         ToolkitError: Not one row could be measured; the first one's error.
     """
-    from resnet_onnx.bench import roofline
     from resnet_onnx.bench.harness import measure_by_loadgen
     from resnet_onnx.bench.measure import measure
 
@@ -239,16 +233,12 @@ def _shapes(feeds: Feeds, inputs: Sequence[TensorSpec], batch: int) -> dict[str,
 
 def _peaks(rows: Sequence[Row]) -> dict[int, Peaks | None]:
     """Returns the machine's peaks by thread count, for the rows that ran on the CPU."""
-    from resnet_onnx.bench import roofline
-
     counts = {cpu_threads(row) for row in rows if row.slices}
     return {count: roofline.peaks(count) for count in sorted(counts - {0})}
 
 
 def cpu_threads(row: Row) -> int:
     """Returns how many CPU threads a row computed with, 0 where it did not run on the CPU."""
-    from runtimes.base import usable_cores
-
     if row.opened is None or row.opened.device != "cpu":
         return 0
     threads = row.opened.recorded.get("threads")
@@ -256,8 +246,6 @@ def cpu_threads(row: Row) -> int:
 
 
 def _about(model: Model, path: Path | None) -> BenchModel:
-    from resnet_onnx.results.bench import BenchModel
-
     checked = onnx_gate.check_onnx(path) if path is not None else None
     network = model.network
     return BenchModel(

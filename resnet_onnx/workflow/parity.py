@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,14 @@ from numpy.typing import NDArray
 from resnet_onnx import __version__
 from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
+from resnet_onnx.parity.compare import Comparison, Inputs, ParityReport, Quantisation, Reference, compare
+from resnet_onnx.parity.localize import localize
+from resnet_onnx.parity.quantised import float32_twin, is_quantised, step_error, without_rounding
+from resnet_onnx.parity.records import Records, rebatched
+from resnet_onnx.parity.running import Batches
+from resnet_onnx.parity.summation import summation_lengths
+from resnet_onnx.results.parity import Localisation
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
 from resnet_onnx.workflow.opening import gold_target, source, target, tensor_names
@@ -25,11 +33,6 @@ from runtimes import files, onnx_gate, registry
 from runtimes.environment import package_version
 from runtimes.errors import BadData, UsageError
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Target
-
-if TYPE_CHECKING:
-    from resnet_onnx.parity.compare import Inputs, ParityReport, Quantisation, Reference
-    from resnet_onnx.parity.running import Batches
-    from resnet_onnx.results.parity import Localisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +66,6 @@ class ParityPlan:
 
 def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
     """Judges runtimes against the float64 gold on real pictures and adversarial ones."""
-    from resnet_onnx.parity.compare import Comparison, compare
-    from resnet_onnx.parity.summation import summation_lengths
-
     sides = _sides(model, plan.gold)
     truth = sides.truth
     inputs = _inputs(sides, plan)
@@ -115,8 +115,6 @@ def _sides(model: Model, gold: str | None) -> _Sides:
 
 def gold_reference(model: Model) -> Reference:
     """Returns the float64 gold of a model: torch in double, or the graph in double."""
-    from resnet_onnx.parity.compare import Reference
-
     described = "torch float64" if model.network is not None else "the ONNX graph in float64"
     return Reference(target=gold_target(model), description=described)
 
@@ -154,8 +152,6 @@ def _exportable(opset: int | None) -> int | None:
 
 
 def _is_quantised(model: Model) -> bool:
-    from resnet_onnx.parity.quantised import is_quantised
-
     if model.engine is not None and model.precision == "int8":
         raise UsageError(
             f"{model.engine} is an engine, and what an int8 model may differ by follows from its ONNX file",
@@ -166,8 +162,6 @@ def _is_quantised(model: Model) -> bool:
 
 
 def _gold(sides: _Sides) -> Reference:
-    from resnet_onnx.parity.compare import Reference
-
     if not sides.truth_quantised:
         return gold_reference(sides.truth)
     source = ModelSource(path=onnx_path(sides.truth), label=sides.truth.name)
@@ -182,9 +176,6 @@ def _budget_precision(model: Model) -> str:
 
 def _baselines(truth: Model, threads: int | None, folder: Path) -> list[Reference]:
     """Returns plain float32 evaluations: torch, or for a file without it three that sum in other orders."""
-    from resnet_onnx.parity.compare import Reference
-    from resnet_onnx.parity.quantised import float32_twin
-
     options = RuntimeOptions(threads=threads)
     if truth.network is not None:
         original = source(replace(truth, precision="fp32"), registry.TORCH_RUNTIME)
@@ -209,9 +200,6 @@ def _quantisation(sides: _Sides, plan: ParityPlan, inputs: Inputs, folder: Path)
 
     Where gold is quantised too, its graph without the rounding shows what the rounding does; else its step sizes do.
     """
-    from resnet_onnx.parity.compare import Quantisation, Reference
-    from resnet_onnx.parity.quantised import step_error, without_rounding
-
     if not sides.quantised and not sides.truth_quantised:
         return None
     if sides.quantised and _output_names(sides.model, sides.truth) <= set(plan.tolerances):
@@ -247,8 +235,6 @@ def localize_parity(model: Model, plan: ParityPlan, report: ParityReport) -> Loc
     Raises:
         UsageError: MODEL is an engine, which shows nothing of its inside, or no runtime opens an ONNX file.
     """
-    from resnet_onnx.parity.localize import localize
-
     if model.engine is not None:
         raise UsageError(f"{model.engine} is an engine, which shows nothing of its inside", fix="name the ONNX file")
     sides = _sides(model, plan.gold)
@@ -299,11 +285,6 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
     A quantised model has no adversarial pictures: they are outside of what it was calibrated for, and where its numbers
     are cut off there it does what it should and is still far from the network that it was made from.
     """
-    from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
-    from resnet_onnx.parity.compare import Inputs
-    from resnet_onnx.parity.records import Records, rebatched
-    from resnet_onnx.parity.running import Batches
-
     model, truth = sides.model, sides.truth
     if not takes_pictures(model) or model.preprocessing is None:
         return _sample_inputs(model, plan)
@@ -347,9 +328,6 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
 
 def _sample_inputs(model: Model, plan: ParityPlan) -> Inputs:
     """Returns the inputs of a model that does not take pictures: seeded numbers."""
-    from resnet_onnx.parity.compare import Inputs
-    from resnet_onnx.parity.running import Batches
-
     if plan.data is not None:
         raise UsageError(f"{model.name} takes no pictures, so that --data can't be used")
     count = max(1, min(plan.images, 4))
