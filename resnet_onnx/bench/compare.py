@@ -265,10 +265,8 @@ def _speed(row: BenchRow) -> Speed | None:
     figure comes from the runs completed in each round, as ``bench`` wrote it.
     """
     if row.streams == 1 and not row.offline and row.raw_ns and any(row.raw_ns):
-        found = median_interval(np.concatenate([np.asarray(part, np.float64) for part in row.raw_ns]))
-        if found.low is None or found.high is None:
-            return row.batch / found.median * 1e9, None
-        return row.batch / found.median * 1e9, (row.batch / found.high * 1e9, row.batch / found.low * 1e9)
+        times_ns = np.concatenate([np.asarray(part, np.float64) for part in row.raw_ns])
+        return median_interval(times_ns).rate(row.batch * 1e9)
     if not row.images_per_second:
         return None
     return row.images_per_second, row.images_per_second_ci95

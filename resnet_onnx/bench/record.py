@@ -114,11 +114,7 @@ def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | No
     With one stream it is batch / median time of a run.
     """
     interval = row.seconds_per_run()
-    if interval is None:
-        return None
-    if interval.low is None or interval.high is None:
-        return row.batch / interval.median, None
-    return row.batch / interval.median, (row.batch / interval.high, row.batch / interval.low)
+    return None if interval is None else interval.rate(row.batch)
 
 
 def latency_ms(row: Row) -> Latency:

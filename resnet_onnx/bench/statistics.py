@@ -53,6 +53,11 @@ class Interval:
             return math.inf
         return (self.high - self.low) / 2 / self.median
 
+    def rate(self, count: float) -> tuple[float, tuple[float, float] | None]:
+        """Returns how many come in a unit of time, and the 95 % interval, where `count` come in each of these times."""
+        ends = None if self.low is None or self.high is None else (count / self.high, count / self.low)
+        return count / self.median, ends
+
 
 def samples_needed(percentile: float) -> int:
     """Returns how many samples a percentile needs to be reported.

@@ -76,11 +76,10 @@ def allowance(noise: float, summation_lengths: Sequence[int], *, baseline: str, 
     Models in formats narrower than that scale the noise by the ratio of unit round-offs.
     """
     scale = UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
-    bound = derived_bound(summation_lengths, precision)
-    least = NOISE_MULTIPLE * UNIT_ROUNDOFF[precision] * math.sqrt(max(1, len(summation_lengths)))
-    bound = max(bound, least)
-    measured = NOISE_MULTIPLE * noise * scale
     layers = max(1, len(summation_lengths))
+    least = NOISE_MULTIPLE * UNIT_ROUNDOFF[precision] * math.sqrt(layers)
+    bound = max(derived_bound(summation_lengths, precision), least)
+    measured = NOISE_MULTIPLE * noise * scale
     if not noise <= bound / scale:  # NaN too
         relative_rmse = bound
         reason = f"{baseline} is itself {noise:.1e} off, beyond the derived bound {bound:.1e}, which serves instead"

@@ -158,12 +158,8 @@ def _named(names: Sequence[str], index: int) -> str:
 
 
 def _praise(runtime: str, error: float, budget: Budget, chosen: Decisions | None) -> str:
-    ratio = error / budget.noise if budget.noise > 0 else float("inf")
-    beside = (
-        f"{ratio:.1f} × the noise of {budget.baseline}"
-        if np.isfinite(ratio)
-        else f"the noise of {budget.baseline} is 0"
-    )
+    beside = f"the noise of {budget.baseline}"
+    beside = f"{error / budget.noise:.1f} × {beside}" if budget.noise > 0 else f"{beside} is 0"
     text = f"{runtime} is {error:.1e} from gold; budget {budget.relative_rmse:.1e}; {beside}"
     if chosen and chosen.excused:
         text += f"; {len(chosen.excused)} near tie{'s' if len(chosen.excused) > 1 else ''} decided otherwise"

@@ -123,7 +123,9 @@ class Measurement:
         from resnet_onnx.bench import record
 
         work, peaks = self.work[row.batch], self.peaks.get(cpu_threads(row))
-        precision = self._precision(row)
+        # Rows multiply in the file's precision, or in that of torch's autocast.
+        narrow = row.opened.recorded.get("autocast") if row.opened is not None else None
+        precision = str(narrow or self.model.precision)
         speed = record.images_per_second(row)
         runs_per_s = speed[0] / row.batch if speed else None
         return record.result(
@@ -139,11 +141,6 @@ class Measurement:
             if row.layers is None
             else beside_ideal(row.layers, self.path, self.shapes[row.batch], peaks, precision),
         )
-
-    def _precision(self, row: Row) -> str:
-        """Returns the precision that a row multiplied in: the file's, or that of torch's autocast."""
-        narrow = row.opened.recorded.get("autocast") if row.opened is not None else None
-        return str(narrow or self.model.precision)
 
 
 def measure_model(

@@ -75,9 +75,6 @@ def resolve(request: Request) -> Model:
 
 
 def _from_network(network: Network, request: Request) -> Model:
-    notes: tuple[str, ...] = ()
-    if not network.trained:
-        notes = ("random weights: good for throughput and parity, not for predictions",)
     return Model(
         name=network.name,
         network=network,
@@ -85,8 +82,12 @@ def _from_network(network: Network, request: Request) -> Model:
         preprocessing=network.preprocessing,
         labels=network.labels,
         trained=network.trained,
-        notes=notes,
+        notes=_notes(network),
     )
+
+
+def _notes(network: Network) -> tuple[str, ...]:
+    return () if network.trained else ("random weights: good for throughput and parity, not for predictions",)
 
 
 def _from_engine(request: Request, path: Path) -> Model:
@@ -130,7 +131,6 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         reason = error.message if isinstance(error, UserError) else repr(error)
         raise BadModel(f"{path}: its resnet_onnx metadata can't be read ({reason})", fix="export it again") from error
     _check_form(checked, network, onnx_form)
-    notes = [] if network.trained else ["random weights: good for throughput and parity, not for predictions"]
     if onnx_form.input == "uint8" and (request.mean or request.std):
         raise UsageError(f"{path} has its normalisation in the graph: --mean and --std can't change it")
     side = network.preprocessing.image_size
@@ -139,13 +139,11 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
             f"{path} takes pictures of {side}×{side}, not {request.image_size}", fix="export it with --image-size"
         )
     network = overridden(network, request)
-    torch_form: Network | None = None
     if request.weights is not None:
-        torch_form = _original_weights(request, network)
+        torch_form: Network | None = _original_weights(request, network)
     else:
         kept = files.find_by_content("weights", ".safetensors", sha)
-        if kept is not None:
-            torch_form = replace(network, weights=kept)
+        torch_form = None if kept is None else replace(network, weights=kept)
     return Model(
         name=path.stem,
         onnx=path,
@@ -156,7 +154,7 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         labels=network.labels,
         precision=onnx_types.precision_of(checked.metadata, checked.path),
         trained=network.trained,
-        notes=tuple(notes),
+        notes=_notes(network),
     )
 
 
