@@ -62,12 +62,10 @@ class Row:
     unprofiled: str = ""
 
     def __str__(self) -> str:
-        return f"{self.target.runtime} batch {self.batch}{self._arrangement()}"
-
-    def _arrangement(self) -> str:
         streams = f", {self.streams} streams" if self.streams > 1 else ""
         threads = self.target.options.threads
-        return streams + ("" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}")
+        cpu = "" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}"
+        return f"{self.target.runtime} batch {self.batch}{streams}{cpu}"
 
     @property
     def scenario(self) -> Scenario:

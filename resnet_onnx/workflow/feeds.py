@@ -54,22 +54,18 @@ def sample_feeds(model: Model, batch: int, *, seed: int = 0) -> Feeds:
 
 
 def _random_array(spec: TensorSpec, batch: int, random: np.random.Generator, model: str) -> NDArray[Any]:
+    import psutil
+
     first = spec.shape[0] if spec.shape else None
     shape = spec.concrete(**({first: batch} if isinstance(first, str) else {}))
     size = int(np.prod(shape, dtype=object)) * spec.dtype.itemsize
-    if size > _available_memory():
+    if size > psutil.virtual_memory().available:
         raise BadModel(
             f"{model}: input '{spec.name}' of shape {list(shape)} needs {size / 2**30:.1f} GiB, more than there is"
         )
     if spec.dtype.kind in "fV":
         return random.standard_normal(shape).astype(spec.dtype)
     return random.integers(0, 2, shape).astype(spec.dtype)
-
-
-def _available_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def need_preprocessing(model: Model) -> Preprocessing:

@@ -173,6 +173,7 @@ def measure_model(
     if not any(row.slices for row in rows):
         raise next(row.error for row in rows if row.error is not None)
     progress("measuring the machine's peak")
+    counts = {cpu_threads(row) for row in rows if row.slices}
     return Measurement(
         model=model,
         path=path,
@@ -181,7 +182,7 @@ def measure_model(
         left_out=left_out,
         work=work,
         shapes=shapes,
-        peaks=_peaks(rows),
+        peaks={count: roofline.peaks(count) for count in sorted(counts - {0})},
         environment=typed(Environment, describe_machine()),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -226,12 +227,6 @@ def _check_single(model: Model) -> None:
 def _shapes(feeds: Feeds, inputs: Sequence[TensorSpec], batch: int) -> dict[str, tuple[int, ...]]:
     free = {spec.name for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
     return {name: (batch, *array.shape[1:]) if name in free else array.shape for name, array in feeds.items()}
-
-
-def _peaks(rows: Sequence[Row]) -> dict[int, Peaks | None]:
-    """Returns the machine's peaks by thread count, for the rows that ran on the CPU."""
-    counts = {cpu_threads(row) for row in rows if row.slices}
-    return {count: roofline.peaks(count) for count in sorted(counts - {0})}
 
 
 def cpu_threads(row: Row) -> int:
