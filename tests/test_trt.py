@@ -742,7 +742,7 @@ def test_external_data_is_part_of_the_key(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fakes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeTorch]]:
-    library = trt_shim.Library("tensorrt", FAKE_MODULE, "TensorRT")
+    library = trt_shim.Library("tensorrt", FAKE_MODULE)
     monkeypatch.setattr(trt_shim, "load", lambda name: library)
     monkeypatch.setattr(trt, "load_library", lambda module, **words: FakeTorch)
     monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
