@@ -98,7 +98,7 @@ def evaluating(
         class_map=class_map,
         progress=progress,
     )
-    return found.images_per_second, shares[0]
+    return found.row.images_per_second, shares[0]
 
 
 def computing(model: PictureModel, pictures: Any, runs: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from resnet_onnx import workflow
 from resnet_onnx.report.words import counted
 from resnet_onnx.results.bench import Bench
-from resnet_onnx.results.commands import Demo, DemoParity, DemoPredicted, DemoSpeed
+from resnet_onnx.results.commands import Demo, DemoParity, DemoPredicted, DemoSpeed, Finding
 from resnet_onnx.results.document import Saved
 from resnet_onnx.results.parity import Parity
 from resnet_onnx.results.writing import write
@@ -146,7 +146,6 @@ def _report(
     path: Path, results: Sequence[Bench | Saved[Parity]], trained: TrainingResult, picture: Path, *, passed: bool
 ) -> None:
     from resnet_onnx.report.assemble import write_report
-    from resnet_onnx.report.page import Finding
 
     top1 = 100 * (trained.test_top1 or 0.0)
     text = f"{top1:.1f} % of held-out digits, and the same function on every runtime."

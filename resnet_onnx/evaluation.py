@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Watch
-from resnet_onnx.data.batches import Batches, Skipped, decoded_picture
+from resnet_onnx.data.batches import Batches, decoded_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.feeds import filled, picture_input, with_channels
-from resnet_onnx.data.labels import MatchedBy
 from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.document import SkippedPicture
@@ -87,48 +86,15 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        top1: Share of the pictures whose class has the highest output, 0 to 1.
-        top5: Share whose class is among the five highest; None for a model of fewer than five classes.
-        images: Pictures that were evaluated.
-        images_per_second: In steady state, decoding included: without the start of the workers, the runtime's first
-            run and the pictures that were decoded meanwhile. Where all were decoded meanwhile, of the whole wall time.
-        seconds: Wall time of everything.
-        skipped: Pictures that were left out because they can't be decoded.
-        not_finite: Pictures for which the model gave NaN (in an average of several views: NaN or Inf); they count as
-            wrong.
+        row: The figures; its `classes_by` is the caller's to say (``labels.matched_by``).
         predictions: int64 [pictures of the data set, up to the limit], index of the highest output,
             ``NOT_PREDICTED`` where there is none.
         labels: int64, same shape; the right index.
-        one_crop: What the centre crop alone gives, where several views of each picture were averaged; else None.
-        classes_by: How each class of the data set was given its output (``labels.matched_by``).
     """
 
-    top1: float
-    top5: float | None
-    images: int
-    images_per_second: float
-    seconds: float
-    skipped: tuple[Skipped, ...]
-    not_finite: int
+    row: EvaluateRow
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
-    one_crop: OneCrop | None = None
-    classes_by: MatchedBy = "name"
-
-    def row(self, runtime: str) -> EvaluateRow:
-        """Returns what results carry; the predictions stay out."""
-        return EvaluateRow(
-            runtime=runtime,
-            top1=self.top1,
-            top5=self.top5,
-            images=self.images,
-            images_per_second=self.images_per_second,
-            seconds=self.seconds,
-            skipped=[SkippedPicture(image=skipped.name, reason=skipped.reason) for skipped in self.skipped],
-            not_finite=self.not_finite,
-            one_crop=self.one_crop,
-            classes_by=self.classes_by,
-        )
 
 
 class PictureModel:
@@ -140,6 +106,7 @@ class PictureModel:
 
     Attributes:
         name: The model's, for messages.
+        runtime: The runtime's name.
         device: The runtime's.
         classes: How many scores it gives, or None where the model leaves that open.
         fixed_batch: The batch size that the model insists on, or None.
@@ -151,7 +118,7 @@ class PictureModel:
 
     def __init__(self, runtime: Runtime, preprocessing: Preprocessing) -> None:
         self._runtime, self._preprocessing = runtime, preprocessing
-        self.name, self.device = runtime.source.name, runtime.device
+        self.name, self.runtime, self.device = runtime.source.name, runtime.name, runtime.device
         self._input = picture_input(with_channels(runtime.inputs), self.name)
         self._output = runtime.outputs[0]
         side = preprocessing.image_size
@@ -290,14 +257,14 @@ def _crops(
         if before == tally.images:  # what came after the watch started could not be decoded
             steady, before = watch, 0
         steady_s = (steady if before else watch).stop().wall_s
-        skipped = tuple(batches.skipped)
     return _evaluation(
+        model.runtime,
         dataset,
         tally,
         None if crops == 1 else centre,
+        batches.skipped,
         images_per_second=(tally.images - before) / steady_s,
         seconds=watch.stop().wall_s,
-        skipped=skipped,
     )
 
 
@@ -311,7 +278,7 @@ def _whole_pictures(
 ) -> Evaluation:
     """Evaluates the mean over whole pictures of several sizes, and the centre crop; arguments as ``_crops``."""
     tally, centre = _Tally(targets), _Tally(targets)
-    skipped: list[Skipped] = []
+    skipped: list[SkippedPicture] = []
     pixels = plan.batch_size * preprocessing.image_size**2
     watch = Watch()
     model.warm_up(1)
@@ -326,7 +293,7 @@ def _whole_pictures(
             except BadPicture as error:
                 if not plan.skip_bad:
                     raise
-                skipped.append(Skipped(dataset.item_name(index), error.message))
+                skipped.append(SkippedPicture(image=dataset.item_name(index), reason=error.message))
                 continue
             good.append(index)
             crops.append(prepare(picture, preprocessing))
@@ -339,14 +306,9 @@ def _whole_pictures(
             tally.add(indices, np.mean(found, axis=0))
         if progress is not None:
             progress(tally.images + len(skipped), len(dataset))
-    return _evaluation(
-        dataset,
-        tally,
-        centre,
-        images_per_second=tally.images / steady.stop().wall_s,
-        seconds=watch.stop().wall_s,
-        skipped=tuple(skipped),
-    )
+    speed = tally.images / steady.stop().wall_s
+    seconds = watch.stop().wall_s
+    return _evaluation(model.runtime, dataset, tally, centre, skipped, images_per_second=speed, seconds=seconds)
 
 
 def _scores_by_shape(model: PictureModel, pictures: Sequence[NDArray[np.uint8]], pixels: int) -> NDArray[np.float64]:
@@ -377,31 +339,32 @@ def need_labels(dataset: PictureSet) -> None:
 
 
 def _evaluation(
+    runtime: str,
     dataset: PictureSet,
     tally: _Tally,
     centre: _Tally | None,
+    skipped: Sequence[SkippedPicture],
     *,
     images_per_second: float,
     seconds: float,
-    skipped: tuple[Skipped, ...],
 ) -> Evaluation:
     if not tally.images:
         raise BadData(
             f"{dataset.name}: none of the {len(dataset)} pictures could be decoded; {skipped[0].reason}",
             fix="check the data set",
         )
-    return Evaluation(
+    row = EvaluateRow(
+        runtime=runtime,
         top1=tally.top1_share,
         top5=tally.top5_share,
         images=tally.images,
         images_per_second=images_per_second,
         seconds=seconds,
-        skipped=skipped,
+        skipped=tuple(skipped),
         not_finite=tally.not_finite,
-        predictions=tally.predictions,
-        labels=tally.targets,
         one_crop=None if centre is None else OneCrop(top1=centre.top1_share, top5=centre.top5_share),
     )
+    return Evaluation(row=row, predictions=tally.predictions, labels=tally.targets)
 
 
 def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -420,21 +383,6 @@ def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
         shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     result: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
-
-
-def agreement(a: Evaluation, b: Evaluation) -> float:
-    """Returns the share of pictures on which two evaluations of the same data decide alike, 0 to 1.
-
-    Pictures that both skipped are left out; one without a prediction on either side is a disagreement.
-
-    Raises:
-        BadData: They saw different pictures.
-    """
-    if a.predictions.shape != b.predictions.shape or not np.array_equal(a.labels, b.labels):
-        raise BadData("the two evaluations are not of the same pictures")
-    skipped = {entry.name for entry in a.skipped} & {entry.name for entry in b.skipped}
-    alike = (a.predictions == b.predictions) & (a.predictions != NOT_PREDICTED)
-    return float(alike.sum() / max(1, len(alike) - len(skipped)))
 
 
 class _Tally:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from resnet_onnx.data.batches import Batches, Skipped, prepared_picture
+from resnet_onnx.data.batches import Batches, prepared_picture
 from resnet_onnx.data.datasets import PictureSet, picture_files
 from resnet_onnx.evaluation import PictureModel, Progress, probabilities
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.results.document import SkippedPicture
 from resnet_onnx.results.evaluate import Candidate, PredictionRecord
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, UsageError
@@ -27,52 +26,29 @@ _COLUMNS = 4
 _BATCH = 16
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The likeliest classes of one picture, likeliest first.
-
-    Attributes:
-        image: The picture's path or name.
-        top: The classes.
-        pictures: The set that the picture came from; ``draw`` reads it from there.
-        position: Its place in that set.
-        preprocessing: How it was prepared.
-    """
-
-    image: str
-    top: tuple[Candidate, ...]
-    pictures: PictureSet = field(repr=False, compare=False)
-    position: int = field(repr=False, compare=False)
-    preprocessing: Preprocessing = field(repr=False, compare=False)
-
-    def record(self) -> PredictionRecord:
-        """Returns what ``--json`` carries."""
-        return PredictionRecord(image=self.image, top=self.top)
-
-
-class Predictions(Sequence[Prediction]):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
     """The predictions in the order of the pictures, and what was left out.
 
     Attributes:
+        records: The likeliest classes of each picture.
+        positions: The place of each picture in `pictures`.
+        pictures: The set that they came from; ``draw`` reads them from there.
+        preprocessing: How they were prepared.
         skipped: Pictures that can't be decoded, where skipping was requested.
     """
 
-    def __init__(self, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> None:
-        self._predictions = tuple(predictions)
-        self.skipped = tuple(skipped)
+    records: Sequence[PredictionRecord]
+    positions: Sequence[int]
+    pictures: PictureSet
+    preprocessing: Preprocessing
+    skipped: Sequence[SkippedPicture]
 
     def __len__(self) -> int:
-        return len(self._predictions)
+        return len(self.records)
 
-    @overload
-    def __getitem__(self, index: int) -> Prediction: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Prediction, ...]: ...
-    def __getitem__(self, index: int | slice) -> Prediction | tuple[Prediction, ...]:
-        return self._predictions[index]
-
-    def __iter__(self) -> Iterator[Prediction]:
-        return iter(self._predictions)
+    def __iter__(self) -> Iterator[PredictionRecord]:
+        return iter(self.records)
 
 
 def predict(
@@ -108,7 +84,8 @@ def predict(
         raise UsageError(f"the number of classes to show must be at least 1, not {top_k}")
     pictures = sources if isinstance(sources, PictureSet) else picture_files(sources)
     model = PictureModel(runtime, preprocessing)
-    found: list[Prediction] = []
+    found: list[PredictionRecord] = []
+    positions: list[int] = []
     with Batches(
         pictures,
         preprocessing,
@@ -127,16 +104,18 @@ def predict(
             if unusable.any():
                 name = batch.names[int(unusable.argmax())]
                 raise BadModel(f"{runtime.source.name}: gave NaN or Inf for {name}", fix="check it with parity")
-            for name, row, index in zip(batch.names, probabilities(scores), batch.indices, strict=True):
+            positions += batch.indices.tolist()
+            for name, row in zip(batch.names, probabilities(scores), strict=True):
+                likeliest = np.argsort(-row, kind="stable")[:top_k].tolist()
                 top = tuple(
                     Candidate(
                         label=labels[best] if labels is not None else f"class {best}",
-                        index=int(best),
-                        probability=float(share),
+                        index=best,
+                        probability=float(row[best]),
                     )
-                    for best, share in _likeliest(row, top_k)
+                    for best in likeliest
                 )
-                found.append(Prediction(name, top, pictures, int(index), preprocessing))
+                found.append(PredictionRecord(image=name, top=top))
             if progress is not None:
                 progress(len(found) + len(batches.skipped), len(pictures))
         skipped = batches.skipped
@@ -144,30 +123,24 @@ def predict(
         raise BadData(
             f"none of the {len(pictures)} pictures could be decoded" + (f"; {skipped[0].reason}" if skipped else "")
         )
-    return Predictions(found, skipped)
+    return Predictions(
+        records=found, positions=positions, pictures=pictures, preprocessing=preprocessing, skipped=skipped
+    )
 
 
-def draw(predictions: Sequence[Prediction], out: Path) -> None:
+def draw(predictions: Predictions, out: Path) -> None:
     """Draws pictures as the model saw them, each with bars for its likeliest classes; a PNG.
 
-    The title is the picture's name, followed by its class where the set has labels.
-
-    At most ``MAX_DRAWN`` are drawn, and the drawing says how many there are.
-
-    Args:
-        predictions: What ``predict`` returned.
-        out: Where to write it.
+    The title is the picture's name, followed by its class where the set has labels. At most ``MAX_DRAWN`` are drawn,
+    and the drawing says how many there are.
 
     Raises:
-        BadData: There is nothing to draw.
         FileProblem: The file can't be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not predictions:
-        raise BadData("there are no predictions to draw")
-    shown = list(predictions[:MAX_DRAWN])
+    shown, pictures = predictions.records[:MAX_DRAWN], predictions.pictures
     columns = min(_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     most = max(len(prediction.top) for prediction in shown)
@@ -177,11 +150,14 @@ def draw(predictions: Sequence[Prediction], out: Path) -> None:
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=[2.8, bars_height] * rows)
     for place, prediction in enumerate(shown):
         row, column = divmod(place, columns)
-        picture = prepared_picture(prediction.pictures, prediction.position, prediction.preprocessing)
+        position = predictions.positions[place]
+        picture = prepared_picture(pictures, position, predictions.preprocessing)
         above = figure.add_subplot(grid[2 * row, column])
         above.imshow(picture, interpolation="nearest" if picture.shape[0] < 64 else "antialiased")
         above.set_axis_off()
-        above.set_title(_plain(_title(prediction), 34), fontsize=9)
+        name = Path(prediction.image).name
+        title = f"{name} · {pictures.classes[pictures.labels[position]]}" if pictures.labelled else name
+        above.set_title(_plain(title, 34), fontsize=9)
         below = figure.add_subplot(grid[2 * row + 1, column])
         below.set_xlim(0, 1)
         below.set_ylim(most - 0.5, -0.5)
@@ -198,18 +174,7 @@ def draw(predictions: Sequence[Prediction], out: Path) -> None:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _title(prediction: Prediction) -> str:
-    """The file's name, and what the picture really shows where that is known."""
-    name, pictures = Path(prediction.image).name, prediction.pictures
-    return f"{name} · {pictures.classes[pictures.labels[prediction.position]]}" if pictures.labelled else name
-
-
 def _plain(text: str, width: int) -> str:
     """Shortens, and keeps matplotlib from reading a dollar sign as the start of a formula."""
     short = text if len(text) <= width else f"{text[: width - 1]}…"
     return short.replace("$", r"\$")
-
-
-def _likeliest(shares: NDArray[np.float64], count: int) -> list[tuple[int, float]]:
-    order = np.argsort(-shares, kind="stable")[:count]
-    return [(int(index), float(shares[index])) for index in order]

@@ -72,7 +72,7 @@ class TestOrder:
         levels = np.concatenate([batch.pictures[:, 0, 0, 0] for batch in taken]).tolist()
         assert levels == [index for index in range(37) if index not in (0, 19, 20, 36)]
         assert np.concatenate([batch.indices for batch in taken]).tolist() == levels
-        assert [skipped.name for skipped in found.skipped] == ["a/00.png", "a/19.png", "b/20.png", "b/36.png"]
+        assert [skipped.image for skipped in found.skipped] == ["a/00.png", "a/19.png", "b/20.png", "b/36.png"]
         assert [skipped for batch in taken for skipped in batch.skipped] == found.skipped
         assert "not a picture" in found.skipped[0].reason
 

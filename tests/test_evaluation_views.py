@@ -113,7 +113,7 @@ class TestTenCrops:
         assert np.mean([softmax(row) for row in rows], axis=0).argmax() == 0
         found = ten([0, 1])
         assert found.predictions.tolist() == [0, 0]
-        assert (found.top1, found.images) == (0.5, 2)
+        assert (found.row.top1, found.row.images) == (0.5, 2)
 
     def test_the_average_decides_as_by_hand(self) -> None:
         dice = np.random.default_rng(1)
@@ -128,43 +128,43 @@ class TestTenCrops:
     def test_a_picture_that_only_its_mirrored_crop_gets_right(self) -> None:
         ANSWERS[27] = np.array([0.0, 0.0, 9.0])  # the mirror image of the lower left corner
         found = ten([2])
-        assert found.top1 == 1.0
-        assert found.one_crop is not None
-        assert found.one_crop.top1 == 0.0
-        assert found.row("torch").one_crop == OneCrop(top1=0.0, top5=None)
-        assert evaluate(fake(), numbered([2]), ROOM, plan(), class_map=np.arange(3)).top1 == 0.0
+        assert found.row.top1 == 1.0
+        assert found.row.one_crop is not None
+        assert found.row.one_crop.top1 == 0.0
+        assert found.row.one_crop == OneCrop(top1=0.0, top5=None)
+        assert evaluate(fake(), numbered([2]), ROOM, plan(), class_map=np.arange(3)).row.top1 == 0.0
 
     def test_the_centre_beside_is_the_figure_of_one_crop(self) -> None:
         ANSWERS[11] = np.array([0.0, 5.0, 0.0])
         alone = evaluate(fake(), numbered([0, 1, 1, 2]), ROOM, plan(), class_map=np.arange(3))
         found = ten([0, 1, 1, 2])
-        assert found.one_crop is not None
-        assert found.one_crop.top1 == alone.top1 == 0.5
-        assert alone.one_crop is None
+        assert found.row.one_crop is not None
+        assert found.row.one_crop.top1 == alone.row.top1 == 0.5
+        assert alone.row.one_crop is None
 
     def test_probabilities_stay_probabilities(self) -> None:
         ANSWERS.update({pixel: np.array([0.4, 0.6, 0.0]) for pixel in FIRST_PIXELS})
         ANSWERS[0] = np.array([1.0, 0.0, 0.0])
         ANSWERS[2] = np.array([0.9, 0.1, 0.0])  # mean 0.51, 0.49; of softmaxes of these, b would win
-        assert ten([0]).top1 == 1.0
+        assert ten([0]).row.top1 == 1.0
 
     def test_nan_or_inf_in_one_crop_is_never_right(self) -> None:
         for bad in (np.nan, np.inf):
             ANSWERS[29] = np.array([bad, 0.0, 0.0])
             found = ten([0])
-            assert (found.top1, found.not_finite) == (0.0, 1)
+            assert (found.row.top1, found.row.not_finite) == (0.0, 1)
             assert found.predictions.tolist() == [NOT_PREDICTED]
 
     @pytest.mark.parametrize("fixed", [1, 4, 30])
     def test_a_model_with_a_fixed_batch(self, fixed: int) -> None:
         ANSWERS[27] = np.array([0.0, 0.0, 9.0])
         found = ten([2, 2, 2, 2], fake(shape=(fixed, 3, 8, 8), output=(fixed, 3)))
-        assert found.top1 == 1.0
+        assert found.row.top1 == 1.0
         assert {shape[0] for shape in SEEN} == {fixed}
 
     def test_a_model_that_takes_bytes(self) -> None:
         ANSWERS[27] = np.array([0.0, 0.0, 9.0])
-        assert ten([2, 2], fake(dtype="uint8", shape=("n", 8, 8, 3))).top1 == 1.0
+        assert ten([2, 2], fake(dtype="uint8", shape=("n", 8, 8, 3))).row.top1 == 1.0
 
     def test_a_run_has_no_more_crops_than_the_batch(self) -> None:
         ten([0] * 7, batch_size=4)
@@ -217,8 +217,8 @@ class TestScales:
         )
         assert np.mean([softmax(row) for row in logits], axis=0).argmax() == 1
         assert found.predictions.tolist() == [1, 1]
-        assert found.one_crop is not None
-        assert found.one_crop.top1 == 0.5  # the 8×8 centre, which says a
+        assert found.row.one_crop is not None
+        assert found.row.one_crop.top1 == 0.5  # the 8×8 centre, which says a
 
     def test_one_sure_size_does_not_outvote_two(self) -> None:
         rows = {8: [0.0] * 3, 12: [0.0, 0.0, 30.0], 16: [2.0, 0.0, 0.0], 24: [2.0, 0.0, 0.0]}
@@ -236,7 +236,7 @@ class TestScales:
             ),
             class_map=np.arange(3),
         )
-        assert found.top1 == 1.0
+        assert found.row.top1 == 1.0
 
     def test_the_whole_picture_is_seen_and_no_run_is_larger_than_the_batch(self) -> None:
         wide = from_arrays("wide", np.zeros((5, 10, 20, 3), np.uint8), [0] * 5, CLASSES)
@@ -269,10 +269,10 @@ class TestScales:
         with pytest.raises(BadPicture, match=r"b/4\.png"):
             evaluate(runtime, dataset, ROOM, plan(scales=(10,)), class_map=identity)
         found = evaluate(runtime, dataset, ROOM, plan(scales=(10,), skip_bad=True, batch_size=2), class_map=identity)
-        assert (found.images, found.top1) == (5, 0.4)
-        assert [skipped.name for skipped in found.skipped] == ["b/4.png"]
-        assert found.one_crop is not None
-        assert found.one_crop.top1 == 0.4  # the two c, where a was right above
+        assert (found.row.images, found.row.top1) == (5, 0.4)
+        assert [skipped.image for skipped in found.row.skipped] == ["b/4.png"]
+        assert found.row.one_crop is not None
+        assert found.row.one_crop.top1 == 0.4  # the two c, where a was right above
 
     def test_a_model_of_one_size_is_refused(self) -> None:
         with pytest.raises(BadModel, match="does not take pictures of any size"):

@@ -18,6 +18,7 @@ from resnet_onnx.cli.main import main
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Section, write_page
+from resnet_onnx.results.commands import Finding
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -489,7 +490,9 @@ def test_the_demos_page_still_takes_a_picture_and_a_plain_verdict(tmp_path: Path
     picture = tmp_path / "p.png"
     picture.write_bytes(b"\x89PNG")
     section = Section(heading="What it predicts", picture=picture, caption="Held-out digits")
-    write_page(tmp_path / "p.html", title="demo", verdict="as promised", passed=True, sections=[section])
+    write_page(
+        tmp_path / "p.html", title="demo", findings=[Finding(state="good", text="as promised")], sections=[section]
+    )
     page = (tmp_path / "p.html").read_text()
     assert '<p class="verdict good">as promised</p>' in page
     assert "data:image/png;base64,iVBORw==" in page

@@ -180,7 +180,7 @@ def test_so_many_bad_pictures_are_left_out_and_no_more(tmp_path: Path) -> None:
         small_run(tmp_path / "run", SMALL.override(epochs=1), data=data, skip_bad=1)
     assert "bees/2.png" in caught.value.message
     result = small_run(tmp_path / "run", SMALL.override(epochs=1, validation=0.0), data=data, skip_bad=2)
-    assert [Path(one.name).name for one in result.skipped] == ["2.png", "0.png"]
+    assert [Path(one.image).name for one in result.skipped] == ["2.png", "0.png"]
     assert result.epochs[0]["steps"] == 1  # of 16 of 23 pictures
     assert result.test_top1 in {i / 5 for i in range(6)}
     for path in (tmp_path / "data" / "test").rglob("*.png"):

@@ -21,7 +21,7 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.results.convert import Convert, KeptLayer, LayerSensitivity, SearchRecord
+    from resnet_onnx.results.convert import Convert, KeptLayer, LayerSensitivity
     from resnet_onnx.workflow import Model, Request
 
 _METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
@@ -58,22 +58,13 @@ def command(
     *,
     request: Request,
     to: Any,
-    calibration: str | None,
     output: Path | None,
-    method: str,
-    count: int | None,
-    skip_bad: bool,
-    held_out: int,
-    max_drop: float,
     min_speedup: float | None,
     runtimes: str | None,
-    keep_fp32: tuple[str, ...],
-    budget_minutes: float | None,
-    sensitivity: bool,
     plot: Path | None,
-    half_io: bool,
     per_tensor: bool,
     save: Path | None,
+    **options: Any,
 ) -> None:
     """Change the precision of a model, and keep the result only if it loses next to nothing.
 
@@ -87,21 +78,7 @@ def command(
     runtimes = runtimes or ",".join(registry.conversion_runtimes(to))
     names = tuple(registry.parse_names(runtimes)) if min_speedup is not None else ()
     config = workflow.ConversionConfig(
-        to=to,
-        calibration=calibration,
-        method=method,
-        count=count,
-        skip_bad=skip_bad,
-        seed=request.seed,
-        held_out=held_out,
-        max_drop=max_drop,
-        min_speedup=min_speedup,
-        runtimes=names,
-        keep_fp32=keep_fp32,
-        half_io=half_io,
-        per_channel=not per_tensor,
-        sensitivity=sensitivity,
-        budget_minutes=budget_minutes,
+        to=to, seed=request.seed, min_speedup=min_speedup, runtimes=names, per_channel=not per_tensor, **options
     )
     if plot is not None:
         if to != "int8":
@@ -153,9 +130,10 @@ def _print(terminal: Terminal, model: Model, result: Convert) -> None:
             )
     _print_sensitivity(terminal, known(result.sensitivity) or ())
     _print_kept(terminal, result.kept_fp32 or ())
-    search = known(result.search)
-    if search is not None:
-        _print_search(terminal, search)
+    if search := known(result.search):
+        tried, share = len(search.tried), search.cost_share
+        cost = "" if share is None else f"; they do {100 * share:.1f} % of the multiply-adds"
+        terminal.line(f"Found after {tried} {'choice' if tried == 1 else 'choices'} of layers{cost}")
     terminal.line(f"Next: resnet-onnx bench {result.path} --runtime ort-cpu,openvino")
 
 
@@ -181,13 +159,8 @@ def _print_tried(terminal: Terminal, result: Convert) -> None:
     terminal.table(
         ["method", "= fp32 %", "SQNR dB", ""],
         [
-            [
-                row.method,
-                f"{100 * row.agreement:.2f}",
-                _number(row.sqnr_db),
-                "chosen" if row.method == result.method else "",
-            ]
-            for row in tried
+            [r.method, f"{100 * r.agreement:.2f}", _number(r.sqnr_db), "chosen" if r.method == result.method else ""]
+            for r in tried
         ],
     )
 
@@ -200,22 +173,12 @@ def _print_sensitivity(terminal: Terminal, layers: Sequence[LayerSensitivity]) -
     terminal.table(
         ["layer alone in int8", "SQNR dB", "multiply-adds %"],
         [
-            [
-                row.layer,
-                _number(row.sqnr_db),
-                f"{100 * row.multiply_adds / whole:.1f}" if row.multiply_adds and whole else "–",
-            ]
-            for row in layers[:_RANKED]
+            [r.layer, _number(r.sqnr_db), f"{100 * r.multiply_adds / whole:.1f}" if r.multiply_adds and whole else "–"]
+            for r in layers[:_RANKED]
         ],
     )
     if len(layers) > _RANKED:
         terminal.line(f"  and {len(layers) - _RANKED} less sensitive ones (--json names all)")
-
-
-def _print_search(terminal: Terminal, search: SearchRecord) -> None:
-    tried, share = len(search.tried), search.cost_share
-    cost = "" if share is None else f"; they do {100 * share:.1f} % of the multiply-adds"
-    terminal.line(f"Found after {tried} {'choice' if tried == 1 else 'choices'} of layers{cost}")
 
 
 def _print_kept(terminal: Terminal, kept: Sequence[KeptLayer]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,7 +54,8 @@ _CROPS: Mapping[str | None, Crops | None] = {None: None, "1": 1, "10": 10}
     type=WholeNumbers("224,256,384,480,640"),
     help="The mean over whole pictures with these shorter sides, pixels; torch only. The paper's: 224,256,384,480,640.",
 )
-@click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True, help="Pictures a run.")
+@click.option("--batch", "batch_size", type=click.IntRange(1, 4096), default=32, show_default=True,
+              help="Pictures a run.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="At most so many pictures, spread evenly.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode; chosen by default.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
@@ -66,19 +67,14 @@ def command(
     terminal: Terminal,
     *,
     request: Request,
-    data: str,
     runtimes: str,
     crops: str | None,
-    resize: int | None,
     scales: tuple[int, ...] | None,
-    batch: int,
-    limit: int | None,
-    workers: int | None,
-    skip_bad: bool,
     device: str | None,
     threads: int | None,
     tuning: RuntimeOptions,
     save: Path | None,
+    **options: Any,
 ) -> None:
     """Measure accuracy on labelled pictures, on any runtime."""
     from resnet_onnx import workflow
@@ -90,16 +86,11 @@ def command(
     if scales is not None:
         _check_whole_pictures(names)
     plan = EvaluationPlan(
-        data=data,
         device=device,
         options=replace(tuning, threads=threads),
-        batch_size=batch,
         crops=_CROPS[crops],
         scales=scales or (),
-        resize=resize,
-        limit=limit,
-        workers=workers,
-        skip_bad=skip_bad,
+        **options,
     )
     check_tuning(tuning, names, device=device)
     registry.require_all(names, device=device)
@@ -116,7 +107,7 @@ def command(
     with terminal.progress() as progress:
         for name in names:
             show = partial(_show, progress, progress.add_task(name, total=None))
-            results.append(workflow.evaluate_on(model, name, plan, progress=show).row(name))
+            results.append(workflow.evaluate_on(model, name, plan, progress=show).row)
     document = _document(model, plan, results)
     _print(terminal, model, document)
     if save is not None:

@@ -51,7 +51,6 @@ def command(
     """Say what pictures show; files and folders, any size or mode."""
     from resnet_onnx import workflow
     from resnet_onnx.prediction import draw
-    from resnet_onnx.results.document import SkippedPicture
     from resnet_onnx.results.evaluate import Predict
     from runtimes import registry
 
@@ -88,8 +87,8 @@ def command(
         Predict(
             model=model.name,
             runtime=name,
-            predictions=[prediction.record() for prediction in predictions],
-            skipped=[SkippedPicture(image=skipped.name, reason=skipped.reason) for skipped in predictions.skipped],
+            predictions=predictions.records,
+            skipped=predictions.skipped,
             plot=None if plot is None else str(plot),
         )
     )

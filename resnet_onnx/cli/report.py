@@ -26,7 +26,7 @@ def command(terminal: Terminal, *, results: tuple[Path, ...], out: Path) -> None
     RESULT are files of bench, parity, evaluate or convert --save, in any mix. The page needs no network.
     """
     from resnet_onnx.report.assemble import write_report
-    from resnet_onnx.results.commands import FindingRecord, Report, ReportedFile
+    from resnet_onnx.results.commands import Report, ReportedFile
     from resnet_onnx.results.reading import read
 
     files = {path.resolve(): path for path in results}
@@ -42,7 +42,7 @@ def command(terminal: Terminal, *, results: tuple[Path, ...], out: Path) -> None
         Report(
             path=str(out),
             passed=all(finding.state != "bad" for finding in findings),
-            findings=[FindingRecord(state=finding.state, text=finding.text) for finding in findings],
+            findings=findings,
             results=[
                 ReportedFile(path=str(path), kind=found.kind)
                 for path, found in zip(files.values(), documents, strict=True)

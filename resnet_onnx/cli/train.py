@@ -182,7 +182,6 @@ def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tenso
 
 def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path | None, *, processes: int) -> Train:
     from resnet_onnx.results.commands import EpochRecord, Train
-    from resnet_onnx.results.document import SkippedPicture
     from resnet_onnx.results.writing import typed
 
     return Train(
@@ -198,7 +197,7 @@ def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path 
         data=spec,
         seed=plan.seed,
         processes=processes,
-        skipped=[SkippedPicture(image=skipped.name, reason=skipped.reason) for skipped in result.skipped],
+        skipped=result.skipped,
         plot=None if plot is None else str(plot),
     )
 

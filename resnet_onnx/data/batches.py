@@ -30,6 +30,7 @@ from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.data.transforms import Crops, prepare, ten_crops
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.results.document import SkippedPicture
 from runtimes.errors import BadPicture, Unavailable, UsageError
 
 _CHUNK_PIXELS = 16 * 224 * 224
@@ -37,19 +38,6 @@ _CHUNK_PIXELS = 16 * 224 * 224
 _MAX_CHUNK = 128
 _DECODER_MODULES = ("torchvision.io", "torchvision.transforms.v2.functional")
 """What decoding loads; the server process loads it once for all workers."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A picture that was left out because it can't be used.
-
-    Attributes:
-        name: The picture.
-        reason: The message of the ``BadPicture``.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +56,7 @@ class Batch:
     labels: NDArray[np.int64]
     names: tuple[str, ...]
     indices: NDArray[np.int64]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[SkippedPicture, ...]
 
 
 def prepared_picture(dataset: PictureSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -154,7 +142,7 @@ class Batches(Iterator[Batch]):
             raise UsageError(f"batch size must be at least 1, not {batch_size}")
         if workers < 0:
             raise UsageError(f"the number of workers must be 0 or more, not {workers}")
-        self.skipped: list[Skipped] = []
+        self.skipped: list[SkippedPicture] = []
         self._dataset = dataset
         self._batch_size = batch_size
         self._shape = _prepared_shape(preprocessing, crops)
@@ -213,7 +201,7 @@ class Batches(Iterator[Batch]):
             if not self._skip_bad:
                 self.close()
                 raise error
-            self.skipped.append(Skipped(self._dataset.item_name(index), error.message))
+            self.skipped.append(SkippedPicture(image=self._dataset.item_name(index), reason=error.message))
 
     def wait_for_first(self) -> int:
         """Waits until the first pictures are decoded, that is until the workers are up.

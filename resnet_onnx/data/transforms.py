@@ -66,7 +66,7 @@ def whole(
     Args:
         picture: uint8 [height, width, 3], RGB, any size.
         shorter_side: What its shorter side becomes, pixels.
-        interpolation: Resampling filter.
+        interpolation: Resampling filter; always antialiased.
 
     Returns:
         uint8 [height, width, 3]; `picture` itself where it is a square of that size already.

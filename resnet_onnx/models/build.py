@@ -15,9 +15,7 @@ from resnet_onnx.models.vgg import VGG
 def build(config: NetworkConfig, *, generator: torch.Generator | None = None) -> nn.Module:
     """Builds a network with He-initialised weights.
 
-    Args:
-        config: The architecture.
-        generator: Source of randomness; None takes torch's global one.
+    `generator` is the source of randomness; None takes torch's global one.
 
     Returns:
         A float32 module on the CPU in training mode, from [batch, channel, height, width] to [batch, class];
@@ -46,9 +44,7 @@ def he_initialise(module: nn.Module, *, generator: torch.Generator | None = None
     A linear layer that no ReLU follows (the classifier) gets variance 1/fan-in (equation 7 without the ReLU's half),
     so that logits keep the scale of what they are made from. Biases are 0; batch norm starts as the identity.
 
-    Args:
-        module: A network of this package, on any device but meta; changed in place.
-        generator: Source of randomness; None takes torch's global one.
+    `module`, a network of this package on any device but meta, is changed in place; `generator` as for ``build``.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers:

@@ -91,8 +91,6 @@ class VGGConfig:
 
     Attributes:
         depth: 16 or 19.
-        num_classes: Outputs.
-        in_channels: Channels of the picture.
     """
 
     depth: Literal[16, 19]
@@ -118,13 +116,7 @@ _FAMILIES: Mapping[str, type[ResNetConfig] | type[VGGConfig]] = {"resnet": ResNe
 
 
 def check_image_size(config: NetworkConfig, name: str, size: int) -> None:
-    """Raises ``UsageError`` where nothing would be left of a picture with sides of `size` pixels.
-
-    Args:
-        config: The architecture.
-        name: What the message calls the network.
-        size: Side of the input picture, pixels.
-    """
+    """Raises ``UsageError`` where nothing would be left of a picture with sides of `size` pixels."""
     if size < config.smallest_image:
         least = config.smallest_image
         raise UsageError(

@@ -60,26 +60,14 @@ class Counts:
 def layer_table(config: NetworkConfig, image_size: int) -> tuple[LayerCount, ...]:
     """Returns the weighted layers of a network in the order in which they run.
 
-    Args:
-        config: The architecture.
-        image_size: Side of the picture, pixels.
-
     Raises:
-        UsageError: The picture is too small for the architecture.
+        UsageError: A picture with sides of `image_size` pixels is too small for the architecture.
     """
     return _measure(config, image_size)[0]
 
 
 def count(config: NetworkConfig, image_size: int) -> Counts:
-    """Counts parameters and multiply-adds.
-
-    Args:
-        config: The architecture.
-        image_size: Side of the picture, pixels.
-
-    Raises:
-        UsageError: The picture is too small for the architecture.
-    """
+    """Counts parameters and multiply-adds; raises as ``layer_table``."""
     rows, parameters = _measure(config, image_size)
     linear = sum(row.multiply_adds for row in rows if row.kind == "linear")
     projection = sum(row.multiply_adds for row in rows if row.kind == "projection")
@@ -99,10 +87,7 @@ def printed_convention(counts: Counts, printed_g: float) -> str | None:
     The ResNet paper does not say how it counts, and no single way gives all of its table 1: 18 and 34 come out rounded
     for its zero-padded shortcuts (option A), 50 only when everything is counted and the number is cut, 101 and 152 when
     it is rounded. Its 15.3 G for VGG-16 leave the fully connected layers out, its 19.6 G for VGG-19 do not.
-
-    Args:
-        counts: What was counted.
-        printed_g: Multiply-adds in 10⁹ with one decimal, as printed.
+    `printed_g` is in 10⁹ with one decimal, as printed.
     """
     ways = {
         "all layers": counts.multiply_adds,
@@ -110,19 +95,11 @@ def printed_convention(counts: Counts, printed_g: float) -> str | None:
         "convolutions only": counts.convolution_multiply_adds,
     }
     tenths = round(printed_g * 10)
-    for how, divide in (("rounded", _rounded_tenths), ("cut", _cut_tenths)):
+    for how, more in (("rounded", 50_000_000), ("cut", 0)):
         for way, multiply_adds in ways.items():
-            if divide(multiply_adds) == tenths:
+            if (multiply_adds + more) // 100_000_000 == tenths:
                 return f"{way}, {how} to one decimal"
     return None
-
-
-def _rounded_tenths(multiply_adds: int) -> int:
-    return (multiply_adds + 50_000_000) // 100_000_000
-
-
-def _cut_tenths(multiply_adds: int) -> int:
-    return multiply_adds // 100_000_000
 
 
 @lru_cache(maxsize=64)
@@ -162,12 +139,16 @@ def _row(name: str, layer: nn.Conv2d | nn.Linear, output: Tensor) -> LayerCount:
     from torch import nn
 
     shape = tuple(output.shape[1:])
-    convolution = isinstance(layer, nn.Conv2d)
+    kind: Literal["convolution", "projection", "linear"] = "linear"
+    kernel, stride = (1, 1), 1
+    if isinstance(layer, nn.Conv2d):
+        kind = "projection" if "downsample" in name else "convolution"
+        kernel, stride = (layer.kernel_size[0], layer.kernel_size[1]), layer.stride[0]
     return LayerCount(
         name=name,
-        kind="linear" if not convolution else "projection" if "downsample" in name else "convolution",
-        kernel=(layer.kernel_size[0], layer.kernel_size[1]) if isinstance(layer, nn.Conv2d) else (1, 1),
-        stride=layer.stride[0] if isinstance(layer, nn.Conv2d) else 1,
+        kind=kind,
+        kernel=kernel,
+        stride=stride,
         in_channels=layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features,
         output=shape,
         parameters=sum(parameter.numel() for parameter in layer.parameters()),

@@ -15,7 +15,6 @@ from runtimes.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-
 _NAME = re.compile(r"\w[\w.+-]{0,99}")
 
 

@@ -124,11 +124,7 @@ def _shortcut(option: Shortcut, in_channels: int, out_channels: int, stride: int
 
 
 class ResNet(nn.Module):
-    """Stem, stages, average pool, classifier (table 1; section 4.2 for CIFAR).
-
-    Args:
-        config: The architecture.
-    """
+    """Stem, stages, average pool, classifier (table 1; section 4.2 for CIFAR)."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

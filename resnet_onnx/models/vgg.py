@@ -20,11 +20,7 @@ _HIDDEN = 4096
 
 
 class VGG(nn.Module):
-    """Five stages of 3×3 convolutions, each ended by a 2×2 max-pool, then three fully connected layers.
-
-    Args:
-        config: The architecture.
-    """
+    """Five stages of 3×3 convolutions, each ended by a 2×2 max-pool, then three fully connected layers."""
 
     def __init__(self, config: VGGConfig) -> None:
         super().__init__()
@@ -64,10 +60,7 @@ class FullyConvolutionalVGG(nn.Module):
     """VGG on whole pictures (arXiv:1409.1556, section 3.2): the fully connected layers slide over the features.
 
     The first one becomes a 7×7 convolution, the others 1×1 convolutions, and the scores of all positions are averaged.
-    On 224 pixels there is one position, and the function is that of `vgg`.
-
-    Args:
-        vgg: The network, whose weights are used in place.
+    On 224 pixels there is one position, and the function is that of `vgg`, whose weights are used in place.
     """
 
     def __init__(self, vgg: VGG) -> None:

@@ -10,9 +10,10 @@ from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.parity.proportions import share_interval
 from resnet_onnx.report import charts, conversion, speed
 from resnet_onnx.report.charts import Bar
-from resnet_onnx.report.page import Chart, Finding, Section, write_page
+from resnet_onnx.report.page import Chart, Section, write_page
 from resnet_onnx.report.words import listed
 from resnet_onnx.results.bench import Bench, BenchRow
+from resnet_onnx.results.commands import Finding
 from resnet_onnx.results.convert import Convert
 from resnet_onnx.results.document import Environment, Saved
 from resnet_onnx.results.evaluate import Evaluate, EvaluateRow
@@ -73,10 +74,7 @@ def write_report(
     write_page(
         path,
         title=title or _title(documents),
-        verdict=findings[0].text,
-        passed=findings[0].state != "bad",
-        doubtful=findings[0].state == "doubt",
-        findings=findings[1:],
+        findings=findings,
         sections=parts,
         footer=f"Made by {documents[0].tool} from {len(documents)} saved "
         f"result{'' if len(documents) == 1 else 's'}. Needs no network.",
@@ -116,9 +114,6 @@ def _proven(documents: Sequence[AnyResult]) -> set[tuple[str, str, str]]:
         for row in found.result.results
         if row.passed and found.artifacts.sha256 is not None
     }
-
-
-# ---- parity ----------------------------------------------------------------------------------------------------------
 
 
 def _parity_findings(document: Saved[Parity]) -> list[Finding]:
@@ -173,9 +168,6 @@ def _parity(document: Saved[Parity]) -> Section:
 
 def _times(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %" if share < 10 else f"{share:,.0f}×"
-
-
-# ---- accuracy --------------------------------------------------------------------------------------------------------
 
 
 def _evaluate_findings(document: Saved[Evaluate]) -> list[Finding]:
@@ -233,9 +225,6 @@ def _evaluate(document: Saved[Evaluate], palette: dict[str, str]) -> Section:
         columns=["runtime", "top-1 %", "95 %", "top-5 %", "images", "img/s with decoding"],
         rows=cells,
     )
-
-
-# ---- conditions ------------------------------------------------------------------------------------------------------
 
 
 def _files(documents: Sequence[AnyResult]) -> Section:

@@ -1,7 +1,7 @@
 """Charts as SVG text that takes the colour of the page's own text, so that one picture serves light, dark and paper.
 
 Colours: Okabe and Ito, "Color Universal Design" (2008): colour-blind eyes tell them apart; every bar is also named in
-words.
+words. A palette has a colour per series; every function that draws returns an ``<svg>`` element.
 """
 
 from __future__ import annotations
@@ -115,16 +115,9 @@ def colours(series: Sequence[str]) -> dict[str, str]:
 
 
 def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str], room: float = 0.25) -> str:
-    """Draws horizontal bars from zero with their intervals.
+    """Draws horizontal bars from zero with their intervals, from top to bottom.
 
-    Args:
-        items: From top to bottom.
-        unit: Of the axis.
-        palette: A colour per series.
-        room: For the text beside the bars, as a fraction of the longest.
-
-    Returns:
-        An ``<svg>`` element.
+    `room` is for the text beside the bars, as a fraction of the longest.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -156,14 +149,9 @@ def bars(items: Sequence[Bar], *, unit: str, palette: dict[str, str], room: floa
 def dots(
     items: Sequence[Bar], *, unit: str, palette: dict[str, str], log: bool = False, limit: float | None = None
 ) -> str:
-    """Draws points with their intervals on an axis that need not begin at zero.
+    """Draws points with their intervals, from top to bottom, on an axis that need not begin at zero.
 
-    Args:
-        items: From top to bottom.
-        unit: Of the axis.
-        palette: A colour per series.
-        log: Whether the axis is logarithmic; values of 0 then stand at its left end.
-        limit: Where a line is drawn that must not be crossed, or None.
+    On a logarithmic axis values of 0 stand at its left end. At `limit` a line is drawn that must not be crossed.
     """
 
     def draw(axes: Axes) -> None:
@@ -198,10 +186,7 @@ def dots(
 def spreads(items: Sequence[tuple[str, str, Sequence[float]]], *, unit: str, palette: dict[str, str]) -> str:
     """Draws how samples spread: a thin line from the 1st to the 99th percentile, a thick one over the middle half.
 
-    Args:
-        items: Label, series and samples, from top to bottom.
-        unit: Of the axis, which is logarithmic.
-        palette: A colour per series.
+    `items` are label, series and samples, from top to bottom; the axis is logarithmic.
     """
     import numpy as np
 
@@ -219,21 +204,12 @@ def spreads(items: Sequence[tuple[str, str, Sequence[float]]], *, unit: str, pal
 
 
 def front(items: Sequence[Point], *, palette: dict[str, str]) -> str:
-    """Draws throughput in images per second over latency in ms, a line per runtime along its batch sizes.
-
-    Args:
-        items: The points; those of a line follow each other by their `x`.
-        palette: A colour per series.
-    """
+    """Draws throughput in images per second over latency in ms, a line per runtime along its batch sizes."""
 
     def draw(axes: Axes) -> None:
         _lines(axes, sorted(items, key=lambda item: item.x), palette)
         axes.margins(0.12, 0.18)
-        _logarithmic(axes, "x")
-        _logarithmic(axes, "y")
-        axes.set_xlabel("latency p50, ms")
-        axes.set_ylabel("images per second")
-        _legend(axes)
+        _plane(axes, "latency p50, ms", "images per second")
 
     return _drawn(_PLANE_IN, draw)
 
@@ -241,12 +217,8 @@ def front(items: Sequence[Point], *, palette: dict[str, str]) -> str:
 def roofline(items: Sequence[Point], roofs: Sequence[Roof], *, palette: dict[str, str]) -> str:
     """Draws achieved operations per second over operations per byte, below what the machine reaches.
 
-    The form: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009, figure 1.
-
-    Args:
-        items: Operations per byte, and billions of operations per second.
-        roofs: The limits.
-        palette: A colour per series.
+    The form: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009, figure 1. Points are operations per byte, and
+    billions of operations per second.
     """
 
     def draw(axes: Axes) -> None:
@@ -262,11 +234,7 @@ def roofline(items: Sequence[Point], roofs: Sequence[Roof], *, palette: dict[str
         lowest = min(item.y for item in items)
         axes.set_xlim(left, right)
         axes.set_ylim(lowest / 2, max([*(roof.top for roof in roofs), *(item.y for item in items)]) * 2)
-        _logarithmic(axes, "x")
-        _logarithmic(axes, "y")
-        axes.set_xlabel("operations per byte moved")
-        axes.set_ylabel("billion operations per s")
-        _legend(axes)
+        _plane(axes, "operations per byte moved", "billion operations per s")
 
     return _drawn(_PLANE_IN, draw)
 
@@ -293,7 +261,12 @@ def _lines(axes: Axes, items: Sequence[Point], palette: dict[str, str]) -> None:
     axes.grid(alpha=0.15, color=_INK, linewidth=0.6)
 
 
-def _legend(axes: Axes) -> None:
+def _plane(axes: Axes, x: str, y: str) -> None:
+    """Names logarithmic axes, and the lines above them."""
+    _logarithmic(axes, "x")
+    _logarithmic(axes, "y")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     axes.legend(
         frameon=False, fontsize=_SMALL, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=1.8,
         columnspacing=1.2, borderaxespad=0.2,

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar
-from resnet_onnx.report.page import Chart, Finding, Section
+from resnet_onnx.report.page import Chart, Section
 from resnet_onnx.report.words import joined, listed
+from resnet_onnx.results.commands import Finding
 from resnet_onnx.results.convert import Convert, RuntimeSpeed, Top1Gate
 from resnet_onnx.results.document import Saved, known
 
@@ -27,9 +28,7 @@ def findings(document: Saved[Convert]) -> list[Finding]:
         parts.append(f"signal over noise of the outputs {body.sqnr_db:.1f} dB")
     parts.append(f"the file has {100 * body.size_ratio:.0f} % of the size")
     faster = [f"{row.speedup:.1f}× as fast on {name}" for name, row in _speeds(body).items()]
-    return [
-        Finding(state="good", text=f"{body.model} in {body.precision}: {', '.join([*parts, *faster])}."),
-    ]
+    return [Finding(state="good", text=f"{body.model} in {body.precision}: {', '.join([*parts, *faster])}.")]
 
 
 def section(document: Saved[Convert], palette: dict[str, str]) -> Section:
@@ -50,21 +49,13 @@ def section(document: Saved[Convert], palette: dict[str, str]) -> Section:
             else f"Needed: {gate.least_sqnr_db:g} dB at the outputs; too few labels to judge accuracy.",
         ),
         charts=[
-            *_losses(
-                [(row.layer, row.sqnr_db) for row in known(body.sensitivity) or ()],
-                "outputs with one layer alone in int8",
-                palette,
-            ),
-            *_losses(
-                [(row.layer, row.sqnr_db) for row in known(body.weights) or ()],
-                "weights of a layer by themselves",
-                palette,
-            ),
-            *_losses(
-                [(row.tensor, row.sqnr_db) for row in known(body.activations) or ()],
-                "values of a tensor by themselves",
-                palette,
-            ),
+            chart
+            for what, losses in {
+                "Outputs with one layer alone in int8": [(r.layer, r.sqnr_db) for r in known(body.sensitivity) or ()],
+                "Weights of a layer by themselves": [(r.layer, r.sqnr_db) for r in known(body.weights) or ()],
+                "Values of a tensor by themselves": [(r.tensor, r.sqnr_db) for r in known(body.activations) or ()],
+            }.items()
+            for chart in _losses(losses, what, palette)
         ],
         columns=["precision", "ranges", "same decision", "top-1 %", "drop, points", "95 %", "SQNR dB", "size"],
         rows=[
@@ -98,8 +89,7 @@ def _losses(losses: Sequence[tuple[str, float | None]], what: str, palette: dict
     return [
         Chart(
             svg=charts.bars(bars, unit="signal over quantisation noise, dB", palette=palette),
-            caption=f"{what[0].upper()}{what[1:]}, the {len(worst)} that lose most of {len(found)}: "
-            "the lower, the more is lost.",
+            caption=f"{what}, the {len(worst)} that lose most of {len(found)}: the lower, the more is lost.",
         )
     ]
 

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from resnet_onnx.results.commands import Finding
 from runtimes import files
 
 
@@ -22,19 +22,6 @@ class Chart:
 
     svg: str
     caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One sentence on top of the page.
-
-    Attributes:
-        state: Whether it is good news, bad news, or a reason for doubt.
-        text: The sentence.
-    """
-
-    state: Literal["good", "bad", "doubt"]
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +54,16 @@ class Section:
 
 
 def write_page(
-    path: Path,
-    *,
-    title: str,
-    verdict: str,
-    passed: bool,
-    doubtful: bool = False,
-    sections: Sequence[Section],
-    footer: str = "",
-    findings: Sequence[Finding] = (),
+    path: Path, *, title: str, findings: Sequence[Finding], sections: Sequence[Section], footer: str = ""
 ) -> None:
     """Writes the page.
 
     Args:
         path: HTML file to write.
         title: Of the page.
-        verdict: The answer, in a sentence.
-        passed: Whether it is a good one.
-        doubtful: Whether it rests on numbers that can't be trusted.
+        findings: The first is the verdict, the others are what else there is to know at once.
         sections: The parts, in order.
         footer: Conditions: machine, versions, date.
-        findings: What else there is to know at once.
 
     Raises:
         FileProblem: The file can't be written.
@@ -100,22 +76,7 @@ def write_page(
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    parts = [
-        {
-            "heading": section.heading,
-            "text": section.text,
-            "columns": section.columns,
-            "rows": section.rows,
-            "png": base64.b64encode(section.picture.read_bytes()).decode() if section.picture else "",
-            "caption": section.caption,
-            "commands": section.commands,
-            "charts": section.charts,
-            "facts": section.facts,
-            "notes": section.notes,
-        }
-        for section in sections
-    ]
+    environment.filters["base64"] = lambda picture: base64.b64encode(picture.read_bytes()).decode()
     template = environment.get_template("page.html")
-    state = "bad" if not passed else "doubt" if doubtful else "good"
-    text = template.render(title=title, verdict=verdict, state=state, findings=findings, sections=parts, footer=footer)
+    text = template.render(title=title, verdict=findings[0], findings=findings[1:], sections=sections, footer=footer)
     files.write_text(path, text)

@@ -10,9 +10,10 @@ from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.report import charts
 from resnet_onnx.report.charts import Bar, Point, Roof
 from resnet_onnx.report.columns import BenchTable, speed_text
-from resnet_onnx.report.page import Chart, Finding, Section
+from resnet_onnx.report.page import Chart, Section
 from resnet_onnx.report.words import joined, listed
 from resnet_onnx.results.bench import Bench, BenchRow, HarnessRecord
+from resnet_onnx.results.commands import Finding
 from resnet_onnx.results.document import Environment, Peaks, known
 
 Rows = Sequence[BenchRow]
@@ -61,8 +62,6 @@ class Speed:
         self.measured = [row for row in self._rows if row.speed and not row.error]
         self.lost = [row for row in self._rows if row.error]
 
-    # ---- in words ----------------------------------------------------------------------------------------------------
-
     def best(self) -> BenchRow | None:
         """Returns the fastest row, or None where nothing was measured."""
         return max(self.measured, key=lambda row: row.speed, default=None)
@@ -110,8 +109,6 @@ class Speed:
     def _work(self, row: BenchRow) -> str:
         included = "".join(f" + {name}" for name in row.includes)
         return f"{' · host' if self._scopes and row.scope != 'device' else ''}{included}"
-
-    # ---- drawn -------------------------------------------------------------------------------------------------------
 
     def section(self, palette: dict[str, str]) -> Section:
         """Returns the charts and the table."""

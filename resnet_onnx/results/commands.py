@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
+from resnet_onnx.models.catalog import PublishedError
 from resnet_onnx.results.convert import Export
 from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture, check_ends
 from runtimes.base import Availability
 from runtimes.cache import Pruned, Usage
-
-# ---- train -----------------------------------------------------------------------------------------------------------
 
 
 class EpochRecord(TypedDict):
@@ -86,9 +85,6 @@ class Recipes(Document):
     recipes: Sequence[Mapping[str, Any]]
 
 
-# ---- build -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineLayers:
     """How many layers of one type and precision a parsed network has."""
@@ -160,9 +156,6 @@ class BuildLowered(Document):
     onnx: FileRecord
 
 
-# ---- compare ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class ComparedRow:
     """One row of both results.
@@ -223,14 +216,11 @@ class Compare(Document):
     environment_differs: Sequence[str]
 
 
-# ---- report ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
-class FindingRecord:
-    """One sentence on top of the page; `state` is ``good``, ``bad`` or ``doubt``."""
+class Finding:
+    """One sentence on top of the page: good news, bad news, or a reason for doubt."""
 
-    state: str
+    state: Literal["good", "bad", "doubt"]
     text: str
 
 
@@ -250,11 +240,8 @@ class Report(Document):
 
     path: str
     passed: bool
-    findings: Sequence[FindingRecord]
+    findings: Sequence[Finding]
     results: Sequence[ReportedFile]
-
-
-# ---- doctor ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,19 +281,6 @@ class Cache(Document):
     kinds: Sequence[Usage]
     engines: Sequence[CachedEngineRecord]
     removed: Sequence[Pruned]
-
-
-# ---- models ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedError:
-    """A published error, percent, and how it was measured."""
-
-    top1_percent: float | None
-    top5_percent: float | None
-    protocol: str
-    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,9 +326,6 @@ class Models(Document):
     kind: ClassVar[str] = "models"
 
     models: Sequence[ModelRecord]
-
-
-# ---- demo ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

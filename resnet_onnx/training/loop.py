@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from resnet_onnx.data.batches import Skipped
+from resnet_onnx.results.document import SkippedPicture
 from resnet_onnx.training.checkpoint import BEST, LAST
 from resnet_onnx.training.device import failures_explained, limited_threads, select_device
 from resnet_onnx.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -104,7 +104,7 @@ def train(
 
 def _readable_data(
     plan: TrainingPlan, group: ProcessGroup, progress: Callable[[Progress], None]
-) -> tuple[TrainingPlan, tuple[Skipped, ...]]:
+) -> tuple[TrainingPlan, tuple[SkippedPicture, ...]]:
     """Leaves out pictures that can't be decoded, where the plan allows any."""
     if not plan.skip_bad:
         return plan, ()

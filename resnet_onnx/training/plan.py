@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resnet_onnx.data.batches import Skipped
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.configs import NetworkConfig, with_classes
 from resnet_onnx.results.commands import BestEpoch
+from resnet_onnx.results.document import SkippedPicture
 from resnet_onnx.training.history import EpochRow
 from resnet_onnx.training.recipes import Recipe
 from resnet_onnx.training.splits import TrainingData
@@ -129,4 +129,4 @@ class TrainingResult:
     test_top1: float | None
     images_per_second: float
     resumed_from: int | None
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedPicture, ...] = ()

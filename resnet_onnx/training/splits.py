@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.data.batches import Batches, Skipped
+from resnet_onnx.data.batches import Batches
 from resnet_onnx.data.datasets import NoSplit, PictureSet, open_dataset
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.results.document import SkippedPicture
 from runtimes.errors import BadData
 
 
@@ -72,9 +73,9 @@ class TrainingData:
             )
         return replace(self, train=self.train.subset(kept), validation=self.train.subset(held))
 
-    def unreadable(self, preprocessing: Preprocessing, workers: int) -> dict[str, list[Skipped]]:
+    def unreadable(self, preprocessing: Preprocessing, workers: int) -> dict[str, list[SkippedPicture]]:
         """Decodes every picture once, in `workers` processes or here, and returns those that can't be, by split."""
-        found: dict[str, list[Skipped]] = {}
+        found: dict[str, list[SkippedPicture]] = {}
         for name, pictures in self._splits().items():
             with Batches(pictures, preprocessing, batch_size=256, workers=workers, skip_bad=True) as decoded:
                 for _ in decoded:
@@ -83,8 +84,8 @@ class TrainingData:
         return found
 
     def without(
-        self, unreadable: Mapping[str, Sequence[Skipped]], *, at_most: int
-    ) -> tuple[TrainingData, tuple[Skipped, ...]]:
+        self, unreadable: Mapping[str, Sequence[SkippedPicture]], *, at_most: int
+    ) -> tuple[TrainingData, tuple[SkippedPicture, ...]]:
         """Returns the data without some pictures, as ``unreadable`` returns them, and what was left out.
 
         Raises:
@@ -99,7 +100,7 @@ class TrainingData:
             )
         kept: dict[str, PictureSet] = {}
         for name, pictures in self._splits().items():
-            names = {one.name for one in unreadable.get(name, ())}
+            names = {one.image for one in unreadable.get(name, ())}
             left = [i for i in range(len(pictures)) if pictures.item_name(i) not in names]
             if not left:
                 raise BadData(

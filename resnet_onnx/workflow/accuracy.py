@@ -68,7 +68,7 @@ def evaluate_on(
     with opened:
         known = dataset.classes, model.labels, class_count(model, opened)
         found = evaluate(opened, dataset, preprocessing, plan, class_map=match_classes(*known), progress=progress)
-    return replace(found, classes_by=matched_by(*known))
+    return replace(found, row=replace(found.row, classes_by=matched_by(*known)))
 
 
 def check_scales(model: Model, scales: Sequence[int]) -> None:

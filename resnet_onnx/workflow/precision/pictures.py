@@ -214,9 +214,9 @@ class Pictures:
         skip = self._config.skip_bad
         with Batches(pictures, preprocessing, batch_size=fixed or batch, skip_bad=skip) as found:
             for taken in found:
-                self.skipped |= {one.name: one.reason for one in taken.skipped}
+                self.skipped |= {one.image: one.reason for one in taken.skipped}
                 whole, places = taken.pictures, taken.indices
                 if not len(whole):
                     continue
                 yield feeds_of(self._model, filled(whole, fixed)), places  # `places` says how many count
-            self.skipped |= {one.name: one.reason for one in found.skipped}  # after the last good picture, too
+            self.skipped |= {one.image: one.reason for one in found.skipped}  # after the last good picture, too
