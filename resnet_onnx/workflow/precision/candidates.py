@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.workflow.precision.config import ConversionConfig
 from resnet_onnx.workflow.precision.conversion import Conversion
 from resnet_onnx.workflow.precision.sensitivity import range_noise_db, weight_noise
+from runtimes.spec import Feeds
 
 if TYPE_CHECKING:
     from converters.calibration import Method, Observed
@@ -104,11 +104,14 @@ def calibrated(conversion: Conversion) -> Calibrated:
         UnsupportedModel: It can't be quantised.
         UsageError: A pattern of ``keep_fp32`` fits no layer, or nothing is left to quantise.
     """
-    from converters import calibration, graph, int8
+    from converters import calibration, graph, half, int8
 
     conversion.progress("preparing the graph")
     prepared = int8.prepared(graph.load(conversion.source), what=conversion.model.name)
-    kept = frozenset(_kept_layers(prepared, conversion.config))
+    patterns = conversion.config.keep_fp32
+    kept = frozenset[str]()
+    if patterns:
+        kept = kept.union(*half.check_patterns(graph.Graph(prepared), patterns, int8.PRODUCTS))
     plan = int8.plan(prepared, keep_fp32=kept)
     observed = calibration.observe(
         prepared,
@@ -120,6 +123,7 @@ def calibrated(conversion: Conversion) -> Calibrated:
     )
     method, tried = _choose(conversion, plan, observed)
     ranges = observed.ranges(method)
+    shifts = _shifts(conversion, plan, ranges)
     return Calibrated(
         prepared=prepared,
         plan=plan,
@@ -128,20 +132,14 @@ def calibrated(conversion: Conversion) -> Calibrated:
         method=method,
         tried=tried,
         ranges=ranges,
-        shifts=_shifts(conversion, plan, ranges),
+        shifts=shifts,
     )
 
 
 def int8_candidate(
     conversion: Conversion, found: Calibrated, further_fp32: Mapping[str, str] | None = None
 ) -> Candidate:
-    """Returns the portable int8 model.
-
-    Args:
-        conversion: The conversion under way.
-        found: Its calibration.
-        further_fp32: Further layers that stay in float32, each with the reason.
-    """
+    """Returns the portable int8 model; `further_fp32` are layers that stay in float32 too, each with the reason."""
     from converters import int8
 
     further_fp32 = further_fp32 or {}
@@ -150,22 +148,18 @@ def int8_candidate(
     ranges, per_channel = found.ranges, conversion.config.per_channel
     final, corrected, sqnr_db = _corrected(conversion, plan, found)
     model = int8.quantise(final, ranges, per_channel=per_channel)
-    record = {
+    both = {
         "method": found.method,
         "calibration": conversion.data.described(),
-        "kept_fp32": sorted(reasons),
         "ranges": {name: float(ranges[name]) for name in plan.observed},
-        "per_channel": per_channel,
         "bias_corrected": corrected,
     }
+    record = {**both, "kept_fp32": sorted(reasons), "per_channel": per_channel}
     shown = {
-        "method": found.method,
-        "bias_corrected": corrected,
+        **both,
         "tried": found.tried,
-        "calibration": record["calibration"],
         "kept_fp32": [{"node": name, "operator": "", "reason": why} for name, why in sorted(reasons.items())],
         "layers": len(plan.layers),
-        "ranges": record["ranges"],
         "weights": weight_noise(found.prepared, plan, per_channel=per_channel),
         "activations": [
             {"tensor": name, "sqnr_db": range_noise_db(found.observed, name, ranges[name])} for name in plan.observed
@@ -180,8 +174,7 @@ def _shifts(conversion: Conversion, plan: Plan, ranges: Mapping[str, float]) -> 
 
     conversion.progress("looking how far int8 moves the layers")
     model, names = int8.with_shifts(plan, ranges, per_channel=conversion.config.per_channel)
-    batch = max(1, _calibration_batch(plan.model, plan) // 2)
-    feeds = itertools.islice(conversion.data.calibration(batch), max(1, _CORRECTING // batch))
+    feeds = _correcting_feeds(conversion, max(1, _calibration_batch(plan.model, plan) // 2))
     means = calibration.mean_values(
         model, list(names.values()), feeds, folder=conversion.folder, what=conversion.model.name
     )
@@ -207,7 +200,9 @@ def _corrected(conversion: Conversion, plan: Plan, found: Calibrated) -> tuple[P
     forms = {name: drafted(one) for name, one in plans.items()}
     last = _last_layer(plan)
     if last is not None:
-        plans["layers and outputs"] = int8.corrected(layers, {last: _output_shift(conversion, forms["layers"], plan)})
+        feeds = _correcting_feeds(conversion, _calibration_batch(plan.model, plan))
+        shift = conversion.mean_difference(forms["layers"], feeds)
+        plans["layers and outputs"] = int8.corrected(layers, {last: shift})
         forms["layers and outputs"] = drafted(plans["layers and outputs"])
     compared = conversion.compare(forms, "validation", most=_CORRECTING)
     for path in forms.values():
@@ -227,20 +222,9 @@ def _last_layer(plan: Plan) -> str | None:
     return next((name_of(n) for n in int8.products(graph) if n.output[0] == output and rank == 2), None)
 
 
-def _output_shift(conversion: Conversion, path: Path, plan: Plan) -> NDArray[np.float64]:
-    """Returns how far a candidate moves the mean of the first output on calibration pictures, float64 [channels]."""
-    batch = _calibration_batch(plan.model, plan)
-    feeds = itertools.islice(conversion.data.calibration(batch), max(1, _CORRECTING // batch))
-    return conversion.mean_difference(path, feeds)
-
-
-def _kept_layers(prepared: Any, config: ConversionConfig) -> set[str]:
-    from converters import half, int8
-    from converters.graph import Graph
-
-    if not config.keep_fp32:
-        return set()
-    return set().union(*half.check_patterns(Graph(prepared), config.keep_fp32, int8.PRODUCTS))
+def _correcting_feeds(conversion: Conversion, batch: int) -> Iterator[Feeds]:
+    """Returns feeds of the calibration pictures over which means are taken."""
+    return itertools.islice(conversion.data.calibration(batch), max(1, _CORRECTING // batch))
 
 
 def _calibration_batch(prepared: Any, plan: Plan) -> int:

@@ -19,8 +19,6 @@ DEFAULT_COUNT: Mapping[Precision, int] = {"int8": 512, "fp16": 64, "bf16": 64}
 """Calibration pictures: more changed no decision of the measured networks. Half precision only looks for the largest
 and smallest values of each tensor."""
 
-_HELD_OUT = 5_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionConfig:
@@ -50,7 +48,7 @@ class ConversionConfig:
     method: str = "auto"
     count: int | None = None
     seed: int = 0
-    held_out: int = _HELD_OUT
+    held_out: int = 5_000
     max_drop: float = MAX_DROP
     min_speedup: float | None = None
     runtimes: tuple[str, ...] = ()

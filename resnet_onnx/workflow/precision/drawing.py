@@ -36,14 +36,7 @@ def draw(
 ) -> None:
     """Draws sensitivity per layer above the histograms of magnitudes per tensor (.png, .svg or .pdf).
 
-    Args:
-        path: Where to write.
-        title: Above both.
-        layers: What ``sensitivity`` measured.
-        order: Names of the layers as the network has them.
-        kept: Layers that stay in float32.
-        observed: What calibration saw.
-        ranges: Clipping threshold by value.
+    `layers` are what ``sensitivity`` measured, `order` their names as the network has them, `kept` those in float32.
 
     Raises:
         FileProblem: The file can't be written.

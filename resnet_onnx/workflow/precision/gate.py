@@ -46,7 +46,7 @@ def check(conversion: Conversion, found: Comparison) -> Verdict:
         gate: dict[str, Any] = {
             "kind": "top1",
             "images": found.labelled,
-            "fp32_top1": (found.both + found.only_fp32) / found.labelled,
+            "fp32_top1": right / found.labelled,
             "top1": (found.both + found.only_candidate) / found.labelled,
             "drop_points": found.drop,
             "drop_ci95": [low, high],
@@ -87,13 +87,7 @@ def _not_finite(conversion: Conversion) -> str:
 
 
 def refusal(conversion: Conversion, problem: str, layers: Sequence[Mapping[str, Any]]) -> CheckFailed:
-    """Returns the error that says why nothing was written.
-
-    Args:
-        conversion: The conversion under way.
-        problem: What is wrong.
-        layers: What ``sensitivity`` measured; empty for half precision.
-    """
+    """Returns the error that says why nothing was written; `layers` are ``sensitivity``'s, none for half precision."""
     config = conversion.config
     if not layers:
         return CheckFailed(f"{problem}; nothing was written", fix="keep the layers that need it: --keep-fp32 PATTERN")
@@ -112,12 +106,7 @@ def refusal(conversion: Conversion, problem: str, layers: Sequence[Mapping[str, 
 
 
 def speed(conversion: Conversion, candidate: Candidate) -> dict[str, Any]:
-    """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow.
-
-    Args:
-        conversion: The conversion under way.
-        candidate: The model; its layers in float32 are a cause where it is slow.
-    """
+    """Measures fp32 and the candidate, interleaved, on each runtime; raises ``CheckFailed`` where it is too slow."""
     from resnet_onnx.bench.measure import measure
     from resnet_onnx.bench.plan import BenchPlan
 
@@ -148,16 +137,12 @@ def speed(conversion: Conversion, candidate: Candidate) -> dict[str, Any]:
         }
     slow_ones = [f"{name} {row['speedup']:.2f}×" for name, row in found.items() if row["speedup"] < least]
     if slow_ones:
+        kept = candidate.kept_fp32
+        more = f" and {len(kept) - _MOST_NAMED} more" if len(kept) > _MOST_NAMED else ""
+        named = f". Layers in fp32: {', '.join(kept[:_MOST_NAMED])}{more}" if kept else ""
         raise CheckFailed(
             f"{config.to} is not {least:g}× as fast as fp32 at batch {batch}: {', '.join(slow_ones)}; nothing was "
-            f"written{_named(candidate.kept_fp32)}",
+            f"written{named}",
             fix="another precision, fewer layers in --keep-fp32, or a lower --min-speedup",
         )
     return {"batch": batch, "min_speedup": least, "runtimes": found}
-
-
-def _named(kept: Sequence[str]) -> str:
-    if not kept:
-        return ""
-    more = f" and {len(kept) - _MOST_NAMED} more" if len(kept) > _MOST_NAMED else ""
-    return f". Layers in fp32: {', '.join(kept[:_MOST_NAMED])}{more}"

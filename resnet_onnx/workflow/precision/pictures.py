@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from resnet_onnx.data.feeds import filled
 from resnet_onnx.parity.budget import LABELLED_NEEDED
 from resnet_onnx.workflow.accuracy import class_count
-from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, takes_pictures
+from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, takes_pictures
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision.config import ConversionConfig
 from resnet_onnx.workflow.request import Model, refuse_special
@@ -142,23 +142,18 @@ class Pictures:
         """Yields feeds of the calibration pictures."""
         count = self._config.pictures
         if self._calibration is None:
-            size = self._model.form.batch or batch
-            for start in range(0, count, size):
-                yield sample_feeds(self._model, size, seed=self._config.seed + start)
-            return
-        if self._crops:
-            yield from self._cropped(count, batch)
-            return
-        for feeds, _ in self._batches(self._calibration.subset(np.arange(min(count, len(self._calibration)))), batch):
-            yield feeds
+            yield from self._samples(range(0, count, self._model.form.batch or batch), batch)
+        elif self._crops:
+            yield from self._cropped(self._calibration, count, batch)
+        else:
+            chosen = self._calibration.subset(np.arange(min(count, len(self._calibration))))
+            yield from (feeds for feeds, _ in self._batches(chosen, batch))
 
-    def _cropped(self, count: int, batch: int) -> Iterator[Feeds]:
+    def _cropped(self, found: PictureSet, count: int, batch: int) -> Iterator[Feeds]:
         from resnet_onnx.data.batches import decoded_picture
         from resnet_onnx.data.transforms import prepare
 
-        found, preprocessing = self._calibration, self._model.preprocessing
-        if found is None or preprocessing is None:
-            return
+        preprocessing = need_preprocessing(self._model)
         random = np.random.default_rng(self._config.seed)
         size = self._model.form.batch or batch
 
@@ -186,31 +181,28 @@ class Pictures:
 
     def validation(self) -> Iterator[Samples]:
         """Yields feeds of the validation pictures."""
-        if self._validation is None:
-            for start in range(0, 64, 8):
-                yield self._sample(8, 10_000 + start), None, None
-            return
-        for feeds, places in self._batches(self._validation, _BATCH):
-            yield feeds, len(places), None
+        return self._compared(self._validation, None, 10_000)
 
     def held_out(self) -> Iterator[Samples]:
         """Yields feeds of the held-out pictures, and the right outputs where they are known."""
-        if self._held_out is None:
-            for start in range(0, 64, 8):
-                yield self._sample(8, 20_000 + start), None, None
-            return
-        for feeds, places in self._batches(self._held_out, _BATCH):
-            yield feeds, len(places), None if self._targets is None else self._targets[places]
+        return self._compared(self._held_out, self._targets, 20_000)
 
-    def _sample(self, size: int, seed: int) -> Feeds:
-        return sample_feeds(self._model, self._model.form.batch or size, seed=self._config.seed + seed)
+    def _compared(self, pictures: PictureSet | None, targets: NDArray[np.int64] | None, seed: int) -> Iterator[Samples]:
+        if pictures is None:
+            yield from ((feeds, None, None) for feeds in self._samples(range(seed, seed + 64, 8), 8))
+            return
+        for feeds, places in self._batches(pictures, _BATCH):
+            yield feeds, len(places), None if targets is None else targets[places]
+
+    def _samples(self, seeds: range, batch: int) -> Iterator[Feeds]:
+        """Yields feeds of sample photos, or of seeded numbers where the model does not take pictures."""
+        for seed in seeds:
+            yield sample_feeds(self._model, self._model.form.batch or batch, seed=self._config.seed + seed)
 
     def _batches(self, pictures: PictureSet, batch: int) -> Iterator[tuple[Feeds, NDArray[np.int64]]]:
         from resnet_onnx.data.batches import Batches
 
-        preprocessing, fixed = self._model.preprocessing, self._model.form.batch
-        if preprocessing is None:
-            return
+        preprocessing, fixed = need_preprocessing(self._model), self._model.form.batch
         skip = self._config.skip_bad
         with Batches(pictures, preprocessing, batch_size=fixed or batch, skip_bad=skip) as found:
             for taken in found:

@@ -53,7 +53,7 @@ def search(
         conversion: The conversion under way.
         found: Its calibration.
         refused: Signal-to-noise ratio, decibels, of all layers in int8 on the validation pictures.
-        verdict: The verdict of the gate on it.
+        verdict: The gate's, on that.
         layers: What ``sensitivity`` measured.
 
     Returns:
