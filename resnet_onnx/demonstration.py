@@ -19,7 +19,6 @@ from resnet_onnx.results.writing import write
 from runtimes import registry
 
 if TYPE_CHECKING:
-    from resnet_onnx.report.page import Section
     from resnet_onnx.training.plan import TrainingResult
 
 NETWORK, DATA = "cifar-resnet20", "digits"
@@ -146,43 +145,36 @@ def _report(
     path: Path, results: Sequence[Bench | Saved[Parity]], trained: TrainingResult, picture: Path, *, passed: bool
 ) -> None:
     from resnet_onnx.report.assemble import write_report
+    from resnet_onnx.report.page import Section
 
     top1 = 100 * (trained.test_top1 or 0.0)
     text = f"{top1:.1f} % of held-out digits, and the same function on every runtime."
     if not passed:
         text = f"Not as promised: {top1:.1f} % of held-out digits, at least {100 * REQUIRED_TOP1:.0f} % are expected."
+    predicted = Section(
+        heading="What it predicts",
+        text="Digits that the network has never seen, through ONNX Runtime.",
+        picture=picture,
+        caption="Held-out digits with the network's answers",
+    )
+    training = Section(
+        heading="How it was trained",
+        text=f"{NETWORK}, recipe {trained.recipe.name}, best epoch by validation {trained.best['epoch']}.",
+        columns=["epoch", "training loss", "validation %", "img/s"],
+        rows=[
+            [
+                str(epoch["epoch"]),
+                f"{epoch['train_loss']:.4f}",
+                "–" if epoch["validation_top1"] is None else f"{100 * epoch['validation_top1']:.1f}",
+                f"{epoch['images_per_second']:.0f}",
+            ]
+            for epoch in trained.epochs
+        ],
+    )
     write_report(
         path,
         results,
         title="resnet-onnx demo: a residual network on handwritten digits",
         verdict=Finding(state="good" if passed else "bad", text=text),
-        sections=_sections(trained, picture),
+        sections=[predicted, training],
     )
-
-
-def _sections(trained: TrainingResult, picture: Path) -> list[Section]:
-    """Returns what the page of a demonstration shows beside the saved results."""
-    from resnet_onnx.report.page import Section
-
-    return [
-        Section(
-            heading="What it predicts",
-            text="Digits that the network has never seen, through ONNX Runtime.",
-            picture=picture,
-            caption="Held-out digits with the network's answers",
-        ),
-        Section(
-            heading="How it was trained",
-            text=f"{NETWORK}, recipe {trained.recipe.name}, best epoch by validation {trained.best['epoch']}.",
-            columns=["epoch", "training loss", "validation %", "img/s"],
-            rows=[
-                [
-                    str(epoch["epoch"]),
-                    f"{epoch['train_loss']:.4f}",
-                    "–" if epoch["validation_top1"] is None else f"{100 * epoch['validation_top1']:.1f}",
-                    f"{epoch['images_per_second']:.0f}",
-                ]
-                for epoch in trained.epochs
-            ],
-        ),
-    ]

@@ -137,14 +137,9 @@ class PictureModel:
         self.fixed_batch = next((extent for extent in batches if isinstance(extent, int)), None)
 
     def scores(self, pictures: NDArray[np.uint8], *, at_once: int | None = None) -> NDArray[np.float64]:
-        """Runs the model, in pieces and filled up where it insists on a batch size.
+        """Runs the model on uint8 [n, height, width, 3], RGB, resized and cropped; returns float64 [n, classes].
 
-        Args:
-            pictures: uint8 [n, height, width, 3], RGB, resized and cropped.
-            at_once: Run no more pictures at once; a model that insists on a batch size keeps its own.
-
-        Returns:
-            float64 [n, classes].
+        It runs in pieces of at most `at_once`, or of the batch size that it insists on, the last of them filled up.
         """
         step = self.fixed_batch or at_once or len(pictures)
         return np.concatenate([self._run(pictures[start : start + step]) for start in range(0, len(pictures), step)])
@@ -368,10 +363,7 @@ def _evaluation(
 
 
 def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turns a model's outputs into probabilities: softmax, unless all of them are probabilities already.
-
-    Args:
-        scores: float64 [..., classes], logits or probabilities.
+    """Turns a model's outputs, float64 [..., classes], into probabilities: softmax, unless all are that already.
 
     Returns:
         float64 [..., classes], in [0, 1], summing to 1 along the last axis; NaN where a score is NaN or +Inf.

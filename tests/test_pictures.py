@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnet_onnx.data.datasets import open_dataset
-from resnet_onnx.data.pictures import MAX_PIXELS, decode, inspect_picture
+from resnet_onnx.data.pictures import MAX_PIXELS, decode
 from resnet_onnx.data.transforms import prepare
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import BadPicture
@@ -122,18 +122,6 @@ class TestModes:
     def test_nonsense_exif_does_not_stop_a_good_picture(self, scene: Image.Image) -> None:
         data = encoded(scene, "JPEG", exif=b"Exif\x00\x00" + b"MM\x00\x2a\xff\xff\xff\xff" + bytes(range(64)))
         assert decode(data, "a").shape == (48, 64, 3)
-
-    def test_header_tells_without_decoding(self, scene: Image.Image) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        header = inspect_picture(encoded(scene, "JPEG", exif=exif), "a")
-        assert (header.format, header.mode, header.width, header.height, header.orientation) == (
-            "JPEG",
-            "RGB",
-            64,
-            48,
-            6,
-        )
 
 
 def png_header(width: int, height: int, body: bytes = b"") -> bytes:

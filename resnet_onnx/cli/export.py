@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,7 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
-    from resnet_onnx.workflow import Request
+    from resnet_onnx.workflow import OnnxForm, Request
 
 _LARGEST_BATCH = 4096
 
@@ -120,17 +120,13 @@ def _with_depth(request: Request, depth: int | None) -> Request:
     return request
 
 
-def _form(element: str, layout: str | None, batch: int, opset: int | None) -> Any:
-    from resnet_onnx.models.preprocessing import Layout
+def _form(element: Any, layout: Any, batch: int, opset: int | None) -> OnnxForm:
     from resnet_onnx.workflow import OnnxForm
 
     if opset is not None and not 18 <= opset <= 24:
         raise UsageError(f"--opset {opset}: torch's exporter writes 18 to 24")
-    chosen: Any = layout or ("NHWC" if element == "uint8" else "NCHW")
-    if chosen not in get_args(Layout):
-        raise UsageError(f"unknown layout '{chosen}'")
-    dtype: Any = element
-    return OnnxForm(input=dtype, layout=chosen, batch=batch or None, opset=opset)
+    layout = layout or ("NHWC" if element == "uint8" else "NCHW")
+    return OnnxForm(input=element, layout=layout, batch=batch or None, opset=opset)
 
 
 def _default_name(request: Request) -> str:

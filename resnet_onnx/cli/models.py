@@ -35,33 +35,21 @@ def command(terminal: Terminal, *, names: tuple[str, ...]) -> None:
                 published=typed(PublishedRecord, known) if (known := entry.published_json()) is not None else None,
             )
         )
+        counted = counts.multiply_adds / 1e9
         rows.append(
             [
                 entry.name,
                 str(counts.layers),
                 f"{counts.parameters:,}",
-                f"{counts.multiply_adds / 1e9:.2f}"
-                if counts.multiply_adds >= 1e9
-                else f"{counts.multiply_adds / 1e9:.3f}",
+                f"{counted:.2f}" if counted >= 1 else f"{counted:.3f}",
                 f"{published.multiply_adds_g:.1f}" if published and published.multiply_adds_g else "–",
                 str(entry.image_size),
                 f"{error.top1_percent:.2f} %" if error and error.top1_percent else "–",
                 f"{error.protocol}; {error.source}" if error else "–",
             ]
         )
-    terminal.table(
-        [
-            "name",
-            "layers",
-            "parameters",
-            "G multiply-adds",
-            "printed",
-            "pixels",
-            "published top-1 error",
-            "measured on; source",
-        ],
-        rows,
-    )
+    printed = ["printed", "pixels", "published top-1 error", "measured on; source"]
+    terminal.table(["name", "layers", "parameters", "G multiply-adds", *printed], rows)
     terminal.line()
     terminal.line(
         "Multiply-adds are counted over all convolutions (projections included) and fully connected layers; "

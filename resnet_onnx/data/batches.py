@@ -60,10 +60,7 @@ class Batch:
 
 
 def prepared_picture(dataset: PictureSet, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Reads, decodes, resizes and crops one picture.
-
-    Returns:
-        uint8 [image_size, image_size, 3], RGB.
+    """Reads, decodes, resizes and crops one picture: uint8 [image_size, image_size, 3], RGB.
 
     Raises:
         BadPicture: It can't be read or decoded, or is refused.
@@ -72,14 +69,7 @@ def prepared_picture(dataset: PictureSet, index: int, preprocessing: Preprocessi
 
 
 def decoded_picture(dataset: PictureSet, index: int) -> NDArray[np.uint8]:
-    """Reads and decodes one picture.
-
-    Returns:
-        uint8 [height, width, 3], RGB.
-
-    Raises:
-        BadPicture: It can't be read or decoded, or is refused.
-    """
+    """Reads and decodes one picture: uint8 [height, width, 3], RGB; raises as ``prepared_picture``."""
     item = dataset.read(index)
     return decode(item.data, item.name) if isinstance(item.data, bytes) else item.data
 
@@ -109,7 +99,7 @@ class Batches(Iterator[Batch]):
 
     Args:
         dataset: The pictures; those that are decoded already need no workers and start none.
-        preprocessing: The model's.
+        preprocessing: Of the model.
         crops: How many crops of each picture; see ``transforms.ten_crops``.
         batch_size: Pictures a batch; the last may have fewer, and others where bad pictures were left out.
         workers: Worker processes; 0 decodes in this process.
@@ -145,7 +135,8 @@ class Batches(Iterator[Batch]):
         self.skipped: list[SkippedPicture] = []
         self._dataset = dataset
         self._batch_size = batch_size
-        self._shape = _prepared_shape(preprocessing, crops)
+        job = _Job(dataset=dataset, preprocessing=preprocessing, crops=crops)
+        self._shape = job.shape
         self._skip_bad = skip_bad
         self._reported = 0
         self._chunks: Iterator[_Chunk] = iter(())
@@ -154,18 +145,10 @@ class Batches(Iterator[Batch]):
         self._pool: _Pool | None = None
         if workers and len(dataset) and not dataset.in_memory:
             chunk = max(1, min(chunk, -(-len(dataset) // workers)))
-            self._pool = _Pool(
-                dataset,
-                preprocessing,
-                crops=crops,
-                chunk=chunk,
-                workers=workers,
-                ahead=2 * batch_size,
-                take_turns=take_turns,
-            )
+            self._pool = _Pool(job, chunk=chunk, workers=workers, ahead=2 * batch_size, take_turns=take_turns)
             self._chunks = self._pool.chunks()
         else:
-            self._chunks = _in_process(dataset, preprocessing, crops, min(chunk, batch_size))
+            self._chunks = _in_process(job, min(chunk, batch_size))
 
     def __next__(self) -> Batch:
         pictures = np.empty((self._batch_size, *self._shape), np.uint8)
@@ -174,9 +157,8 @@ class Batches(Iterator[Batch]):
             chunk = self._rest.popleft() if self._rest else self._take_chunk()
             if chunk is None:
                 break
-            room = self._batch_size - len(indices)
             start = len(indices)
-            taken, left = chunk.split(room)
+            taken, left = chunk.split(self._batch_size - start)
             if left is not None:
                 self._rest.appendleft(left)
             self._note(taken.bad)
@@ -186,8 +168,7 @@ class Batches(Iterator[Batch]):
             self.close()
             raise StopIteration
         places = np.asarray(indices, dtype=np.int64)
-        skipped = tuple(self.skipped[self._reported :])
-        self._reported = len(self.skipped)
+        skipped, self._reported = tuple(self.skipped[self._reported :]), len(self.skipped)
         return Batch(
             pictures=pictures[: len(indices)],
             labels=self._dataset.labels[places],
@@ -255,75 +236,68 @@ class _Chunk:
         )
 
 
-def _prepared_shape(preprocessing: Preprocessing, crops: Crops) -> tuple[int, ...]:
-    """Returns [height, width, channel] of a prepared picture, with the number of crops in front where there are ten."""
-    side = preprocessing.image_size
-    return (side, side, 3) if crops == 1 else (crops, side, side, 3)
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is made of which pictures."""
+
+    dataset: PictureSet
+    preprocessing: Preprocessing
+    crops: Crops
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[height, width, channel] of a prepared picture, with the number of crops in front where there are ten."""
+        side = self.preprocessing.image_size
+        return (side, side, 3) if self.crops == 1 else (self.crops, side, side, 3)
+
+    def prepare(self, start: int, stop: int, out: NDArray[np.uint8]) -> tuple[list[int], list[tuple[int, BadPicture]]]:
+        """Writes the good pictures of a range to the front of `out`."""
+        cut = prepare if self.crops == 1 else ten_crops
+        good: list[int] = []
+        bad: list[tuple[int, BadPicture]] = []
+        for index in range(start, stop):
+            try:
+                out[len(good)] = cut(decoded_picture(self.dataset, index), self.preprocessing)
+            except BadPicture as error:
+                bad.append((index, error))
+            else:
+                good.append(index)
+        return good, bad
 
 
-def _prepare_range(
-    dataset: PictureSet, preprocessing: Preprocessing, crops: Crops, start: int, stop: int, out: NDArray[np.uint8]
-) -> tuple[list[int], list[tuple[int, BadPicture]]]:
-    """Writes the good pictures of a range to the front of `out`."""
-    cut = prepare if crops == 1 else ten_crops
-    good: list[int] = []
-    bad: list[tuple[int, BadPicture]] = []
-    for index in range(start, stop):
-        try:
-            out[len(good)] = cut(decoded_picture(dataset, index), preprocessing)
-        except BadPicture as error:
-            bad.append((index, error))
-        else:
-            good.append(index)
-    return good, bad
-
-
-def _in_process(dataset: PictureSet, preprocessing: Preprocessing, crops: Crops, chunk: int) -> Iterator[_Chunk]:
-    for start in range(0, len(dataset), chunk):
-        out = np.empty((chunk, *_prepared_shape(preprocessing, crops)), np.uint8)
-        good, bad = _prepare_range(dataset, preprocessing, crops, start, min(start + chunk, len(dataset)), out)
+def _in_process(job: _Job, chunk: int) -> Iterator[_Chunk]:
+    for start in range(0, len(job.dataset), chunk):
+        out = np.empty((chunk, *job.shape), np.uint8)
+        good, bad = job.prepare(start, min(start + chunk, len(job.dataset)), out)
         yield _Chunk(good, out[: len(good)], bad)
 
 
 class _Pool:
     """Worker processes and the shared memory that they write to, slot by slot."""
 
-    def __init__(
-        self,
-        dataset: PictureSet,
-        preprocessing: Preprocessing,
-        *,
-        crops: Crops,
-        chunk: int,
-        workers: int,
-        ahead: int,
-        take_turns: bool,
-    ) -> None:
+    def __init__(self, job: _Job, *, chunk: int, workers: int, ahead: int, take_turns: bool) -> None:
         context = _context()
-        chunks = -(-len(dataset) // chunk)
+        self._count = len(job.dataset)
+        chunks = -(-self._count // chunk)
         slots = min(chunks, max(2 * workers, -(-ahead // chunk)) + 2)
-        shape = (slots, chunk, *_prepared_shape(preprocessing, crops))
+        shape = (slots, chunk, *job.shape)
         memory: Any = context.RawArray(ctypes.c_uint8, int(np.prod(shape)))
         self._memory = np.frombuffer(memory, np.uint8).reshape(shape)
         self._free = list(range(slots))
         self._running: deque[tuple[Future[Any], int]] = deque()
-        self._starts = iter(range(0, len(dataset), chunk))
+        self._starts = iter(range(0, self._count, chunk))
         self._chunk = chunk
-        self._count = len(dataset)
         self._take_turns = take_turns
         self._executor = ProcessPoolExecutor(
             max_workers=min(workers, chunks),
             mp_context=context,
             initializer=_start_worker,
-            initargs=(dataset, preprocessing, crops, memory, shape),
+            initargs=(job, memory, shape),
         )
         self._fill()
 
     def _fill(self) -> None:
-        while self._free:
-            start = next(self._starts, None)
-            if start is None:
-                return
+        while self._free and (start := next(self._starts, None)) is not None:
             slot = self._free.pop()
             future = self._executor.submit(_work, start, min(start + self._chunk, self._count), slot)
             self._running.append((future, slot))
@@ -337,8 +311,7 @@ class _Pool:
                 future, slot = self._running.popleft()
                 good, bad = future.result()
                 # The consumer may keep part of a chunk for its next batch, so the slot is not given away under it.
-                pictures = self._memory[slot, : len(good)]
-                yield _Chunk(good, pictures, bad)
+                yield _Chunk(good, self._memory[slot, : len(good)], bad)
                 self._free.append(slot)
                 if not (self._take_turns and self._running):
                     self._fill()
@@ -370,20 +343,18 @@ def _context() -> BaseContext:
     return multiprocessing.get_context("spawn")
 
 
-_worker: tuple[PictureSet, Preprocessing, Crops, NDArray[np.uint8]]
+_worker: tuple[_Job, NDArray[np.uint8]]
 """What a worker process works on; set once when it starts."""
 
 
-def _start_worker(
-    dataset: PictureSet, preprocessing: Preprocessing, crops: Crops, memory: Any, shape: tuple[int, ...]
-) -> None:
+def _start_worker(job: _Job, memory: Any, shape: tuple[int, ...]) -> None:
     global _worker  # a pool's initializer has no other place to leave what the tasks need
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle; it ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
-    _worker = (dataset, preprocessing, crops, np.frombuffer(memory, np.uint8).reshape(shape))
+    _worker = (job, np.frombuffer(memory, np.uint8).reshape(shape))
 
 
 def _end_with_parent() -> None:
@@ -395,5 +366,5 @@ def _end_with_parent() -> None:
 
 
 def _work(start: int, stop: int, slot: int) -> tuple[list[int], list[tuple[int, BadPicture]]]:
-    dataset, preprocessing, crops, memory = _worker
-    return _prepare_range(dataset, preprocessing, crops, start, stop, memory[slot])
+    job, memory = _worker
+    return job.prepare(start, stop, memory[slot])

@@ -32,11 +32,9 @@ class PictureInput:
     size: int | None
 
     def feeds(self, pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Feeds:
-        """Turns pictures into the feeds of the model.
+        """Turns pictures, uint8 [batch, height, width, 3], RGB, resized and cropped, into the feeds of the model.
 
-        Args:
-            pictures: uint8 [batch, height, width, 3], RGB, resized and cropped.
-            preprocessing: The model's; it normalises pictures for a model that does not do so itself.
+        They are normalised by `preprocessing` for a model that does not do so itself.
         """
         array: NDArray[np.uint8 | np.float32]
         if self.spec.dtype == np.uint8:
@@ -56,12 +54,8 @@ def find_picture_input(inputs: Sequence[TensorSpec]) -> PictureInput | None:
 def picture_input(inputs: Sequence[TensorSpec], model: str) -> PictureInput:
     """Returns the one input of a model that takes RGB pictures.
 
-    Args:
-        inputs: All inputs of the model.
-        model: Its name, for messages.
-
     Raises:
-        BadModel: The model does not take RGB pictures; the message names the reason.
+        BadModel: The model does not take RGB pictures; the message names `model` and the reason.
     """
     found = _picture_input(inputs)
     if isinstance(found, str):
@@ -77,13 +71,9 @@ def with_channels(inputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 
 def filled(pictures: NDArray[np.uint8], batch: int | None) -> NDArray[np.uint8]:
-    """Repeats pictures until they are as many as a model with a fixed batch takes.
+    """Repeats pictures, uint8 [n, height, width, 3], until they are as many as a model with a fixed batch takes.
 
     Values of the batch keep their range, so that what calibrates, or quantises as it runs, sees nothing new.
-
-    Args:
-        pictures: uint8 [n, height, width, 3].
-        batch: The fixed batch size, or None.
     """
     if batch is None or len(pictures) >= batch:
         return pictures

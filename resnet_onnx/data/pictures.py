@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,40 +41,6 @@ _ORIENTATION_TAG = 0x0112
 _UPRIGHT = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """The header of a picture, read before it is decoded.
-
-    Attributes:
-        format: Pillow's name of the format (``MPO`` is a JPEG with further pictures behind it).
-        mode: Pillow's name of the pixel mode.
-        width: Stored width, pixels (before the EXIF orientation is applied).
-        height: Stored height, pixels.
-        orientation: EXIF orientation, 1 to 8; 1 is upright (TIFF 6.0, tag 274).
-    """
-
-    format: str
-    mode: str
-    width: int
-    height: int
-    orientation: int
-
-
-def inspect_picture(data: bytes, name: str) -> Header:
-    """Reads the header only and refuses what should not reach a decoder.
-
-    Args:
-        data: The file's bytes.
-        name: What messages call the picture.
-
-    Raises:
-        BadPicture: Empty, not one of ``FORMATS``, without pixels, or larger than ``MAX_PIXELS``.
-    """
-    picture, header = _open(data, name)
-    picture.close()
-    return header
-
-
 def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decodes one picture of any size and mode.
 
@@ -83,22 +48,23 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     ImageNet figures are measured under), CMYK and palettes are converted, 16-bit samples are scaled to 8, the EXIF
     orientation is applied, and of several frames the first is taken.
 
-    Args:
-        data: The file's bytes.
-        name: What messages call the picture.
+    `data` are the file's bytes, `name` is what messages call the picture.
 
     Returns:
         uint8 [height, width, 3], RGB.
 
     Raises:
-        BadPicture: Refused by ``inspect_picture``, truncated, damaged, or of a mode that has no RGB.
+        BadPicture: Empty, not one of ``FORMATS``, without pixels, larger than ``MAX_PIXELS``, truncated, damaged, or of
+            a mode that has no RGB.
     """
-    picture, header = _open(data, name)
+    picture, orientation = _open(data, name)
+    described = f"{picture.format or ''} picture of {picture.width}×{picture.height}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
-                pixels = _orient(_decode_jpeg(data), header.orientation)
+            # An MPO is a JPEG with further pictures behind it.
+            if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L"):
+                pixels = _orient(_decode_jpeg(data), orientation)
             else:
                 pixels = _decode_any(picture)
     except BadPicture:
@@ -106,8 +72,7 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     # What a decoder raises on hostile bytes is open-ended (OSError, SyntaxError, struct.error, MemoryError…).
     except Exception as error:
         raise BadPicture(
-            f"{name}: damaged or incomplete {header.format} picture of {header.width}×{header.height} "
-            f"({_first_line(error)})",
+            f"{name}: damaged or incomplete {described} ({_first_line(error)})",
             fix="replace the file or leave it out",
         ) from error
     finally:
@@ -117,7 +82,8 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     return pixels
 
 
-def _open(data: bytes, name: str) -> tuple[Image.Image, Header]:
+def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
+    """Reads the header only and refuses what should not reach a decoder; returns the EXIF orientation too, 1 to 8."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -155,9 +121,7 @@ def _open(data: bytes, name: str) -> tuple[Image.Image, Header]:
             f"{name}: {width}×{height} is {width * height:,} pixels; pictures of up to {MAX_PIXELS:,} are decoded",
             fix="scale the picture down or leave it out",
         )
-    return picture, Header(
-        format=picture.format or "", mode=picture.mode, width=width, height=height, orientation=orientation
-    )
+    return picture, orientation
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -248,6 +212,4 @@ def _to_eight_bits(samples: NDArray[Any], mode: str) -> NDArray[np.uint8]:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    if not text:
-        return type(error).__name__
-    return _TORCH_SOURCE_LINE.sub("", text[0])[:200]
+    return _TORCH_SOURCE_LINE.sub("", text[0])[:200] if text else type(error).__name__

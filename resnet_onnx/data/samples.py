@@ -23,10 +23,7 @@ _PHOTOS = ("china.jpg", "flower.jpg")
 def sample_pictures(count: int, preprocessing: Preprocessing, seed: int = 0) -> NDArray[np.uint8]:
     """Cuts distinct square crops out of two photos (a temple, a flower), alternately, some of them mirrored.
 
-    Args:
-        count: How many.
-        preprocessing: Gives the size and the filter.
-        seed: Same seed, same pictures; the first pictures do not depend on `count`.
+    The same seed gives the same pictures; the first ones do not depend on `count`.
 
     Returns:
         uint8 [count, image_size, image_size, 3], RGB.

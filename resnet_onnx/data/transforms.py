@@ -25,12 +25,8 @@ def prepare(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     The rule is torchvision's (``Resize(resize, antialias=True)``, ``CenterCrop(image_size)``), so that published
     accuracies apply. A picture that has the target size already goes through untouched.
 
-    Args:
-        picture: uint8 [height, width, 3], RGB, any size.
-        preprocessing: The model's sizes and filter.
-
     Returns:
-        uint8 [image_size, image_size, 3], contiguous.
+        uint8 [image_size, image_size, 3], contiguous, of uint8 [height, width, 3], RGB, any size.
     """
     return _centre_crop(whole(picture, preprocessing.resize, preprocessing.interpolation), preprocessing.image_size)
 
@@ -40,11 +36,7 @@ def ten_crops(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArr
 
     The ten crops are those of Krizhevsky, Sutskever and Hinton (2012), section 4.1, which arXiv:1512.03385 cites, but
     cut from the whole resized picture, as torchvision's ``TenCrop`` and fb.resnet.torch do, where that paper cut them
-    from its central square.
-
-    Args:
-        picture: uint8 [height, width, 3], RGB, any size.
-        preprocessing: The model's sizes and filter.
+    from its central square. `picture` is as for ``prepare``.
 
     Returns:
         uint8 [10, image_size, image_size, 3]: top left, top right, bottom left, bottom right, centre, and the same
@@ -63,13 +55,8 @@ def whole(
 ) -> NDArray[np.uint8]:
     """Resizes one picture and crops nothing, but for the ends of a strip that is longer than eight times its width.
 
-    Args:
-        picture: uint8 [height, width, 3], RGB, any size.
-        shorter_side: What its shorter side becomes, pixels.
-        interpolation: Resampling filter; always antialiased.
-
     Returns:
-        uint8 [height, width, 3]; `picture` itself where it is a square of that size already.
+        uint8 [height, width, 3], of `shorter_side` pixels; `picture` itself where it is a square of that size already.
     """
     height, width = picture.shape[:2]
     if height == width == shorter_side:

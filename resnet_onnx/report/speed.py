@@ -46,12 +46,7 @@ class Speed:
     def __init__(self, documents: Sequence[Bench], apart: str = "") -> None:
         self._documents = documents
         found = [row for document in documents for row in document.results]
-        self._peaks = {id(row): known(document.environment.peaks) for document in documents for row in document.results}
-        self._hashes = {
-            id(row): document.model.sha256 or document.model.weights_sha256
-            for document in documents
-            for row in document.results
-        }
+        self._document = {id(row): document for document in documents for row in document.results}
         self.model = documents[0].model.name + apart
         self._devices = len({row.device for row in found if row.device}) > 1
         self._precisions = len({row.precision for row in found}) > 1
@@ -79,18 +74,15 @@ class Speed:
         shared = f", not told apart from {listed([self.label(row) for row in rivals[:3]])}" if rivals else ""
         text = f"{self.title}: {self.label(best)} is fastest with {speed_text(best)} images per second"
         text += f"{_against_torch(best, self.measured)}{shared}"
-        if (self._hashes[id(best)], best.precision, best.runtime) in proven:
+        model = self._document[id(best)].model
+        if (model.sha256 or model.weights_sha256, best.precision, best.runtime) in proven:
             text += ", and computes the same function"
         found = [Finding(state="good" if best.stable else "doubt", text=f"{text}.")]
         doubtful = sum(not row.stable for row in self.measured)
         if doubtful:
-            found.append(
-                Finding(
-                    state="doubt",
-                    text=f"{self.title}: {doubtful} of {len(self.measured)} rows are not stable: the machine was "
-                    "disturbed or the interval is wide. They are hatched and marked ~.",
-                )
-            )
+            text = f"{self.title}: {doubtful} of {len(self.measured)} rows are not stable: the machine was disturbed "
+            text += "or the interval is wide. They are hatched and marked ~."
+            found.append(Finding(state="doubt", text=text))
         if self.lost:
             text = f"{self.title}: not measured to the end: {listed([self.label(row) for row in self.lost])}."
             found.append(Finding(state="doubt", text=text))
@@ -145,18 +137,18 @@ class Speed:
         if len(shown) > _MOST_BARS:
             shown = sorted(shown, key=lambda row: -row.speed)[:_MOST_BARS]
             caption += f" The fastest {_MOST_BARS}."
-        bars = [self._bar(row) for row in shown]
+        bars = [
+            Bar(
+                label=self.label(row),
+                value=row.speed,
+                interval=row.images_per_second_ci95,
+                text=speed_text(row) + ("" if row.stable else " ~"),
+                series=row.runtime,
+                doubtful=not row.stable,
+            )
+            for row in shown
+        ]
         return [Chart(svg=charts.bars(bars, unit="images per second", palette=palette), caption=caption)]
-
-    def _bar(self, row: BenchRow) -> Bar:
-        return Bar(
-            label=self.label(row),
-            value=row.speed,
-            interval=row.images_per_second_ci95,
-            text=speed_text(row) + ("" if row.stable else " ~"),
-            series=row.runtime,
-            doubtful=not row.stable,
-        )
 
     def _front(self, palette: dict[str, str]) -> list[Chart]:
         points = [row for row in self.measured if row.latency_ms.p50 and not row.offline]
@@ -164,18 +156,18 @@ class Speed:
             return []
         # Work that leaves something out would always win.
         shown = [row for row in points if _scope(row) == _scope(points[0])]
-        items = [
-            Point(
-                line=joined(row.runtime, row.precision if self._precisions else "", f"×{row.streams}"
-                                if row.streams > 1 else ""),
+        items = []
+        for row in shown:
+            streams = f"×{row.streams}" if row.streams > 1 else ""
+            point = Point(
+                line=joined(row.runtime, row.precision if self._precisions else "", streams),
                 series=row.runtime,
                 x=row.latency_ms.p50 or 0.0,
                 y=row.speed,
                 text=str(row.batch),
                 ringed=_on_front(row, shown),
             )
-            for row in shown
-        ]  # fmt: skip
+            items.append(point)
         caption = "Latency and throughput by batch size. Ringed: nothing here is better in both (the Pareto front)."
         return [Chart(svg=charts.front(items, palette=palette), caption=caption)]
 
@@ -185,34 +177,21 @@ class Speed:
         for row in self.measured:
             found = row.roofline
             intensity, achieved = found.operations_per_byte, found.achieved_gflops
-            roof = _roof(row, self._peaks[id(row)])
+            roof = _roof(row, known(self._document[id(row)].environment.peaks))
             if not intensity or not achieved or roof is None:
                 continue
             roofs[roof.name, roof.top] = roof
-            items.append(
-                Point(
-                    line=joined(row.runtime, row.precision if self._precisions else ""),
-                    series=row.runtime,
-                    x=intensity,
-                    y=achieved,
-                    text=str(row.batch),
-                )
-            )
+            line = joined(row.runtime, row.precision if self._precisions else "")
+            items.append(Point(line=line, series=row.runtime, x=intensity, y=achieved, text=str(row.batch)))
         if not items:
             return []
-        return [
-            Chart(
-                svg=charts.roofline(items, list(roofs.values()), palette=palette),
-                caption="Roofline: the dashed lines are what this machine reaches, measured here by large copies "
-                "(slope) and matrix products (flat); how far a point lies below is what is left to win. The numbers "
-                "are batch sizes."
-                + (
-                    ""
-                    if all(roof.undisturbed for roof in roofs.values())
-                    else " Other programs ran while the machine was measured, so that the lines are too low."
-                ),
-            )
-        ]
+        caption = (
+            "Roofline: the dashed lines are what this machine reaches, measured here by large copies (slope) and "
+            "matrix products (flat); how far a point lies below is what is left to win. The numbers are batch sizes."
+        )
+        if not all(roof.undisturbed for roof in roofs.values()):
+            caption += " Other programs ran while the machine was measured, so that the lines are too low."
+        return [Chart(svg=charts.roofline(items, list(roofs.values()), palette=palette), caption=caption)]
 
     def _spreads(self, palette: dict[str, str]) -> list[Chart]:
         spread = [
@@ -222,12 +201,8 @@ class Speed:
         ][:_MOST_BARS]
         if not spread:
             return []
-        return [
-            Chart(
-                svg=charts.spreads(spread, unit="time of a run, ms", palette=palette),
-                caption="How single runs spread: 1st to 99th percentile, the middle half, the median.",
-            )
-        ]
+        svg = charts.spreads(spread, unit="time of a run, ms", palette=palette)
+        return [Chart(svg=svg, caption="How single runs spread: 1st to 99th percentile, the middle half, the median.")]
 
 
 def by_model(documents: Sequence[Bench]) -> list[Speed]:

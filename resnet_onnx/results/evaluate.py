@@ -13,12 +13,7 @@ from resnet_onnx.results.document import Amount, Document, Fraction, SkippedPict
 
 @dataclass(frozen=True, kw_only=True)
 class OneCrop:
-    """What the centre crop alone gives, found in the same run as an average over several views of each picture.
-
-    Attributes:
-        top1: Share of the pictures whose class has the highest output, 0 to 1.
-        top5: Share whose class is among the five highest; None for a model of fewer than five classes.
-    """
+    """What the centre crop alone gives, found in the same run as an average over several views of each picture."""
 
     top1: float
     top5: float | None
@@ -29,10 +24,13 @@ class EvaluateRow:
     """Accuracy on one runtime.
 
     Attributes:
-        top1: Share of the pictures whose class has the highest output.
+        top1: Share of the pictures whose class has the highest output, 0 to 1.
         top5: Share whose class is among the five highest; None for a model of fewer than five classes.
-        images_per_second: In steady state, decoding included.
-        not_finite: Pictures for which the model gave NaN; they count as wrong.
+        images_per_second: In steady state, decoding included: without the start of the workers, the runtime's first
+            run and the pictures that were decoded meanwhile. Where all were decoded meanwhile, of the whole wall time.
+        seconds: Wall time of everything.
+        not_finite: Pictures for which the model gave NaN (in an average of several views: NaN or Inf); they count as
+            wrong.
         one_crop: The centre crop alone, where several views of each picture were averaged.
         classes_by: How classes were given their outputs: ``name``, ``number`` or ``order``.
     """
@@ -84,13 +82,7 @@ class Evaluate(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One class that a picture may show.
-
-    Attributes:
-        label: Class name.
-        index: The model's output.
-        probability: 0 to 1.
-    """
+    """One class that a picture may show: its name, its place in the model's output, its probability, 0 to 1."""
 
     label: str
     index: int

@@ -85,14 +85,12 @@ class Conversion:
     def mean_difference(self, path: Path, batches: Iterable[Feeds]) -> NDArray[np.float64]:
         """Returns the mean of a candidate's first output less that of float32, float64 [channels].
 
-        Args:
-            path: The candidate, as `runtime` opens it.
-            batches: Feeds, the same in every call: the mean of float32 is kept.
+        The batches have to be the same in every call: the mean of float32 is kept.
         """
         options = RuntimeOptions(spin=False)
-        sources = {path: self.runtime} | (
-            {} if self._mean is not None else {self.source.path: registry.DEFAULT_RUNTIME}
-        )
+        sources = {path: self.runtime}
+        if self._mean is None:
+            sources[self.source.path] = registry.DEFAULT_RUNTIME
         means: dict[Path, NDArray[np.float64]] = {}
         samples = 0
         with contextlib.ExitStack() as stack:
@@ -116,8 +114,8 @@ class Conversion:
 
         Args:
             forms: Files for `runtime`, by name.
-            split: The validation pictures, or the held-out ones.
-            most: Stop after so many pictures.
+            split: Which pictures.
+            most: Stop after so many of them.
 
         Raises:
             BadData: No picture could be read.

@@ -23,7 +23,7 @@ from resnet_onnx.workflow.precision.pictures import Pictures
 from resnet_onnx.workflow.precision.search import ConversionResult, compare_held_out, search
 from resnet_onnx.workflow.precision.sensitivity import sensitivity
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model
-from runtimes import onnx_gate
+from runtimes import onnx_gate, registry
 from runtimes.errors import UsageError
 
 
@@ -45,9 +45,6 @@ def convert(
             refuses too, since that is when one looks.
         progress: Called with what is being done.
 
-    Returns:
-        The document: path, precision, agreement, ratio of sizes and how they came about.
-
     Raises:
         CheckFailed: It loses too much, or is too slow; nothing was written.
         UsageError: The model is not float32, or the data don't fit it.
@@ -58,9 +55,7 @@ def convert(
             f"{model.name} is {model.precision} already", fix="convert the float32 model that it was made from"
         )
     if config.min_speedup is not None:
-        from runtimes.registry import require_all
-
-        require_all(config.runtimes)
+        registry.require_all(config.runtimes)
     source = onnx_gate.check_onnx(onnx_path(model))
     if output.resolve() == source.path.resolve():
         raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
@@ -161,12 +156,7 @@ def _plain(value: Any) -> Any:
 
 
 def export_half(model: Model, output: Path, precision: Any, *, progress: Progress = lambda _: None) -> Export:
-    """Exports a network and converts it to half precision in one step.
-
-    Returns:
-        What ``export`` returns of the verified float32 file, with path, hash, size and precision of the converted one,
-        and ``conversion``: what ``convert`` returns.
-    """
+    """Exports a network and converts it to half precision in one step; raises as ``export`` and ``convert``."""
     from resnet_onnx.workflow.onnx_form import export
 
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:

@@ -13,16 +13,9 @@ from runtimes.errors import UsageError
 
 
 def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: bool = False) -> dict[str, Any]:
-    """Makes an int8 model's form for one runtime, in the cache or as a file to deploy.
+    """Makes the form of a portable int8 model for one runtime, in the cache or, with `output`, as a file to deploy.
 
-    Args:
-        model: An int8 model in the portable form.
-        runtime: Who will load it.
-        output: Where to copy it; None leaves it in the cache.
-        exact: Clip where the portable file clips.
-
-    Returns:
-        ``path, key, seconds, cached`` and what was changed.
+    With `exact` it clips where the portable file clips. Returns what ``BuildLowered`` holds.
 
     Raises:
         UsageError: There is nothing to lower, or `output` is the model itself.
