@@ -9,48 +9,14 @@ from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
-<<<<<<< HEAD
 from resnet_onnx.workflow.opening import runnable, source, tuned
 from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
 from resnet_onnx.workflow.precision import ConversionConfig, build_lowered, convert, default_output, export_half
 from resnet_onnx.workflow.request import Model, OnnxForm, Request, check_request, insist_on_trained
 from resnet_onnx.workflow.resolving import initial_state, resolve, training_entry
-=======
-from resnet_onnx.workflow.opening import (
-    profile,
-    runnable,
-    source,
-    tuned,
-)
-from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
-from resnet_onnx.workflow.precision import (
-    ConversionConfig,
-    build_lowered,
-    convert,
-    default_output,
-    export_half,
-)
-from resnet_onnx.workflow.request import (
-    INPUT_NAME,
-    METADATA_PREFIX,
-    OUTPUT_NAME,
-    Model,
-    OnnxForm,
-    Request,
-    check_request,
-    insist_on_trained,
-)
-from resnet_onnx.workflow.resolving import Start, initial_state, resolve, training_entry
->>>>>>> 4ce4b1e (Batches work on a job; pictures are described by their decoder; docstrings say what names do not)
 from resnet_onnx.workflow.results import saved_result
 
 __all__ = [
-<<<<<<< HEAD
-=======
-    "INPUT_NAME",
-    "METADATA_PREFIX",
-    "OUTPUT_NAME",
->>>>>>> 4ce4b1e (Batches work on a job; pictures are described by their decoder; docstrings say what names do not)
     "ConversionConfig",
     "Measurement",
     "MeasuringPlan",
