@@ -139,14 +139,13 @@ class Batches(Iterator[Batch]):
         self._shape = job.shape
         self._skip_bad = skip_bad
         self._reported = 0
-        self._chunks: Iterator[_Chunk] = iter(())
         self._rest: deque[_Chunk] = deque()
         chunk = max(1, min(_MAX_CHUNK, _CHUNK_PIXELS // int(np.prod(self._shape[:-1]))))
         self._pool: _Pool | None = None
         if workers and len(dataset) and not dataset.in_memory:
             chunk = max(1, min(chunk, -(-len(dataset) // workers)))
             self._pool = _Pool(job, chunk=chunk, workers=workers, ahead=2 * batch_size, take_turns=take_turns)
-            self._chunks = self._pool.chunks()
+            self._chunks: Iterator[_Chunk] = self._pool.chunks()
         else:
             self._chunks = _in_process(job, min(chunk, batch_size))
 

@@ -45,7 +45,6 @@ class Counts:
     Attributes:
         parameters: Everything that training changes, batch norm's scale and shift included.
         multiply_adds: Of all convolutions (projections included) and fully connected layers, as built.
-        convolution_multiply_adds: Of the convolutions alone.
         projection_multiply_adds: Of the convolutions on shortcuts alone.
         layers: Weighted layers as the papers count them, projections left out: the number in the name.
     """

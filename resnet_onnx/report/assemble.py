@@ -61,10 +61,9 @@ def write_report(
     findings.sort(key=lambda finding: finding.state != "bad")
     if verdict is not None:
         findings.insert(0, verdict)
-    whole = speed.overview(speeds, palette)
     parts = [
         *sections,
-        *([whole] if whole is not None else []),
+        *speed.overview(speeds, palette),
         *[found.section(palette) for found in speeds],
         *judged,
         _files(documents),
@@ -137,13 +136,8 @@ def _parity(document: Saved[Parity]) -> Section:
         )
         for row in found
     ]
-    chart = charts.dots(
-        items,
-        unit="error ÷ budget",
-        palette={"passed": charts.GOOD, "failed": charts.BAD},
-        log=True,
-        limit=1.0,
-    )
+    palette = {"passed": charts.GOOD, "failed": charts.BAD}
+    chart = charts.dots(items, unit="error ÷ budget", palette=palette, log=True, limit=1.0)
     reasons = {budget.reason for budget in (body.budgets or {}).values() if budget.reason}
     return Section(
         heading=f"Does every runtime compute the same? {_about(document)}",
@@ -174,13 +168,9 @@ def _evaluate_findings(document: Saved[Evaluate]) -> list[Finding]:
     found = document.result.results
     shares = sorted({f"{100 * row.top1:.2f}" for row in found}, key=float)
     told = f"{shares[0]} %" if len(shares) == 1 else f"{shares[0]} to {shares[-1]} %"
-    return [
-        Finding(
-            state="good",
-            text=f"{_about(document)}: {told} top-1 on {found[0].images:,g} pictures of "
-            f"{Path(document.result.data).name}{_views(document)} ({listed([row.runtime for row in found])}).",
-        )
-    ]
+    data = f"{found[0].images:,g} pictures of {Path(document.result.data).name}{_views(document)}"
+    runtimes = listed([row.runtime for row in found])
+    return [Finding(state="good", text=f"{_about(document)}: {told} top-1 on {data} ({runtimes}).")]
 
 
 def _views(document: Saved[Evaluate]) -> str:
@@ -232,11 +222,8 @@ def _files(documents: Sequence[AnyResult]) -> Section:
     for found in documents:
         digest = _digest(found)
         cells.append([found.kind, _about(found), digest[:16] if digest else "–", found.made, found.tool])
-    return Section(
-        heading="What this page was made from",
-        columns=["result", "model", "SHA-256 begins", "made", "by"],
-        rows=cells,
-    )
+    columns = ["result", "model", "SHA-256 begins", "made", "by"]
+    return Section(heading="What this page was made from", columns=columns, rows=cells)
 
 
 def _digest(document: AnyResult) -> str | None:

@@ -13,12 +13,7 @@ from runtimes import files
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawn picture.
-
-    Attributes:
-        svg: An ``<svg>`` element, taken into the page as it is.
-        caption: What it shows.
-    """
+    """A drawn picture: an ``<svg>`` element, which is taken into the page as it is, and what it shows."""
 
     svg: str
     caption: str
@@ -29,14 +24,11 @@ class Section:
     """A part of the page.
 
     Attributes:
-        heading: Its title.
         text: A sentence or two, or "".
         columns: Headings of the table, with units.
         rows: Cells of the table; none for no table.
-        picture: A PNG file that goes into the page, or None.
-        caption: What the picture shows.
+        picture: A PNG file that goes into the page, or None; `caption` is what it shows.
         commands: Commands that make these numbers again.
-        charts: Drawn pictures.
         facts: Names and what they stand for.
         notes: Remarks below the table.
     """

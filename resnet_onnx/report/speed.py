@@ -92,15 +92,14 @@ class Speed:
         """Names a row in few words."""
         streams = f" × {row.streams}" if row.streams > 1 else ""
         precision = f" {row.precision}" if self._precisions else ""
-        threads = _threads(row.cpu_threads) if self._threads else ""
+        count = row.cpu_threads
+        threads = f" · {count or 'all'} thread{'' if count == 1 else 's'}" if self._threads else ""
         threads += " · offline" if row.offline else ""
         threads += f" · LoadGen {row.harness.scenario}" if row.harness else ""
         threads += f" · {row.device}" if self._devices and row.device else ""
-        return f"{row.runtime}{precision} · batch {row.batch}{streams}{threads}{self._work(row)}"
-
-    def _work(self, row: BenchRow) -> str:
+        host = " · host" if self._scopes and row.scope != "device" else ""
         included = "".join(f" + {name}" for name in row.includes)
-        return f"{' · host' if self._scopes and row.scope != 'device' else ''}{included}"
+        return f"{row.runtime}{precision} · batch {row.batch}{streams}{threads}{host}{included}"
 
     def section(self, palette: dict[str, str]) -> Section:
         """Returns the charts and the table."""
@@ -300,14 +299,10 @@ def _lost(speeds: Sequence[Speed]) -> list[str]:
     return [f"{joined(*key)} on {len(whole[key])} models" for key in sorted(several)] + single
 
 
-def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None:
-    """Returns the best images per second by model, runtime and precision, drawn and as a table.
-
-    Returns:
-        The section, or None for a single model.
-    """
+def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> list[Section]:
+    """Returns the best images per second by model, runtime and precision; nothing for a single model."""
     if len(speeds) < 2:
-        return None
+        return []
     found: dict[str, dict[tuple[str, str], BenchRow]] = {}
     for model, row in ((speed.model, row) for speed in speeds for row in speed.measured):
         cells = found.setdefault(model, {})
@@ -327,19 +322,17 @@ def overview(speeds: Sequence[Speed], palette: dict[str, str]) -> Section | None
         )
         for model, row in fastest.items()
     ]
-    return Section(
+    svg = charts.bars(bars, unit="images per second", palette=palette, room=0.75)
+    rows = [[model, *[_glance(cells.get(key), fastest[model]) for key in columns]] for model, cells in found.items()]
+    section = Section(
         heading="All models at a glance",
         text="Images per second, the best over what was measured. ★ is the fastest of a row"
         + (", ~ not stable." if doubtful else "."),
-        charts=[
-            Chart(
-                svg=charts.bars(bars, unit="images per second", palette=palette, room=0.75),
-                caption="The fastest runtime and precision of each model.",
-            )
-        ],
+        charts=[Chart(svg=svg, caption="The fastest runtime and precision of each model.")],
         columns=["model", *[joined(*key) for key in columns]],
-        rows=[[model, *[_glance(cells.get(key), fastest[model]) for key in columns]] for model, cells in found.items()],
+        rows=rows,
     )
+    return [section]
 
 
 def _glance(row: BenchRow | None, fastest: BenchRow) -> str:
@@ -394,10 +387,6 @@ def _on_front(row: BenchRow, points: Rows) -> bool:
         other.speed >= row.speed and (other.latency_ms.p50 or 0.0) <= (row.latency_ms.p50 or 0.0) and other is not row
         for other in points
     )
-
-
-def _threads(count: int | None) -> str:
-    return f" · {count or 'all'} thread{'' if count == 1 else 's'}"
 
 
 def _loadgen(found: HarnessRecord) -> str:

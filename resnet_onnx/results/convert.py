@@ -17,8 +17,6 @@ class Top1Gate(Struct, frozen=True, kw_only=True, tag_field="kind", tag="top1"):
 
     Attributes:
         images: Labelled pictures.
-        fp32_top1: Of the original.
-        top1: Of the new file.
         drop_points: Below 0 where it rose.
         drop_ci95: Its paired 95 % interval.
     """

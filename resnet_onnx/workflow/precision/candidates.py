@@ -78,8 +78,7 @@ class Calibrated:
     Attributes:
         prepared: The float32 ``ModelProto``, ready to be quantised.
         plan: With all layers but those that the user keeps.
-        kept: Names of layers that the user keeps in float32.
-        observed: What calibration saw.
+        kept: Names of those.
         method: How ranges come out of it.
         tried: What ``auto`` measured, a row per method.
         ranges: Clipping threshold by value.

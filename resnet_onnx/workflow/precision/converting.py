@@ -20,7 +20,7 @@ from resnet_onnx.workflow.precision.config import ConversionConfig
 from resnet_onnx.workflow.precision.conversion import Conversion, Progress
 from resnet_onnx.workflow.precision.drawing import draw
 from resnet_onnx.workflow.precision.pictures import Pictures
-from resnet_onnx.workflow.precision.search import ConversionResult, compare_held_out, search
+from resnet_onnx.workflow.precision.search import ConversionResult, judged, search
 from resnet_onnx.workflow.precision.sensitivity import sensitivity
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model
 from runtimes import onnx_gate, registry
@@ -104,19 +104,16 @@ def convert(
 
 
 def _half(conversion: Conversion) -> ConversionResult:
-    candidate = half_candidate(conversion)
-    comparison = compare_held_out(conversion, candidate)
-    verdict = gates.check(conversion, comparison)
+    result, verdict = judged(conversion, half_candidate(conversion))
     if verdict.problem is not None:
         raise gates.refusal(conversion, verdict.problem, [])
-    return ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate)
+    return result
 
 
 def _int8(conversion: Conversion, plot: Path | None) -> ConversionResult:
     found = calibrated(conversion)
     candidate = int8_candidate(conversion, found)
-    comparison = compare_held_out(conversion, candidate)
-    verdict = gates.check(conversion, comparison)
+    result, verdict = judged(conversion, candidate)
     ranked = conversion.config.sensitivity or plot or verdict.problem
     layers = sensitivity(conversion, found.plan, found.ranges) if ranked else []
 
@@ -133,7 +130,6 @@ def _int8(conversion: Conversion, plot: Path | None) -> ConversionResult:
             )
 
     drawn(candidate)
-    result = ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate)
     if verdict.problem is not None:
         if conversion.config.budget_minutes is None:
             raise gates.refusal(conversion, verdict.problem, layers)

@@ -20,23 +20,19 @@ _STRICTER = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionResult:
-    """A converted model that passed the gate.
-
-    Attributes:
-        candidate: The model, and how it was made.
-        comparison: Beside float32 on the held-out pictures.
-        gate: The figures with which it passed.
-    """
+    """A converted model, its comparison with float32 on the held-out pictures, and the gate's figures."""
 
     candidate: Candidate
     comparison: Comparison
     gate: dict[str, Any]
 
 
-def compare_held_out(conversion: Conversion, candidate: Candidate) -> Comparison:
-    """Compares a candidate with float32 on the held-out pictures."""
+def judged(conversion: Conversion, candidate: Candidate) -> tuple[ConversionResult, Verdict]:
+    """Compares a candidate with float32 on the held-out pictures; the result is one where the gate lets it pass."""
     conversion.progress("comparing with fp32 on held-out pictures")
-    return conversion.compare_one(candidate.model, "held-out")
+    comparison = conversion.compare_one(candidate.model, "held-out")
+    verdict = gates.check(conversion, comparison)
+    return ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate), verdict
 
 
 def search(
@@ -92,14 +88,12 @@ def search(
         kept, noise = wanted, _energy(sqnr_db)
         if noise > target:
             continue
-        comparison = compare_held_out(conversion, candidate)
-        verdict = gates.check(conversion, comparison)
+        result, verdict = judged(conversion, candidate)
         step["passed"] = verdict.problem is None
         if verdict.problem is None:
             found_by = {"minutes": minutes, "tried": tried, "cost_share": _cost_share(layers, kept)}
-            candidate.record["search"] = found_by
-            candidate.shown["search"] = found_by
-            return ConversionResult(candidate=candidate, comparison=comparison, gate=verdict.gate)
+            candidate.record["search"] = candidate.shown["search"] = found_by
+            return result
         problem = verdict.problem
         target = noise * _STRICTER
 

@@ -28,13 +28,11 @@ def weight_noise(prepared: Any, plan: Plan, *, per_channel: bool) -> list[dict[s
     from converters.graph import Graph, name_of
 
     graph = Graph(prepared)
-    rows = []
-    for node in int8.products(graph):
-        weight = graph.array(node.input[1])
-        if name_of(node) in plan.layers and weight is not None:
-            noise = int8.weight_sqnr_db(node, weight, per_channel=per_channel)
-            rows.append({"layer": name_of(node), "sqnr_db": noise})
-    return rows
+    return [
+        {"layer": name_of(node), "sqnr_db": int8.weight_sqnr_db(node, weight, per_channel=per_channel)}
+        for node in int8.products(graph)
+        if name_of(node) in plan.layers and (weight := graph.array(node.input[1])) is not None
+    ]
 
 
 def range_noise_db(observed: Observed, name: str, threshold: float) -> float:
