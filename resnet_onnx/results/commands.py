@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
-from resnet_onnx.models.catalog import PublishedError
 from resnet_onnx.results.convert import Export
 from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture, check_ends
 from runtimes.base import Availability
@@ -281,6 +280,16 @@ class Cache(Document):
     kinds: Sequence[Usage]
     engines: Sequence[CachedEngineRecord]
     removed: Sequence[Pruned]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedError:
+    """A published error, percent, and how it was measured."""
+
+    top1_percent: float | None
+    top5_percent: float | None
+    protocol: str
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
