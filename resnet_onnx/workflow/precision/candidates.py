@@ -147,15 +147,16 @@ def int8_candidate(
     ranges, per_channel = found.ranges, conversion.config.per_channel
     final, corrected, sqnr_db = _corrected(conversion, plan, found)
     model = int8.quantise(final, ranges, per_channel=per_channel)
-    both = {
+    record = {
         "method": found.method,
         "calibration": conversion.data.described(),
+        "kept_fp32": sorted(reasons),
         "ranges": {name: float(ranges[name]) for name in plan.observed},
+        "per_channel": per_channel,
         "bias_corrected": corrected,
     }
-    record = {**both, "kept_fp32": sorted(reasons), "per_channel": per_channel}
     shown = {
-        **both,
+        **{name: record[name] for name in ("method", "calibration", "ranges", "bias_corrected")},
         "tried": found.tried,
         "kept_fp32": [{"node": name, "operator": "", "reason": why} for name, why in sorted(reasons.items())],
         "layers": len(plan.layers),
