@@ -70,9 +70,10 @@ def measure(folder: Path, model: str, precision: str, *, seconds: float) -> bool
 def table(paths: list[Path]) -> str:
     """Returns the table of all results as Markdown, with the machine above it."""
     documents = [read_bench(path) for path in paths]
-    found = speed.overview(speed.by_model(documents), {})
-    if found is None:
+    sections = speed.overview(speed.by_model(documents), {})
+    if not sections:
         raise SystemExit("a table of all models needs two models at least")
+    (found,) = sections
     cpu, libraries = documents[0].environment.cpu, documents[0].environment.libraries
     versions = [f"{name} {libraries[name]}" for name in ("torch", "onnxruntime-gpu", "onnxruntime", "openvino")
                 if libraries.get(name)]  # fmt: skip

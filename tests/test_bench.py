@@ -199,7 +199,7 @@ def test_an_offline_row_is_rated_by_whole_sets(tiny: Path) -> None:
 
 def test_a_set_is_as_large_as_half_a_second_needs(sleeper: Callable[[float], Any]) -> None:
     worker = Worker()
-    worker._runtime = sleeper(0.002)._runtime
+    worker._runtime = runtime_of(sleeper(0.002))
     worker._runtime.streams = 2
     warm = worker.prepare(0, {"x": np.ones(1, np.float32)}, 1, "device", 5.0, in_sets=True)
     assert warm.at_once == 500
@@ -482,6 +482,11 @@ def sleeper(virtual: VirtualClock) -> Callable[[float], Any]:
     return lambda seconds: runnable(lambda: virtual.sleep(seconds))
 
 
+def runtime_of(prepared: Any) -> Any:
+    """The fake runtime behind prepared work."""
+    return prepared._run.__self__
+
+
 def test_a_sample_is_the_time_of_one_run(sleeper: Callable[[float], Any]) -> None:
     found = sample([sleeper(0.02)], seconds=0.2)
     assert found.times_ns.tolist() == [20_000_000] * 9
@@ -535,13 +540,13 @@ def test_a_stream_keeps_its_thread(sleeper: Callable[[float], Any]) -> None:
     """Libraries plan and cache for each thread that calls them."""
     streams, seen = [sleeper(0.001), sleeper(0.001)], [set[int](), set[int]()]
     for stream, threads in zip(streams, seen, strict=True):
-        function = stream._runtime._function
+        function = runtime_of(stream)._function
 
         def noted(feeds: Any, *, function: Any = function, threads: set[int] = threads) -> Any:
             threads.add(threading.get_ident())
             return function(feeds)
 
-        stream._runtime._function = noted
+        runtime_of(stream)._function = noted
     clock.warm_up(streams, limit_s=0.05)
     for _ in range(3):
         sample(streams, seconds=0.01)
@@ -552,7 +557,7 @@ def test_a_stream_keeps_its_thread(sleeper: Callable[[float], Any]) -> None:
 
 def test_an_error_in_one_of_several_streams_is_raised(sleeper: Callable[[float], Any]) -> None:
     broken = sleeper(0.0)
-    broken._runtime._function = lambda feeds: {}
+    runtime_of(broken)._function = lambda feeds: {}
     with pytest.raises(RunFailed, match="returned no x"):
         sample([sleeper(0.001), broken], seconds=0.05)
 

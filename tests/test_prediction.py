@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -119,7 +119,6 @@ class TestPredict:
 
 class TestProbabilities:
     # How long an example takes says how busy the machine is.
-    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(arrays(np.float64, st.integers(2, 40), elements=st.floats(-1e4, 1e4)))
     def test_are_positive_sum_to_one_and_keep_the_order(self, scores: NDArray[np.float64]) -> None:
         found = probabilities(scores)

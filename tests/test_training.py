@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.training_runs import SMALL, small_net, small_run, small_set, state_bytes, without_times
 from support.waiting import HANG_S
@@ -179,7 +179,6 @@ def test_bytes_are_normalised_as_the_model_does_it_everywhere_else() -> None:
     np.testing.assert_array_equal(ours.numpy(), preprocessing.normalise(pictures))
 
 
-@settings(deadline=None)  # the first call loads torchvision
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**63 - 1))
 def test_a_random_resized_crop_fits_any_picture_and_depends_on_its_seed_alone(
     height: int, width: int, seed: int
@@ -207,7 +206,6 @@ def test_seeds_of_different_purposes_never_meet() -> None:
 # ---- splits ---------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.floats(0.01, 0.9), st.integers(0, 2**32))
 def test_holding_out_takes_a_share_of_every_class_and_never_all_of_it(
     labels: list[int], share: float, seed: int

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.training_runs import SMALL, small_net, small_run, state_bytes, without_times
@@ -118,7 +118,6 @@ def test_mixing_changes_the_training_and_is_repeatable(tmp_path: Path) -> None:
 # ---- plateaus --------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # the first call loads torch's optimizers
 @given(st.lists(st.sampled_from([0.5, 0.49999, 0.4, 0.3, 0.6]), max_size=30), st.integers(0, 4))
 def test_plateaus_are_those_of_torch(errors: list[float], patience: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -193,7 +192,6 @@ def test_so_many_bad_pictures_are_left_out_and_no_more(tmp_path: Path) -> None:
 # ---- the ImageNet recipes' pictures and steps ------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # the first call loads torchvision
 @given(st.integers(0, 2**63 - 1))
 def test_a_scaled_crop_is_a_window_of_the_scaled_picture(seed: int) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
