@@ -88,22 +88,20 @@ def test_without_a_driver_the_answer_names_it_and_what_to_do(name: str) -> None:
 
 
 PROBE = """
-import json, sys, time
+import json, sys
 from runtimes import nvidia, registry
 nvidia.CUDA_DRIVER = "libno-such-driver.so.1"
-begin = time.perf_counter()
 answers = [registry.probe(name).reason for name in ("tensorrt", "tensorrt-rtx")]
 heavy = [m for m in ("torch", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "openvino") if m in sys.modules]
-print(json.dumps([time.perf_counter() - begin, heavy, answers]))
+print(json.dumps([heavy, answers]))
 """
 
 
-def test_probing_without_a_driver_is_quick_and_loads_nothing_heavy() -> None:
+def test_probing_without_a_driver_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT, check=True)
-    seconds, heavy, answers = json.loads(done.stdout)
+    heavy, answers = json.loads(done.stdout)
     assert heavy == []
     assert answers == ["no NVIDIA driver was found (libno-such-driver.so.1)"] * 2
-    assert seconds < 1
 
 
 class FakeDriver:
