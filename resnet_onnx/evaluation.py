@@ -14,6 +14,7 @@ from resnet_onnx.bench.clock import Watch
 from resnet_onnx.data.batches import Batches, decoded_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.feeds import filled, picture_input, with_channels
+from resnet_onnx.data.labels import ClassOrder
 from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.document import SkippedPicture
@@ -51,6 +52,8 @@ class EvaluationPlan:
         limit: At most so many pictures, spread evenly over the data set; None takes all.
         workers: Processes that decode; 0 decodes between the runs, None chooses by the number of pictures.
         skip_bad: Whether pictures that can't be decoded are left out, counted and named, instead of ending everything.
+        class_order: How class folders that are named by numbers are ordered, where no name tells; see
+            ``labels.match_outputs``.
 
     Raises:
         UsageError: A number is out of range, or `scales` is combined with what is for crops.
@@ -66,6 +69,7 @@ class EvaluationPlan:
     limit: int | None = None
     workers: int | None = None
     skip_bad: bool = False
+    class_order: ClassOrder | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -86,15 +90,17 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        row: The figures; its `classes_by` is the caller's to say (``labels.matched_by``).
+        row: The figures; its `classes_by` is the caller's to say (``labels.ClassMatch``).
         predictions: int64 [pictures of the data set, up to the limit], index of the highest output,
             ``NOT_PREDICTED`` where there is none.
         labels: int64, same shape; the right index.
+        notes: What the user should know of how pictures and classes were read.
     """
 
     row: EvaluateRow
     predictions: NDArray[np.int64]
     labels: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
 
 class PictureModel:
@@ -329,7 +335,7 @@ def need_labels(dataset: PictureSet) -> None:
     if not dataset.labelled:
         raise BadData(
             f"{dataset.name}: these pictures have no labels, so that there is no accuracy to measure",
-            fix="put them into one folder per class, or use predict",
+            fix="put them into one folder per class, add them so as val/CLASS/*.jpg, or use predict",
         )
 
 

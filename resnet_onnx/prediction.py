@@ -36,6 +36,7 @@ class Predictions:
         pictures: The set that they came from; ``draw`` reads them from there.
         preprocessing: How they were prepared.
         skipped: Pictures that can't be decoded, where skipping was requested.
+        notes: What the user should know of how the pictures were found.
     """
 
     records: Sequence[PredictionRecord]
@@ -43,6 +44,7 @@ class Predictions:
     pictures: PictureSet
     preprocessing: Preprocessing
     skipped: Sequence[SkippedPicture]
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -124,7 +126,12 @@ def predict(
             f"none of the {len(pictures)} pictures could be decoded" + (f"; {skipped[0].reason}" if skipped else "")
         )
     return Predictions(
-        records=found, positions=positions, pictures=pictures, preprocessing=preprocessing, skipped=skipped
+        records=found,
+        positions=positions,
+        pictures=pictures,
+        preprocessing=preprocessing,
+        skipped=skipped,
+        notes=pictures.notes,
     )
 
 

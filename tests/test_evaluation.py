@@ -304,7 +304,7 @@ def test_open_channels_and_classes_are_told_by_the_graph(tmp_path: Path, capfd: 
     command = ["--data", "digits", "--image-size", "16", "--runtime", "ort-cpu,openvino,reference", "--json"]
     assert main(["evaluate", _open_model(tmp_path, 10), *command]) == 0
     out, err = capfd.readouterr()
-    assert "by their" not in err  # '0' to '9' are the numbers of the outputs, and no label contradicts them
+    assert "by their number" in err  # '0' to '9' are the numbers of the outputs; no label says so
     rows = json.loads(out)["results"]
     assert {row["classes_by"] for row in rows} == {"number"}
     labelled = [*command, "--labels", "cifar10"]

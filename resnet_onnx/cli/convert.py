@@ -12,6 +12,7 @@ from resnet_onnx.cli.options import (
     Number,
     OutputFile,
     check_drawing,
+    class_order_option,
     early_problem,
     make_command,
     model_options,
@@ -52,6 +53,7 @@ _SHOWN, _RANKED = 4, 10
 @click.option("--plot", type=OutputFile(), help="Draw sensitivity and ranges (int8; .png, .svg, .pdf).")
 @click.option("--half-io", is_flag=True, help="Inputs and outputs in half too (fp16, bf16).")
 @click.option("--per-tensor", is_flag=True, help="One weight scale per layer, not per channel (int8; worse).")
+@class_order_option
 @save_option
 def command(
     terminal: Terminal,
@@ -107,8 +109,8 @@ def command(
 def _print(terminal: Terminal, model: Model, result: Convert) -> None:
     from resnet_onnx.results.document import known
 
-    for note in model.notes:
-        terminal.note(f"{model.name}: {note}")
+    for note in result.notes:
+        terminal.note(note)
     terminal.line(
         f"{result.path}  {result.size_bytes / 1e6:.1f} MB, {100 * result.size_ratio:.0f} % of fp32  "
         f"{model.name} · {result.precision}"

@@ -13,6 +13,7 @@ import click
 from resnet_onnx.cli.gpu_options import check_tuning, tuning_options
 from resnet_onnx.cli.options import (
     WholeNumbers,
+    class_order_option,
     device_option,
     make_command,
     model_options,
@@ -59,6 +60,7 @@ _CROPS: Mapping[str | None, Crops | None] = {None: None, "1": 1, "10": 10}
 @click.option("--limit", type=click.IntRange(1), help="At most so many pictures, spread evenly.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that decode; chosen by default.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
+@class_order_option
 @device_option
 @threads_option
 @tuning_options
@@ -99,17 +101,21 @@ def command(
     if plan.scales:
         workflow.check_scales(model, plan.scales)
     names, left_out = workflow.runnable(model, names, chosen_by_all=registry.means_all(runtimes), device=device)
-    for note in model.notes:
-        terminal.note(f"{model.name}: {note}")
+    notes = [f"{model.name}: {note}" for note in model.notes]
+    for note in notes:
+        terminal.note(note)
     if left_out:
         terminal.note(f"left out: {', '.join(left_out)}")
     results: list[EvaluateRow] = []
     with terminal.progress() as progress:
         for name in names:
             show = partial(_show, progress, progress.add_task(name, total=None))
-            results.append(workflow.evaluate_on(model, name, plan, progress=show).row)
-    document = _document(model, plan, results)
+            found = workflow.evaluate_on(model, name, plan, progress=show)
+            results.append(found.row)
+    document = _document(model, plan, results, notes=[*notes, *found.notes])
     _print(terminal, model, document)
+    for note in found.notes:
+        terminal.note(note)
     if save is not None:
         write(save, workflow.saved_result(model, document))
     terminal.emit(document)
@@ -128,7 +134,7 @@ def _check_whole_pictures(names: Sequence[str]) -> None:
         )
 
 
-def _document(model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow]) -> Evaluate:
+def _document(model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow], *, notes: Sequence[str]) -> Evaluate:
     from resnet_onnx.results.evaluate import Evaluate
 
     crops, views = plan.crops or 1, f"scales {', '.join(map(str, plan.scales))}"
@@ -143,6 +149,7 @@ def _document(model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow]
         resize=plan.resize,
         scales=plan.scales or None,
         **{field.name: getattr(results[0], field.name) for field in fields(results[0])},
+        notes=notes,
         results=results,
     )
 
@@ -152,12 +159,6 @@ def _print(terminal: Terminal, model: Model, document: Evaluate) -> None:
         f"{model.description} · {document.data}" + f" · shorter side {document.resize}" * (document.resize is not None)
     )
     _print_rows(terminal, document.results, str(document.views))
-    by = document.classes_by
-    if by == "order" or (by == "number" and model.labels is not None):
-        terminal.note(
-            f"no class of {document.data} is known to {model.name} by name: the classes went to its outputs by their "
-            f"{by}; if that is not what they mean, this accuracy is wrong (--labels FILE names the outputs)"
-        )
     for skipped in document.skipped:
         terminal.note(f"skipped: {skipped.reason}")
 

@@ -175,7 +175,11 @@ def model_options(*, required: bool = True, argument: bool = True) -> Callable[[
             click.option("--shortcut", type=click.Choice(["A", "B", "C"]), help="The paper's shortcut option."),
             click.option("--variant", type=click.Choice(["v1", "v1.5"]), help="Stride in the 1×1 (v1) or 3×3 (v1.5)."),
             click.option("--image-size", type=click.IntRange(1), help="Side of the input picture, pixels."),
-            click.option("--labels", metavar="FILE|imagenet|cifar10", help="Names of the outputs, one a line."),
+            click.option(
+                "--labels",
+                metavar="FILE|imagenet|cifar10",
+                help="Names of the outputs, one a line; also numbered, CSV, JSON, with WordNet ids.",
+            ),
             click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255."),
             click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255."),
             click.option("--weights", metavar="random|imagenet|PATH", help="Weights for a named architecture."),
@@ -247,6 +251,13 @@ workers_option = click.option(
     "--workers", type=click.IntRange(0, 256), help="Processes that load pictures; chosen by default."
 )
 save_option = click.option("--save", type=OutputFile(), help="Write the result as JSON.")
+
+
+class_order_option = click.option(
+    "--class-order",
+    type=click.Choice(["number", "name"]),
+    help="Of class folders named by numbers, for a model without labels: 2 before 10, or after it as in ImageFolder.",
+)
 
 
 def one_runtime(argument: str) -> str:

@@ -105,11 +105,12 @@ def command(
         if localize or plot is not None:
             status.update("looking for the first difference")
             located = workflow.localize_parity(model, plan, report)
-    for note in model.notes:
-        terminal.note(f"{model.name}: {note}")
+    notes = [f"{model.name}: {note}" for note in model.notes]
+    for note in (*notes, *report.notes):
+        terminal.note(note)
     if left_out:
         terminal.note(f"left out: {', '.join(left_out)}")
-    result = record.document(report, model=model.name, precision=model.precision, located=located)
+    result = record.document(report, model=model.name, precision=model.precision, located=located, notes=notes)
     _print(terminal, report)
     if located is not None:
         _print_localisation(terminal, located)

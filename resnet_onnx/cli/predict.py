@@ -19,6 +19,7 @@ from resnet_onnx.cli.options import (
     threads_option,
 )
 from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import CheckFailed
 
 if TYPE_CHECKING:
     from resnet_onnx.workflow import Request
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @runtime_option(default="ort-cpu", several=False)
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes a picture.")
 @click.option("--plot", type=OutputFile(), help="Draw the pictures with their labels into a PNG.")
-@click.option("--skip-bad", is_flag=True, help="Leave out pictures that can't be decoded; they are counted and named.")
+@click.option("--skip-bad", is_flag=True, help="Exit code 0 although pictures can't be decoded; they are named anyway.")
 @device_option
 @threads_option
 @tuning_options
@@ -60,8 +61,9 @@ def command(
     with terminal.status("preparing the model"):
         model = workflow.resolve(request)
         workflow.insist_on_trained(model)
-    for note in model.notes:
-        terminal.note(f"{model.name}: {note}")
+    notes = [f"{model.name}: {note}" for note in model.notes]
+    for note in notes:
+        terminal.note(note)
     with terminal.progress() as progress:
         task = progress.add_task("pictures", total=None)
         predictions = workflow.predict_on(
@@ -78,8 +80,16 @@ def command(
         terminal.line(prediction.image)
         for candidate in prediction.top:
             terminal.line(f"  {100 * candidate.probability:5.1f} %  {candidate.label}")
+    for note in predictions.notes:
+        terminal.note(note)
     for skipped in predictions.skipped:
         terminal.note(f"skipped: {skipped.reason}")
+    failed = bool(predictions.skipped) and not skip_bad
+    if failed:
+        count = len(predictions.skipped)
+        terminal.note(
+            f"{count} of {count + len(predictions)} pictures can't be decoded: exit code 1 (0 with --skip-bad)"
+        )
     if plot is not None:
         draw(predictions, plot)
         terminal.line(f"Drawn: {plot}")
@@ -90,5 +100,8 @@ def command(
             predictions=predictions.records,
             skipped=predictions.skipped,
             plot=None if plot is None else str(plot),
+            notes=[*notes, *predictions.notes],
         )
     )
+    if failed:
+        raise click.exceptions.Exit(CheckFailed.exit_code)

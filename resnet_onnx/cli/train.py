@@ -199,6 +199,7 @@ def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path 
         processes=processes,
         skipped=result.skipped,
         plot=None if plot is None else str(plot),
+        notes=plan.data.notes,
     )
 
 
@@ -236,6 +237,7 @@ def _announcement(plan: TrainingPlan, recipe: Recipe, group: ProcessGroup) -> li
     return [
         f"{plan.entry.name} on {pictures.name}: {len(pictures)} pictures, {len(plan.labels)} classes",
         f"recipe {recipe.name}: {counted(recipe.epochs, 'epoch')}, {batch}, {rate} · {plan.out}",
+        *plan.data.notes,
         *([f"{count} processes, CPU threads of each: {plan.threads}"] if count > 1 else []),
     ]
 

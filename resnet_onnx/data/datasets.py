@@ -6,25 +6,24 @@ nothing is extracted. It is picklable, and a copy in a worker process opens its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from resnet_onnx.data.pictures import MAX_BYTES, SUFFIXES
+from resnet_onnx.data.formats import SUFFIXES, by_ending, left_out_note
+from resnet_onnx.data.layout import Layout, NoSplit, Part, Split
+from resnet_onnx.data.listing import ZIP_FAULTS, Listing, list_folder, list_zip
+from resnet_onnx.data.pictures import MAX_BYTES
 from runtimes.errors import BadData, BadPicture, NetworkUnavailable
-
-Split = Literal["train", "test", "validation"]
-"""The requested part of a set with splits: ``test`` to evaluate, ``train`` to calibrate and to train."""
 
 NAMED_SETS = ("digits", "cifar10")
 """Data sets that are known by name."""
@@ -32,21 +31,8 @@ NAMED_SETS = ("digits", "cifar10")
 UNLABELLED = -1
 """The label of a picture that has none."""
 
-_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "test": ("test", "val", "validation"),
-    "validation": ("val", "validation"),
-}
-_ALL_SPLIT_FOLDERS = frozenset(name for names in _SPLIT_FOLDERS.values() for name in names)
-_ZIP_FAULTS = (OSError, KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What the zipfile module raises on damaged archives (``NotImplementedError`` for odd methods is a RuntimeError)."""
-_LAYOUT = "expected CLASS/*.jpg, or train/CLASS/*.jpg with test/CLASS/*.jpg or val/CLASS/*.jpg"
 _DIGITS_TEST_EVERY = 5
 """Every fifth picture of each class of ``digits`` is for testing: 20 %, stratified, the same on every machine."""
-
-
-class NoSplit(BadData):
-    """A data set has splits, but not the requested one."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +99,14 @@ class ZipSource(PictureSource):
 
     Args:
         archive: The .zip.
-        members: Their names inside it.
+        members: What to call them.
+        stored: What the archive calls them, where that differs.
     """
 
-    def __init__(self, archive: Path, members: Sequence[str]) -> None:
+    def __init__(self, archive: Path, members: Sequence[str], stored: Mapping[str, str]) -> None:
         super().__init__(members)
         self.archive = archive
+        self._stored = {name: stored[name] for name in members if name in stored}
         self._opened: tuple[int, zipfile.ZipFile] | None = None
 
     def read(self, index: int) -> bytes:
@@ -126,11 +114,11 @@ class ZipSource(PictureSource):
         member = self.names[index]
         try:
             archive = self._archive()
-            info = archive.getinfo(member)
+            info = archive.getinfo(self._stored.get(member, member))
             if info.file_size > MAX_BYTES:
                 raise BadPicture(f"{member}: {info.file_size:,} bytes; pictures of up to {MAX_BYTES:,} are read")
             return archive.read(info)
-        except _ZIP_FAULTS as error:
+        except ZIP_FAULTS as error:
             raise BadPicture(
                 f"{member} in {self.archive}: can't be read ({error})", fix="make the .zip anew"
             ) from error
@@ -176,6 +164,11 @@ class PictureSet:
         split: The split that was taken, or None where the set has none and training and testing see the same pictures.
         source: Where the bytes come from.
         positions: int64 [n], each picture's place in `source`.
+        notes: What the user should know of how the data was read.
+        choice: Which of several split folders was taken and why, in words; or "".
+        left_out: How many files were passed over because they are not pictures that can be read, by ending.
+        spellings: Where nothing says what class names are encoded in: the names by code page, in the order of
+            `classes`, which are one of them.
     """
 
     name: str
@@ -184,6 +177,10 @@ class PictureSet:
     split: str | None
     source: PictureSource
     positions: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
+    choice: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -222,34 +219,82 @@ def open_dataset(spec: str | Path, *, split: Split = "test") -> PictureSet:
 
     Args:
         spec: ``digits``, ``cifar10``, a folder or a .zip. A folder whose name is a data set's is given as ``./digits``.
-        split: ``test`` takes ``test``, ``val`` or ``validation``, in this order; ``validation`` the last two. A set
-            without splits gives all of its pictures for any, and its ``split`` is then None.
+        split: ``test`` takes ``test`` or, where that is missing or has no labels, ``val``, ``valid`` or ``validation``;
+            ``validation`` the last three; upper or lower case. A set without splits gives all of its pictures for any,
+            and its ``split`` is then None.
 
     Raises:
         NoSplit: It has splits, but not this one.
         BadData: Not there, empty, damaged, or not laid out as class folders.
         NetworkUnavailable: ``cifar10`` has to be downloaded and can't be.
     """
+    found = open_splits(spec, split)[split]
+    return replace(found, notes=(found.choice, *found.notes) if found.choice else found.notes)
+
+
+def open_splits(spec: str | Path, first: Split, *others: Split) -> dict[Split, PictureSet]:
+    """Opens several splits of what ``--data`` names, which is listed once.
+
+    Args:
+        spec: As for ``open_dataset``.
+        first: A split that has to be there.
+        others: Further ones, each from a folder of its own; those without pictures or without labels are not in the
+            result, and for the latter a note of `first` says so.
+
+    Raises:
+        NoSplit: There are splits, but not `first`.
+        BadData: As for ``open_dataset``.
+        NetworkUnavailable: As for ``open_dataset``.
+    """
     text = str(spec)
-    if text in NAMED_SETS and split == "validation":
-        raise NoSplit(f"--data {text} has no pictures for validation", fix="hold some of the training pictures out")
-    if text == "digits":
-        return _digits(split)
-    if text == "cifar10":
-        return _cifar10(split)
+    if text in NAMED_SETS:
+        if first == "validation":
+            raise NoSplit(f"--data {text} has no pictures for validation", fix="hold some of the training pictures out")
+        load = _digits if text == "digits" else _cifar10
+        return {split: load(split) for split in (first, *others) if split != "validation"}
     path = Path(text)
     if not text or not path.exists():
         raise BadData(
             f"--data '{text}': no such file or folder; expected a folder, a .zip, or one of {', '.join(NAMED_SETS)}",
             fix="check the path, or use --data digits, which needs no files",
         )
-    if path.is_dir():
-        files, folders = _walk(path)
-        return _from_layout(
-            text, files, folders, split, lambda chosen: FileSource([path / file for file in chosen], chosen)
-        )
-    files, folders = _list_zip(path)
-    return _from_layout(text, files, folders, split, lambda chosen: ZipSource(path, chosen))
+    listing = list_folder(path) if path.is_dir() else list_zip(path)
+    layout = Layout(text, listing)
+    source = _folder_source(path) if path.is_dir() else _zip_source(path, listing)
+    found: dict[Split, PictureSet] = {first: _from_part(text, layout.part(first), source)}
+    notes = []
+    for split in others if layout.has_splits else ():
+        if folder := layout.unlabelled(split):
+            notes.append(f"{folder}/ has pictures without labels and is not used")
+            continue
+        with contextlib.suppress(NoSplit):
+            found[split] = _from_part(text, layout.part(split, first=False), source)
+    found[first] = replace(found[first], notes=(*found[first].notes, *notes))
+    return found
+
+
+def _folder_source(path: Path) -> Callable[[Sequence[str]], PictureSource]:
+    return lambda chosen: FileSource([path / file for file in chosen], chosen)
+
+
+def _zip_source(path: Path, listing: Listing) -> Callable[[Sequence[str]], PictureSource]:
+    return lambda chosen: ZipSource(path, chosen, listing.stored)
+
+
+def _from_part(name: str, part: Part, source: Callable[[Sequence[str]], PictureSource]) -> PictureSet:
+    labels = np.repeat(np.arange(len(part.classes), dtype=np.int64), part.counts)
+    return PictureSet(
+        name=f"{name} ({part.folder})" if part.folder else name,
+        classes=part.classes,
+        labels=labels if part.classes else np.full(len(part.files), UNLABELLED, dtype=np.int64),
+        split=part.folder and part.folder.casefold(),
+        source=source(part.files),
+        positions=np.arange(len(part.files), dtype=np.int64),
+        notes=part.notes,
+        choice=part.choice,
+        left_out=part.left_out,
+        spellings=part.spellings,
+    )
 
 
 def picture_files(paths: Iterable[Path]) -> PictureSet:
@@ -262,21 +307,28 @@ def picture_files(paths: Iterable[Path]) -> PictureSet:
         BadData: A path is not there, a folder holds no picture, or nothing was given.
     """
     found: list[Path] = []
+    others: list[str] = []
     for path in paths:
         if path.is_dir():
-            files, _ = _walk(path)
-            if not files:
+            listing = list_folder(path)
+            others.extend(listing.others)
+            if not listing.pictures:
+                passed = f" ({left_out_note(by_ending(listing.others))})" if listing.others else ""
                 raise BadData(
-                    f"{path}: no pictures in this folder; looked for {', '.join(SUFFIXES)}", fix="name another folder"
+                    f"{path}: no pictures in this folder; looked for {', '.join(sorted(SUFFIXES))} and, by their first "
+                    f"bytes, under other endings{passed}",
+                    fix="name another folder",
                 )
-            found.extend(path / file for file in files)
+            found.extend(path / file for file in listing.pictures)
         elif path.exists():
             found.append(path)
         else:
             raise BadData(f"{path}: no such file or folder", fix="check the path")
     if not found:
         raise BadData("no pictures were given", fix="name picture files or folders of them")
-    return _unlabelled("pictures", None, FileSource(found))
+    left_out = by_ending(others)
+    notes = (left_out_note(left_out),) if left_out else ()
+    return replace(_unlabelled("pictures", None, FileSource(found)), notes=notes, left_out=left_out)
 
 
 def from_arrays(
@@ -320,151 +372,6 @@ def _unlabelled(name: str, split: str | None, source: PictureSource) -> PictureS
         split=split,
         source=source,
         positions=np.arange(count, dtype=np.int64),
-    )
-
-
-def _is_hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith((".", "/")) or part == "__MACOSX" for part in parts)
-
-
-def _walk(root: Path) -> tuple[list[str], set[str]]:
-    """Returns picture files and folders below `root`, relative, with forward slashes, sorted; hidden ones left out."""
-    files: list[str] = []
-    folders: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        raise BadData(f"{error.filename}: can't be listed ({error.strerror})", fix="check the folder's permissions")
-
-    seen: set[tuple[int, int]] = set()
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        status = os.stat(folder)
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        if (status.st_dev, status.st_ino) in seen:  # a link back up would be walked for ever
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted(name for name in below if not _is_hidden([name]))
-        folders.update(str(relative / name) for name in below)
-        files.extend(
-            str(relative / name) for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden([name])
-        )
-    return sorted(files), folders
-
-
-def _list_zip(path: Path) -> tuple[list[str], set[str]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except _ZIP_FAULTS as error:
-        raise BadData(
-            f"--data '{path}': can't be read as a .zip ({error}); a file given as data must be a .zip of class folders",
-            fix="name a folder or an undamaged .zip",
-        ) from error
-    files: set[str] = set()
-    folders: set[str] = set()
-    for member in members:
-        parts = PurePosixPath(member.filename).parts
-        if _is_hidden(parts):  # also ".." and absolute names: such members are never read
-            continue
-        if member.is_dir():
-            folders.add(str(PurePosixPath(member.filename)))
-        elif member.filename.lower().endswith(SUFFIXES):
-            if member.flag_bits & 0x1:
-                raise BadData(
-                    f"--data '{path}': {member.filename} is encrypted", fix="make the .zip without a password"
-                )
-            files.add(member.filename)
-        folders.update(str(parent) for parent in PurePosixPath(member.filename).parents if parent.parts)
-    return sorted(files), folders
-
-
-def _from_layout(
-    name: str, files: list[str], folders: set[str], split: Split, source: Callable[[list[str]], PictureSource]
-) -> PictureSet:
-    """Finds class folders among `files` and makes the set; `source` turns chosen files into a ``PictureSource``."""
-    if not files:
-        raise BadData(
-            f"--data '{name}': no pictures in it; looked for {', '.join(SUFFIXES)}", fix=f"name another one; {_LAYOUT}"
-        )
-    prefix, taken = _find_root(name, files, folders, split)
-    inside = [file for file in files if file.startswith(prefix)]
-    by_class: dict[str, list[str]] = defaultdict(list)
-    flat: list[str] = []
-    for file in inside:
-        parts = file[len(prefix) :].split("/")
-        if len(parts) == 1:
-            flat.append(file)
-        elif len(parts) == 2:
-            by_class[parts[0]].append(file)
-        else:
-            raise BadData(
-                f"--data '{name}': {file} lies deeper than a class folder; {_LAYOUT}",
-                fix="name a folder, or make a .zip, whose class folders hold the pictures directly",
-            )
-    label = f"{name} ({taken})" if taken else name
-    if not by_class:
-        return _unlabelled(label, taken, source(flat))
-    if flat:
-        raise BadData(
-            f"--data '{name}': {len(flat)} pictures lie beside the class folders, {flat[0]} first; {_LAYOUT}",
-            fix="move them into their class folders or away",
-        )
-    here = {folder[len(prefix) :].split("/")[0] for folder in folders if folder.startswith(prefix) and folder != prefix}
-    empty = sorted(here - set(by_class) - {""})
-    if empty:
-        raise BadData(
-            f"--data '{name}': no pictures in class folder {', '.join(prefix + folder for folder in empty[:5])}",
-            fix="fill it or remove it",
-        )
-    classes = tuple(sorted(by_class))
-    for class_name in classes:
-        if any("\ud800" <= sign <= "\udfff" for sign in class_name):  # no model file could hold it as a label
-            raise BadData(
-                f"--data '{name}': the name of the class folder {prefix}{class_name!r} is not UTF-8", fix="rename it"
-            )
-    chosen = [file for class_name in classes for file in by_class[class_name]]
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(by_class[class_name]) for class_name in classes])
-    return PictureSet(
-        name=label,
-        classes=classes,
-        labels=labels,
-        split=taken,
-        source=source(chosen),
-        positions=np.arange(len(chosen), dtype=np.int64),
-    )
-
-
-def _find_root(name: str, files: list[str], folders: set[str], split: Split) -> tuple[str, str | None]:
-    """Returns the prefix under which the class folders lie, and the split folder that was taken."""
-    prefix = ""
-    for _ in range(2):
-        inside = [file[len(prefix) :] for file in files if file.startswith(prefix)]
-        tops = {file.split("/")[0] for file in inside if "/" in file}
-        splits = {top for top in tops if top in _ALL_SPLIT_FOLDERS}
-        deep = {file.split("/")[0] for file in inside if file.count("/") >= 2}
-        # A class may be named "train": split folders are recognised by what lies in them, or by being all there is.
-        if splits and (splits & deep or splits == tops):
-            empty = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)} - tops
-            return _choose_split(name, prefix, splits, empty, split)
-        if len(tops) == 1 and tops <= deep and all("/" in file for file in inside):
-            only = next(iter(tops))
-            if all(file.count("/") >= 2 for file in inside):
-                prefix = f"{prefix}{only}/"  # the one folder around everything that archives often have
-                continue
-        break
-    return prefix, None
-
-
-def _choose_split(name: str, prefix: str, present: set[str], empty: set[str], split: Split) -> tuple[str, str]:
-    for candidate in _SPLIT_FOLDERS[split]:
-        if candidate in present:
-            return f"{prefix}{candidate}/", candidate
-        if candidate in empty:
-            raise BadData(f"--data '{name}': no pictures in the folder {prefix}{candidate}", fix="fill it or remove it")
-    raise NoSplit(
-        f"--data '{name}': has {', '.join(sorted(present))} but no {' or '.join(_SPLIT_FOLDERS[split])}, "
-        f"which is needed here",
-        fix=f"add it, or name the class folders themselves: {name}/{prefix}{sorted(present)[0]}",
     )
 
 

@@ -14,16 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.data.formats import FORMATS, HEAD_BYTES, format_of
 from runtimes.errors import BadPicture
 
 if TYPE_CHECKING:
     from PIL import Image
-
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Formats that are opened, by Pillow's names; the name of a file plays no part."""
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-"""File name endings, in lower case, by which pictures are found in a folder or archive."""
 
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded: Pillow's own bound for a decompression bomb, a quarter GiB of RGB."""
@@ -90,6 +85,12 @@ def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
         raise BadPicture(f"{name}: the file is empty", fix="replace the file or leave it out")
     if len(data) > MAX_BYTES:
         raise BadPicture(f"{name}: {len(data):,} bytes; pictures of up to {MAX_BYTES:,} bytes are read")
+    shown = format_of(data[:HEAD_BYTES])
+    if shown is not None and shown not in FORMATS:
+        raise BadPicture(
+            f"{name}: a {shown} picture, which can't be read; expected one of {', '.join(FORMATS)}",
+            fix="convert the file, for instance to JPEG or PNG, or leave it out",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

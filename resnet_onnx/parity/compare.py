@@ -56,11 +56,13 @@ class Inputs:
             neighbours.
         gold_batches: The same pictures as the feeds of all references, where another model is gold; its single output
             then stands for the targets' single output, whatever the names of the two. None: the same feeds.
+        notes: What the user should know of how the pictures were read.
     """
 
     names: Sequence[str]
     batches: Batches
     gold_batches: Batches | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,7 @@ class ParityReport:
         budgets: Allowance per output, of the first runtime's precision.
         pairs: Relative RMSE of the worst output between two runtimes, by their names; the first is taken as the truth.
         original: What a quantised model was made from, in words, or "".
+        notes: What the user should know of how the pictures were read.
     """
 
     gold: str
@@ -112,6 +115,7 @@ class ParityReport:
     outcomes: Sequence[Outcome]
     pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
     original: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -143,6 +147,7 @@ def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> P
         outcomes=_outcomes(comparison, references, results, budgets),
         pairs={(a, b): _between(by_name[a], by_name[b]) for a, b in itertools.permutations(by_name, 2)},
         original=comparison.original.description if comparison.original is not None else "",
+        notes=inputs.notes,
     )
 
 

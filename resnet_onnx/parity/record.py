@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 
 from resnet_onnx.parity.compare import ParityReport
@@ -10,8 +12,15 @@ from resnet_onnx.results.parity import BudgetRecord, Localisation, OutputDistanc
 from resnet_onnx.results.writing import typed
 
 
-def document(report: ParityReport, *, model: str, precision: str, located: Localisation | None = None) -> Parity:
-    """Returns the document of a report, and of what ``--localize`` found where it looked."""
+def document(
+    report: ParityReport,
+    *,
+    model: str,
+    precision: str,
+    located: Localisation | None = None,
+    notes: Sequence[str] = (),
+) -> Parity:
+    """Returns the document of a report, and of what ``--localize`` found where it looked; `notes` are on the model."""
     return Parity(
         model=model,
         precision=precision,
@@ -23,6 +32,7 @@ def document(report: ParityReport, *, model: str, precision: str, located: Local
         pairs=[ParityPair(runtime=a, against=b, relative_rmse=error) for (a, b), error in report.pairs.items()],
         budgets={name: typed(BudgetRecord, budget) for name, budget in report.budgets.items()},
         localisation=UNSET if located is None else located,
+        notes=[*notes, *report.notes],
     )
 
 

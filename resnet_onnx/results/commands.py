@@ -55,6 +55,7 @@ class Train(Document):
         resumed_from: The epoch after which it went on, or None.
         recipe: Every field, as it was used.
         plot: The curves, or None.
+        notes: What the user should know of how the pictures were read.
     """
 
     kind: ClassVar[str] = "train"
@@ -73,6 +74,7 @@ class Train(Document):
     processes: int
     skipped: Sequence[SkippedPicture]
     plot: str | None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,6 +148,7 @@ class Convert(Document):
         method: How the ranges were found.
         bias_corrected: ``""``, ``layers`` or ``layers and outputs``: whose mean shift is taken back in the biases.
         ranges: Clipping threshold by value.
+        notes: What the user should know of how model, labels and pictures were read.
     """
 
     kind: ClassVar[str] = "convert"
@@ -181,6 +182,7 @@ class Convert(Document):
     activations: Sequence[TensorNoise] | UnsetType | None = UNSET
     search: SearchRecord | UnsetType = UNSET
     sensitivity: Sequence[LayerSensitivity] | UnsetType | None = UNSET
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,7 @@ class Evaluate(Document):
         views: What was looked at of each picture, in words: ``1 crop``.
         resize: Shorter side before the crops, pixels; None is the model's own.
         scales: Shorter sides of whole pictures, pixels.
+        notes: What the user should know of how model, labels and pictures were read.
     """
 
     kind: ClassVar[str] = "evaluate"
@@ -77,6 +78,7 @@ class Evaluate(Document):
     not_finite: int | None = None
     one_crop: OneCrop | None = None
     classes_by: str | None = None
+    notes: Sequence[str] = ()
     results: Annotated[Sequence[EvaluateRow], Meta(min_length=1)]
 
 
@@ -99,7 +101,12 @@ class PredictionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Document):
-    """What pictures show."""
+    """What pictures show.
+
+    Attributes:
+        skipped: Pictures that can't be decoded.
+        notes: What the user should know of how model, labels and pictures were read.
+    """
 
     kind: ClassVar[str] = "predict"
 
@@ -108,3 +115,4 @@ class Predict(Document):
     predictions: Sequence[PredictionRecord]
     skipped: Sequence[SkippedPicture]
     plot: str | None
+    notes: Sequence[str] = ()

@@ -145,6 +145,7 @@ class Parity(Document):
         gold: What served as the truth, in words.
         original: Of a quantised file: what its fp32 original is.
         pictures: Inputs that were compared.
+        notes: What the user should know of how model, labels and pictures were read.
     """
 
     kind: ClassVar[str] = "parity"
@@ -159,3 +160,4 @@ class Parity(Document):
     pairs: Sequence[ParityPair] = ()
     budgets: Mapping[str, BudgetRecord] | None = None
     localisation: Localisation | UnsetType = UNSET
+    notes: Sequence[str] = ()

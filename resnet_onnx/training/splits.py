@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.data.batches import Batches
-from resnet_onnx.data.datasets import NoSplit, PictureSet, open_dataset
+from resnet_onnx.data.datasets import PictureSet, open_splits
+from resnet_onnx.data.labels import code_page_note
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.document import SkippedPicture
 from runtimes.errors import BadData
@@ -26,6 +26,7 @@ class TrainingData:
         train: To learn from.
         validation: To choose the best epoch by; None until ``with_validation``, where the data set has no ``val``.
         test: Never used in a choice; None where the data set has none.
+        notes: What the user should know of how the data was read.
 
     Raises:
         BadData: Unlabelled, one class only, an empty class, or splits with different classes.
@@ -34,6 +35,7 @@ class TrainingData:
     train: PictureSet
     validation: PictureSet | None = None
     test: PictureSet | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         train, classes = self.train, self.train.classes
@@ -108,7 +110,8 @@ class TrainingData:
                     fix="repair them, or take that split out",
                 )
             kept[name] = pictures.subset(left)
-        return replace(self, **kept), bad
+        splits = replace(self, train=kept["train"], validation=kept.get("validation"), test=kept.get("test"))
+        return splits, bad
 
     def _splits(self) -> dict[str, PictureSet]:
         found = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -134,24 +137,25 @@ def names_sha256(pictures: PictureSet) -> str:
 def open_training_data(spec: str) -> TrainingData:
     """Opens what ``--data`` names for training.
 
-    ``train`` is learned from, ``val`` (or ``validation``) chooses the best epoch, ``test`` is only ever for the final
-    figure. Without ``val`` some of ``train`` will be held out; without splits everything is ``train``.
+    ``train`` is learned from, ``val`` (``valid``, ``validation``) chooses the best epoch, ``test`` is only ever for the
+    final figure, and is left out where it has no labels. Without ``val`` some of ``train`` will be held out; without
+    splits everything is ``train``.
 
     Raises:
         BadData: Not there, or not fit for training.
         NetworkUnavailable: It has to be downloaded and can't be.
     """
-    train = open_dataset(spec, split="train")
-    if train.split is None:
-        return TrainingData(train=train)
-    validation = test = None
-    with contextlib.suppress(NoSplit):
-        validation = open_dataset(spec, split="validation")
-    with contextlib.suppress(NoSplit):
-        test = open_dataset(spec, split="test")
-    if test is not None and test.split != "test":  # where there is no other, `val` stands in for it
-        test = None
-    return TrainingData(train=train, validation=validation, test=test)
+    splits = open_splits(spec, "train", "validation", "test")
+    train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
+    uses = {"to learn from": train, "to choose the best epoch by": validation, "for the final figure": test}
+    folders = [
+        f"{one.split}/ {use}" for use, one in uses.items() if one is not None and one.split and not one.in_memory
+    ]
+    notes = [", ".join(folders)] if folders else []
+    notes += [note for one in splits.values() for note in one.notes]
+    if train.spellings:
+        notes += filter(None, [code_page_note(*next(iter(train.spellings.items())))])
+    return TrainingData(train=train, validation=validation, test=test, notes=tuple(notes))
 
 
 def hold_out(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

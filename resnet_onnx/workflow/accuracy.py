@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from runtimes.spec import RuntimeOptions
 
 if TYPE_CHECKING:
     from resnet_onnx.data.datasets import PictureSet
+    from resnet_onnx.data.labels import ClassMatch, ClassOrder
     from resnet_onnx.evaluation import Evaluation, EvaluationPlan
     from resnet_onnx.prediction import Predictions
 
@@ -44,7 +46,6 @@ def evaluate_on(
     pictures done and the pictures in all.
     """
     from resnet_onnx.data.batches import default_workers, start_worker_server
-    from resnet_onnx.data.labels import match_classes, matched_by
     from resnet_onnx.evaluation import evaluate
 
     preprocessing = need_preprocessing(model)
@@ -66,9 +67,10 @@ def evaluate_on(
     else:
         opened = _open_for_pictures(model, runtime, plan.device, plan.options, plan.batch_size)
     with opened:
-        known = dataset.classes, model.labels, class_count(model, opened)
-        found = evaluate(opened, dataset, preprocessing, plan, class_map=match_classes(*known), progress=progress)
-    return replace(found, row=replace(found.row, classes_by=matched_by(*known)))
+        match = match_pictures(model, class_count(model, opened), dataset, plan.class_order)
+        with skip_bad_named():
+            found = evaluate(opened, dataset, preprocessing, plan, class_map=match.outputs, progress=progress)
+    return replace(found, row=replace(found.row, classes_by=match.by), notes=(*dataset.notes, *match.notes))
 
 
 def check_scales(model: Model, scales: Sequence[int]) -> None:
@@ -92,6 +94,26 @@ def _test_pictures(data: str) -> PictureSet:
     dataset = open_dataset(data, split="test")
     need_labels(dataset)
     return dataset
+
+
+def match_pictures(
+    model: Model, outputs: int, pictures: PictureSet, class_order: ClassOrder | None = None
+) -> ClassMatch:
+    """Finds the output of a model for each class of a data set; see ``labels.match_outputs``."""
+    from resnet_onnx.data.labels import Outputs, match_outputs
+
+    known = Outputs(count=outputs, labels=model.labels, ids=model.label_ids)
+    return match_outputs(pictures.classes, known, spellings=pictures.spellings, class_order=class_order)
+
+
+@contextlib.contextmanager
+def skip_bad_named() -> Iterator[None]:
+    """Names ``--skip-bad`` in the error of a picture that ends a command."""
+    try:
+        yield
+    except BadPicture as error:
+        fix = f"{error.fix or 'replace the file or leave it out'}; --skip-bad leaves out all that can't be decoded"
+        raise BadPicture(error.message, fix=fix) from error
 
 
 def class_count(model: Model, opened: Runtime) -> int:
@@ -118,13 +140,20 @@ def predict_on(
     options: RuntimeOptions = UNTUNED,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Predicts the classes of pictures; see ``prediction.predict``."""
+    """Predicts the classes of pictures; see ``prediction.predict``.
+
+    Of several pictures, those that can't be decoded are left out whether `skip_bad` is set or not, counted and named; a
+    single one raises ``BadPicture`` without it.
+    """
+    from resnet_onnx.data.datasets import picture_files
     from resnet_onnx.prediction import predict
 
     preprocessing = need_preprocessing(model)
     for image in images:
         refuse_special(image, BadPicture)
+    pictures = picture_files(images)
+    skip = skip_bad or len(pictures) > 1
     with _open_for_pictures(model, runtime, device, options, 1) as opened:
         return predict(
-            opened, images, preprocessing, labels=model.labels, top_k=top, skip_bad=skip_bad, progress=progress
+            opened, pictures, preprocessing, labels=model.labels, top_k=top, skip_bad=skip, progress=progress
         )

@@ -51,11 +51,12 @@ def decoding(model: Model, data: str | None) -> FeedFactory:
         raise BadData(f"{label}: has no pictures")
     if len(dataset) > _MOST_PICTURES:
         dataset = dataset.subset(np.arange(_MOST_PICTURES, dtype=np.int64) * len(dataset) // _MOST_PICTURES)
+    passed = "".join(f"; {note}" for note in dataset.notes)
     return FeedFactory(
         factory=f"{__name__}:feeds_from_files",
         arguments={"dataset": dataset, "preprocessing": preprocessing, "picture": picture},
         includes=("decode",),
-        label=f"{label} ({len(dataset)} files)",
+        label=f"{label} ({len(dataset)} files{passed})",
     )
 
 

@@ -295,7 +295,7 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
             f"{model.name} takes pictures of {side}×{side}, and gold ({truth.name}) of {gold_side}×{gold_side}",
             fix=f"take the truth from a model for the same pictures: export it with --image-size {side}",
         )
-    names, pictures = _pictures(preprocessing, plan.data, plan.images, plan.seed)
+    names, pictures, notes = _pictures(preprocessing, plan.data, plan.images, plan.seed)
     odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=plan.seed)
     if sides.quantised:
         odd_names, odd = (), odd[:0]
@@ -323,7 +323,7 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
             return (feeds_of(truth, record[""]) for record in rebatched(filled, other))
 
         gold_batches = Batches(theirs, other)
-    return Inputs(names=names, batches=batches, gold_batches=gold_batches)
+    return Inputs(names=names, batches=batches, gold_batches=gold_batches, notes=notes)
 
 
 def _sample_inputs(model: Model, plan: ParityPlan) -> Inputs:
@@ -350,13 +350,13 @@ def _remembered(
 
 def _pictures(
     preprocessing: Preprocessing, data: str | None, images: int, seed: int
-) -> tuple[list[str], Iterator[NDArray[np.uint8]]]:
-    """Returns a name per picture, and the pictures one by one: uint8 [image_size, image_size, 3], RGB."""
+) -> tuple[list[str], Iterator[NDArray[np.uint8]], tuple[str, ...]]:
+    """Returns a name per picture, the pictures one by one (uint8 [image_size, image_size, 3], RGB), and notes."""
     if data is None:
         from resnet_onnx.data.samples import each_sample_picture
 
         names = [f"sample photo crop {index}" for index in range(images)]
-        return names, itertools.islice(each_sample_picture(preprocessing, seed), images)
+        return names, itertools.islice(each_sample_picture(preprocessing, seed), images), ()
     from resnet_onnx.data.batches import prepared_picture
     from resnet_onnx.data.datasets import open_dataset
 
@@ -364,4 +364,4 @@ def _pictures(
     dataset = open_dataset(data, split="test")
     chosen = np.arange(min(images, len(dataset))) * len(dataset) // min(images, len(dataset))
     pictures = (prepared_picture(dataset, int(index), preprocessing) for index in chosen)
-    return [dataset.item_name(int(index)) for index in chosen], pictures
+    return [dataset.item_name(int(index)) for index in chosen], pictures, dataset.notes

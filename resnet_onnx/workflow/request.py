@@ -82,6 +82,7 @@ class Model:
         form: The ONNX form: that of the file, or the one to export.
         inputs: Specs of the ONNX inputs, or () where nothing was exported yet.
         preprocessing: From a picture to the input, or None for a model that takes no pictures.
+        label_ids: WordNet ids in the order of `labels`, where ``--labels`` has them; or None.
         trained: Whether predictions mean anything; None where it is not known.
         notes: What the user should read before the result.
     """
@@ -94,6 +95,7 @@ class Model:
     inputs: tuple[TensorSpec, ...] = ()
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
+    label_ids: tuple[str | None, ...] | None = None
     precision: str = "fp32"
     trained: bool | None = None
     notes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_onnx.data.feeds import find_picture_input, with_channels
-from resnet_onnx.data.labels import match_classes
+from resnet_onnx.data.labels import match_classes, read_labels
 from resnet_onnx.models import catalog
 from resnet_onnx.models.configs import check_image_size
 from resnet_onnx.models.network import Network
@@ -42,6 +42,14 @@ def resolve(request: Request) -> Model:
         NetworkUnavailable: ``--weights imagenet`` without a network.
     """
     check_request(request)
+    model = _resolve(request)
+    if request.labels is None or model.labels is None:
+        return model
+    read = read_labels(request.labels).for_outputs(len(model.labels), request.labels)
+    return replace(model, label_ids=read.ids, notes=(*model.notes, *read.notes))
+
+
+def _resolve(request: Request) -> Model:
     kind = kind_of(request)
     if kind == "onnx":
         return _from_onnx(request, onnx_gate.check_onnx(Path(str(request.model))))
@@ -314,7 +322,8 @@ def initial_state(entry: catalog.CatalogEntry, weights: str, classes: Sequence[s
         )
     state = network.load().state_dict()
     if network.config.num_classes == len(classes) and _same_classes(classes, network.labels):
-        return Start(state=state, description=f"{network.weights_source}, with its head")
+        unknown = "" if network.labels else ", whose outputs are taken for the classes in their order"
+        return Start(state=state, description=f"{network.weights_source}, with its head{unknown}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build(with_classes(network.config, len(classes))).state_dict()

@@ -52,10 +52,7 @@ def overridden_labels(request: Request, classes: int | None, default: tuple[str,
         return default
     from resnet_onnx.data.labels import read_labels
 
-    labels = read_labels(request.labels)
-    if classes is not None and len(labels) != classes:
-        raise UsageError(f"--labels {request.labels} has {len(labels)} labels, the model {classes} outputs")
-    return labels
+    return read_labels(request.labels).for_outputs(classes, request.labels).names
 
 
 def catalog_labels(entry: catalog.CatalogEntry, classes: int) -> tuple[str, ...] | None:

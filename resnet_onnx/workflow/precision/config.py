@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from resnet_onnx.data.labels import ClassOrder
 from resnet_onnx.parity.budget import MAX_DROP
 from runtimes import registry
 from runtimes.base import Runtime
@@ -41,6 +42,7 @@ class ConversionConfig:
         sensitivity: Whether each layer is measured alone in int8, whatever the gate says.
         budget_minutes: How long to look for layers to keep in float32 where the gate refuses int8; None: not at all.
         skip_bad: Whether pictures that can't be decoded are left out, counted and named, instead of ending everything.
+        class_order: How class folders that are named by numbers are ordered, where no name tells.
     """
 
     to: Precision
@@ -58,6 +60,7 @@ class ConversionConfig:
     sensitivity: bool = False
     budget_minutes: float | None = None
     skip_bad: bool = False
+    class_order: ClassOrder | None = None
 
     @property
     def pictures(self) -> int:

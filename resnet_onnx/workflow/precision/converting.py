@@ -13,6 +13,7 @@ from typing import Any
 from resnet_onnx import __version__
 from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.writing import typed
+from resnet_onnx.workflow.accuracy import skip_bad_named
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision import gate as gates
 from resnet_onnx.workflow.precision.candidates import Candidate, calibrated, half_candidate, int8_candidate
@@ -27,6 +28,7 @@ from runtimes import onnx_gate, registry
 from runtimes.errors import UsageError
 
 
+@skip_bad_named()
 def convert(
     model: Model,
     output: Path,
@@ -89,6 +91,7 @@ def convert(
         "agreement_images": result.comparison.images,
         "agreement_runtime": conversion.runtime,
         "agreement_computed_in": conversion.computes_in,
+        "notes": [*(f"{model.name}: {note}" for note in model.notes), *data.notes],
         "skipped": [{"image": name, "reason": reason} for name, reason in sorted(data.skipped.items())],
         "size_ratio": written.size_bytes / _total_bytes(source),
         "size_bytes": written.size_bytes,

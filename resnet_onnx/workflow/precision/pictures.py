@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.data.feeds import filled
 from resnet_onnx.parity.budget import LABELLED_NEEDED
-from resnet_onnx.workflow.accuracy import class_count
+from resnet_onnx.workflow.accuracy import class_count, match_pictures
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, takes_pictures
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision.config import ConversionConfig
@@ -46,6 +45,7 @@ class Pictures:
         pictures: Whether the model takes pictures.
         chance: Top-1 that a guess reaches on the labelled held-out pictures: the share of their largest class.
         skipped: Names of the pictures that were left out because they can't be decoded.
+        notes: What the user should know of how pictures and classes were read.
     """
 
     def __init__(self, model: Model, config: ConversionConfig) -> None:
@@ -56,6 +56,7 @@ class Pictures:
         self._targets: NDArray[np.int64] | None = None
         self.chance = 1.0
         self.skipped: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
         self.pictures = takes_pictures(model)
         if config.calibration is None:
             if config.to == "int8" and model.trained is not False:
@@ -75,11 +76,11 @@ class Pictures:
 
     def _split(self, name: str) -> None:
         from resnet_onnx.data.datasets import open_dataset
-        from resnet_onnx.data.labels import match_classes
 
         refuse_special(Path(name), BadData)
         config = self._config
         train = open_dataset(name, split="train")
+        self.notes = train.notes
         order = np.random.default_rng(config.seed).permutation(len(train))
         if train.split is None:
             used = min(config.pictures, max(1, 4 * len(train) // 5))
@@ -94,6 +95,7 @@ class Pictures:
             used = min(config.pictures, max(1, 4 * len(train) // 5))
             validation = order[used : used + _VALIDATION]
             test = open_dataset(name, split="test")
+            self.notes = tuple(dict.fromkeys((*train.notes, *test.notes)))
             size = min(len(test), config.held_out)
             held_out = test.subset(np.arange(size) * len(test) // size)
             if not len(validation):  # there is one picture only
@@ -104,14 +106,18 @@ class Pictures:
         if held_out.labelled and len(held_out) >= LABELLED_NEEDED and self._model.trained is not False:
             path = onnx_path(self._model)
             # Labels that don't name the model's outputs say nothing of it; the noise of the outputs still does.
-            with contextlib.suppress(BadData, BadModel):
+            try:
                 classes = classes_of(onnx_gate.check_onnx(path).outputs)
                 if classes is None:
                     with open_runtime("ort-cpu", ModelSource(path=path, label=self._model.name)) as opened:
                         classes = class_count(self._model, opened)
-                places = match_classes(held_out.classes, self._model.labels, classes)
-                self._targets = places[held_out.labels]
-                self.chance = float(np.bincount(held_out.labels).max() / len(held_out))
+                match = match_pictures(self._model, classes, held_out, config.class_order)
+            except (BadData, BadModel) as error:
+                self.notes += (f"not judged by accuracy: {error.message}",)
+                return
+            self._targets = match.outputs[held_out.labels]
+            self.notes += match.notes
+            self.chance = float(np.bincount(held_out.labels).max() / len(held_out))
 
     def described(self) -> dict[str, Any]:
         """Returns what the record says of the calibration pictures."""
