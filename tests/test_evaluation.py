@@ -243,14 +243,13 @@ def test_published_weights_reach_their_figure_on_every_tenth_jpeg(shared_data: P
     from resnet_onnx.data.labels import cifar10_labels, match_classes
     from resnet_onnx.models.build import build
     from resnet_onnx.models.catalog import lookup
-    from resnet_onnx.models.weights import fit_state_dict, read_state_dict
+    from resnet_onnx.models.fitting import fit
+    from resnet_onnx.models.weights_file import read_weights_file
     from runtimes import open_runtime
 
-    config, state = fit_state_dict(
-        lookup("cifar-resnet20").config, read_state_dict(shared_data / "cifar-resnet20.th"), origin="cifar-resnet20.th"
-    )
-    net = build(config)
-    net.load_state_dict(state)
+    fitted = fit(lookup("cifar-resnet20").config, read_weights_file(shared_data / "cifar-resnet20.th"))
+    net = build(fitted.config)
+    net.load_state_dict(fitted.state)
     export(net.eval(), (torch.zeros(2, 3, 32, 32),), tmp_path / "net.onnx", ExportOptions(), {})
     dataset = open_dataset(shared_data / "cifar10-jpeg.zip").subset(range(0, 10_000, 10))
     preprocessing = Preprocessing(image_size=32, resize=32)

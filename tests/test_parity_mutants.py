@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from resnet_onnx import workflow
 from resnet_onnx.models import catalog
-from resnet_onnx.models.weights import read_state_dict
+from resnet_onnx.models.weights_file import read_safetensors
 from resnet_onnx.workflow import Model, ParityPlan, Request
 from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource
@@ -56,7 +56,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Original:
 def in_the_network(change: Callable[[State], None]) -> Callable[[Original], Model]:
     def build(original: Original) -> Model:
         assert original.model.network is not None
-        state = read_state_dict(original.model.network.weights)
+        state = read_safetensors(original.model.network.weights)
         change(state)
         weights = original.folder / "mutant.safetensors"
         save_file(state, str(weights))

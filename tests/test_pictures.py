@@ -304,13 +304,13 @@ class TestPrepare:
 
         from resnet_onnx.models.build import build
         from resnet_onnx.models.catalog import lookup
-        from resnet_onnx.models.weights import fit_state_dict, read_state_dict
+        from resnet_onnx.models.fitting import fit
+        from resnet_onnx.models.weights_file import read_weights_file
 
         entry = lookup("cifar-resnet20")
-        state = read_state_dict(shared_data / "cifar-resnet20.th")
-        config, state = fit_state_dict(entry.config, state, origin="cifar-resnet20.th")
-        net = build(config)
-        net.load_state_dict(state)
+        fitted = fit(entry.config, read_weights_file(shared_data / "cifar-resnet20.th"))
+        net = build(fitted.config)
+        net.load_state_dict(fitted.state)
         net.eval()
         photos = open_dataset(shared_data / "imagenet-photos-100.zip")
         preprocessing = Preprocessing(image_size=32, resize=36)

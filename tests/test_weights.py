@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import hashlib
 import http.server
 import io
+import json
 import pickle
 import random
+import resource
 import socket
 import threading
 import warnings
@@ -28,23 +31,30 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from resnet_onnx.models import catalog, weights
+from resnet_onnx.models import catalog
 from resnet_onnx.models.build import build, build_empty
 from resnet_onnx.models.configs import NetworkConfig, ResNetConfig, with_classes
+from resnet_onnx.models.fitting import fit, recognise
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.models.weights import (
-    fit_state_dict,
-    imagenet_state_dict,
-    load_network,
-    random_state_dict,
-    read_state_dict,
-    recognise,
-    store_state_dict,
-)
+from resnet_onnx.models.stated_preprocessing import stated_preprocessing
+from resnet_onnx.models.weights import imagenet_state_dict, load_network, random_state_dict, store_state_dict
+from resnet_onnx.models.weights_file import WeightsFile, in_memory, read_weights_file
+from runtimes import files
 from runtimes.errors import BadWeights, NetworkUnavailable, UsageError
 
 SMALL = catalog.lookup("cifar-resnet8").config
+
+
+def fitted(config: NetworkConfig, state: dict[str, Tensor], *, origin: str) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    found = fit(config, in_memory(state, origin))
+    return found.config, found.state
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that holds them itself."""
+    (state,) = read_weights_file(path).entries.values()
+    return state
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,7 +111,7 @@ def test_torchvision_weights_give_torchvisions_outputs(name: str) -> None:
     with torch.device("meta"):
         theirs = getattr(torchvision.models, name)(weights=None)
     theirs = _filled(theirs.to_empty(device="cpu"))
-    config, state = fit_state_dict(catalog.lookup(name).config, theirs.state_dict(), origin="torchvision")
+    config, state = fitted(catalog.lookup(name).config, theirs.state_dict(), origin="torchvision")
     assert config == catalog.lookup(name).config
     pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -123,7 +133,7 @@ def test_timm_weights_give_timms_outputs(name: str, side: int, bound: float) -> 
     with torch.device("meta"):
         theirs = timm.create_model(name, pretrained=False)
     theirs = _filled(theirs.to_empty(device="cpu"))
-    config, state = fit_state_dict(catalog.lookup(name).config, theirs.state_dict(), origin="timm")
+    config, state = fitted(catalog.lookup(name).config, theirs.state_dict(), origin="timm")
     pictures = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = theirs(pictures)
@@ -136,7 +146,7 @@ def test_v1_differs_from_torchvision() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.resnet50(weights=None)
     theirs = _filled(theirs.to_empty(device="cpu"))
-    config, state = fit_state_dict(catalog.lookup("resnet50-v1").config, theirs.state_dict(), origin="torchvision")
+    config, state = fitted(catalog.lookup("resnet50-v1").config, theirs.state_dict(), origin="torchvision")
     pictures = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         assert _relative_rmse(_loaded(config, state)(pictures), theirs(pictures)) > 1e-2
@@ -145,8 +155,8 @@ def test_v1_differs_from_torchvision() -> None:
 @pytest.mark.parametrize(("depth", "correct"), [(20, 795), (32, 808)])
 def test_published_cifar_weights_keep_their_accuracy(shared_data: Path, depth: int, correct: int) -> None:
     """Every tenth test picture; all 10,000 give 81.03 % and 82.56 %."""
-    state = read_state_dict(shared_data / f"cifar-resnet{depth}.th")
-    config, state = fit_state_dict(catalog.lookup(f"cifar-resnet{depth}").config, state, origin="akamaster")
+    state = read(shared_data / f"cifar-resnet{depth}.th")
+    config, state = fitted(catalog.lookup(f"cifar-resnet{depth}").config, state, origin="akamaster")
     network = _loaded(config, state)
     with zipfile.ZipFile(shared_data / "cifar10-jpeg.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("test/") and name.endswith(".jpg"))[::10]
@@ -170,30 +180,165 @@ def test_every_kind_of_file_is_read(tmp_path: Path, small_state: dict[str, Tenso
         safetensors.torch.save_file(small_state, path)
     else:
         torch.save(small_state, path, _use_new_zipfile_serialization=not legacy)
-    read = read_state_dict(path)
-    assert read.keys() == small_state.keys()
-    assert all(torch.equal(read[name], small_state[name]) for name in read)
+    found = read(path)
+    assert found.keys() == small_state.keys()
+    assert all(torch.equal(found[name], small_state[name]) for name in found)
 
 
-@pytest.mark.parametrize("wrapper", weights.WRAPPERS)
-def test_wrappers_of_training_scripts_are_taken_off(
-    tmp_path: Path, small_state: dict[str, Tensor], wrapper: str
-) -> None:
+@pytest.mark.parametrize(
+    "path", ["state_dict", "model", "network", "weights", "any.thing.at all", "model_state.params", "ema_model"]
+)
+def test_a_network_is_found_under_whatever_keys(tmp_path: Path, small_state: dict[str, Tensor], path: str) -> None:
+    inner: Any = {f"_orig_mod.student.{name}": tensor for name, tensor in small_state.items()}
+    for key in reversed(path.split(".")):
+        inner = {key: inner}
     checkpoint = {
         "epoch": 3,
         "rng": torch.get_rng_state(),
-        "args": argparse.Namespace(lr=0.1),
-        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2)}}},
-        wrapper: small_state,
+        "loss": torch.tensor(0.5),
+        "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+        "best": np.float64(91.2),
+        "optimizer": {"state": collections.defaultdict(dict, {0: {"momentum_buffer": torch.ones(2)}})},
+        **inner,
     }
     torch.save(checkpoint, tmp_path / "checkpoint.pth")
-    assert read_state_dict(tmp_path / "checkpoint.pth").keys() == small_state.keys()
+    found = fit(SMALL, read_weights_file(tmp_path / "checkpoint.pth"))
+    assert all(torch.equal(found.state[name], small_state[name]) for name in small_state)
+    assert found.left_out == ("rng", "loss", "optimizer (1 tensor)")
+    assert found.entry == ""
 
 
-def test_trained_weights_come_before_their_average(tmp_path: Path, small_state: dict[str, Tensor]) -> None:
-    averaged = {name: torch.zeros_like(tensor) for name, tensor in small_state.items()}
-    torch.save({"model_ema": averaged, "model": small_state}, tmp_path / "checkpoint.pth")
-    assert torch.equal(read_state_dict(tmp_path / "checkpoint.pth")["conv1.weight"], small_state["conv1.weight"])
+def test_of_raw_and_averaged_weights_the_user_names_one(tmp_path: Path, small_state: dict[str, Tensor]) -> None:
+    averaged = {f"module.{name}": torch.ones_like(tensor) for name, tensor in small_state.items()}
+    torch.save({"model_ema": {**averaged, "n_averaged": torch.tensor(7)}, "model": small_state}, tmp_path / "both.pth")
+    both = read_weights_file(tmp_path / "both.pth")
+    with pytest.raises(UsageError) as caught:
+        fit(SMALL, both)
+    assert "holds 2 networks that fit: 'model_ema' (a moving average) and 'model'" in caught.value.message
+    assert caught.value.fix == "--weights-entry model_ema\n--weights-entry model"
+    ema, raw = (fit(SMALL, both, entry=name) for name in ("model_ema", "model"))
+    assert ema.state["conv1.weight"].eq(1).all()
+    assert torch.equal(raw.state["conv1.weight"], small_state["conv1.weight"])
+    assert ema.left_out == ("n_averaged", f"model ({len(small_state)} tensors)")
+    assert raw.entry == "model"
+    with pytest.raises(UsageError, match=r"--weights-entry best: .* holds no such network"):
+        fit(SMALL, both, entry="best")
+
+
+def test_two_networks_in_one_mapping_are_told_apart_by_their_prefix(small_state: dict[str, Tensor]) -> None:
+    student = {f"student.{name}": tensor for name, tensor in small_state.items()}
+    teacher = {f"teacher.{name}": tensor + 1 for name, tensor in small_state.items()}
+    both = in_memory({**student, **teacher}, "distilled.pth")
+    with pytest.raises(UsageError, match="'student' and 'teacher'"):
+        fit(SMALL, both)
+    found = fit(SMALL, both, entry="teacher").state
+    assert torch.equal(found["fc.bias"], small_state["fc.bias"] + 1)
+
+
+def test_the_same_weights_under_two_names_are_one_network(tmp_path: Path, small_state: dict[str, Tensor]) -> None:
+    torch.save({"model": small_state, "best": dict(small_state)}, tmp_path / "twice.pth")
+    found = fit(SMALL, read_weights_file(tmp_path / "twice.pth"))
+    assert torch.equal(found.state["fc.bias"], small_state["fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("head", "have"),
+    [
+        ({}, "the file has none"),
+        ({"fc.weight": torch.zeros(10, 64)}, "the file has fc.weight [10, 64]"),
+        (
+            {"fc.1.weight": torch.zeros(10, 64), "fc.1.bias": torch.zeros(10)},
+            "the file has fc.1.weight [10, 64], fc.1.bias [10]",
+        ),
+    ],
+)
+def test_another_head_is_named_and_a_training_may_start_a_new_one(
+    small_state: dict[str, Tensor], head: dict[str, Tensor], have: str
+) -> None:
+    backbone = {name: tensor for name, tensor in small_state.items() if not name.startswith("fc.")}
+    file = in_memory({**backbone, **head}, "file.pth")
+    with pytest.raises(BadWeights) as caught:
+        fit(SMALL, file)
+    assert "file.pth has all layers of cifar-resnet8 but another head: fc.weight [classes, 64]" in caught.value.message
+    assert have in caught.value.message
+    assert "train --weights" in (caught.value.fix or "")
+    found = fit(SMALL, file, head=False)
+    assert found.state.keys() == backbone.keys()
+    assert have in found.head_problem
+
+
+def test_layers_that_ours_lack_are_a_misfit_and_not_left_out(small_state: dict[str, Tensor]) -> None:
+    deeper = build(catalog.lookup("cifar-resnet14").config).state_dict()
+    with pytest.raises(BadWeights, match=r"unexpected \(layer1\.1\.conv1\.weight"):
+        fitted(SMALL, deeper, origin="x")
+    found = fit(SMALL, in_memory({**small_state, "criterion.weight": torch.ones(10)}, "x"))
+    assert found.left_out == ("criterion.weight",)
+    assert "criterion.weight" in found.notes[0]
+
+
+class _Bomb:
+    """Eight gigabytes out of a few bytes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (bytearray, (8 << 30,))
+
+
+class _TensorBomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (torch.Tensor, (1 << 33,))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits of memory need Linux")
+@pytest.mark.parametrize("bomb", [_Bomb, _TensorBomb])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_takes_gigabytes_is_refused_before_it_has_them(
+    tmp_path: Path, small_state: dict[str, Tensor], bomb: type, legacy: bool
+) -> None:
+    path = tmp_path / "bomb.pth"
+    torch.save({"state_dict": small_state, "extra": bomb()}, path, _use_new_zipfile_serialization=not legacy)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with pytest.raises(BadWeights, match="is refused"):
+        read_weights_file(path)
+    assert max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) < 4 << 20  # KiB
+
+
+def test_pictures_are_prepared_as_the_weights_file_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = catalog.lookup("resnet50")
+    mine = WeightsFile(origin="x", entries={}, path=tmp_path / "mine.pth")
+    assert stated_preprocessing(mine, entry) is None
+
+    second = replace(mine, path=tmp_path / "resnet50-11ad3fa6.pth")
+    monkeypatch.setattr(files, "sha256_file", lambda path: "11ad3fa6" + "0" * 56)
+    found = stated_preprocessing(second, entry)
+    assert found is not None
+    assert (found[0].resize, found[0].image_size) == (232, 224)
+    assert found[1] == "torchvision's ResNet50_Weights.IMAGENET1K_V2"
+    monkeypatch.setattr(files, "sha256_file", lambda path: "f" * 64)  # called like it, and another file
+    assert stated_preprocessing(second, entry) is None
+
+    stated = {
+        "input_size": [3, 288, 288],
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"architecture": "resnet50", "pretrained_cfg": stated}))
+    expected = Preprocessing(
+        image_size=288, resize=303, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    assert stated_preprocessing(mine, entry) == (expected, str(config))
+    for damage in (
+        "{",
+        "[]",
+        '{"pretrained_cfg": {"input_size": 3}}',
+        json.dumps({"pretrained_cfg": {**stated, "crop_pct": 0}}),
+    ):
+        config.write_text(damage)
+        assert stated_preprocessing(mine, entry) is None
+    options = {**stated, "input_size": None, "img_size": 288}
+    assert stated_preprocessing(replace(mine, options=options), entry) == (expected, "the checkpoint's own options")
 
 
 class _Hostile:
@@ -222,12 +367,12 @@ def test_a_hostile_pickle_is_refused_and_not_run(
     else:
         torch.save(hostile(target), path, _use_new_zipfile_serialization=container == "zip")
     with pytest.raises(BadWeights) as caught:
-        read_state_dict(path)
+        read(path)
     assert not target.exists()
     if container == "bare pickle":
         assert "not a PyTorch state dict" in caught.value.message
     else:
-        assert "weights.pth is refused: it asks for" in caught.value.message
+        assert "weights.pth is refused: it contains" in caught.value.message
         assert "safetensors" in (caught.value.fix or "")
     with contextlib.suppress(Exception):  # the file is a real threat: plain unpickling does run it
         torch.load(path, weights_only=False)
@@ -286,7 +431,7 @@ def test_a_file_that_is_no_weights_file_is_one_clear_error(tmp_path: Path, write
     path = tmp_path / "weights.pth"
     write(path)
     with pytest.raises(BadWeights) as caught:
-        read_state_dict(path)
+        read(path)
     assert message in caught.value.message
     assert str(path) in caught.value.message
     assert caught.value.exit_code == 2
@@ -298,7 +443,7 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
     loop = tmp_path / "loop.pth"
     loop.symlink_to(loop)
     with pytest.raises(BadWeights, match="can't read the weights"):
-        read_state_dict(loop)
+        read(loop)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -313,7 +458,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, small_state: dict[str, Tensor], k
     for cut in sorted({dice.randrange(len(whole)) for _ in range(60)} | {1, 8, 9, 64, len(whole) - 1}):
         path.write_bytes(whole[:cut])
         with pytest.raises(BadWeights):
-            read_state_dict(path)
+            read(path)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -335,12 +480,12 @@ def test_flipped_bits_are_refused_or_harmless_where_the_format_has_checksums(
         flipped[position] ^= 1 << dice.randrange(8)
         path.write_bytes(flipped)
         try:
-            read = read_state_dict(path)
+            found = read(path)
         except BadWeights:
             refused += 1
             continue
         if kind == "zip":
-            assert all(torch.equal(read[name], small_state[name]) for name in small_state)
+            assert all(torch.equal(found[name], small_state[name]) for name in small_state)
     assert refused > (90 if kind == "zip" else 10)
 
 
@@ -350,19 +495,19 @@ def test_flipped_bits_are_refused_or_harmless_where_the_format_has_checksums(
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "_orig_mod.module."])
 def test_prefixes_and_dialects_are_understood(small_state: dict[str, Tensor], prefix: str) -> None:
     theirs = {prefix + name.replace("fc.", "linear."): tensor for name, tensor in small_state.items()}
-    config, state = fit_state_dict(SMALL, theirs, origin="theirs")
+    config, state = fitted(SMALL, theirs, origin="theirs")
     assert config == SMALL
     assert all(torch.equal(state[name], small_state[name]) for name in small_state)
 
 
 def test_an_averaged_model_s_counter_is_no_weight(small_state: dict[str, Tensor]) -> None:
     averaged = {"n_averaged": torch.tensor(5), **{f"module.{name}": t for name, t in small_state.items()}}
-    assert fit_state_dict(SMALL, averaged, origin="ema")[1].keys() == small_state.keys()
+    assert fitted(SMALL, averaged, origin="ema")[1].keys() == small_state.keys()
 
 
 def test_batch_counters_may_be_absent(small_state: dict[str, Tensor]) -> None:
     old = {name: tensor for name, tensor in small_state.items() if "num_batches" not in name}
-    assert fit_state_dict(SMALL, old, origin="old")[1].keys() == small_state.keys()
+    assert fitted(SMALL, old, origin="old")[1].keys() == small_state.keys()
 
 
 @pytest.mark.parametrize("option", ["A", "B", "C"])
@@ -371,23 +516,23 @@ def test_shortcut_option_and_classes_are_the_weights_own(option: Any, asked: Any
     assert isinstance(SMALL, ResNetConfig)
     theirs = with_classes(replace(SMALL, shortcut=option), 17)
     state = {name.replace("downsample", "shortcut"): t for name, t in build(theirs).state_dict().items()}
-    config, fitted = fit_state_dict(replace(SMALL, shortcut=asked), state, origin="theirs")
+    config, found = fitted(replace(SMALL, shortcut=asked), state, origin="theirs")
     assert config == theirs
-    assert fitted["fc.weight"].shape == (17, 64)
+    assert found["fc.weight"].shape == (17, 64)
 
 
 def test_a_plain_net_stays_plain(small_state: dict[str, Tensor]) -> None:
     plain = catalog.lookup("cifar-plain8").config
-    assert fit_state_dict(plain, small_state, origin="plain")[0] == plain
+    assert fitted(plain, small_state, origin="plain")[0] == plain
     assert isinstance(SMALL, ResNetConfig)
     with pytest.raises(BadWeights, match=r"does not fit.*unexpected \(layer2\.0\.downsample"):
-        fit_state_dict(plain, build(replace(SMALL, shortcut="B")).state_dict(), origin="residual")
+        fitted(plain, build(replace(SMALL, shortcut="B")).state_dict(), origin="residual")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32_copies(small_state: dict[str, Tensor], dtype: torch.dtype) -> None:
     theirs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in small_state.items()}
-    _, state = fit_state_dict(SMALL, theirs, origin="half")
+    _, state = fitted(SMALL, theirs, origin="half")
     for name, tensor in state.items():
         assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
         assert torch.equal(tensor, theirs[name].to(tensor.dtype))
@@ -395,7 +540,7 @@ def test_other_precisions_become_float32_copies(small_state: dict[str, Tensor], 
 
 def test_fitted_tensors_are_copies_that_stand_alone(small_state: dict[str, Tensor]) -> None:
     strided = {name: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in small_state.items()}
-    _, state = fit_state_dict(SMALL, strided, origin="x")
+    _, state = fitted(SMALL, strided, origin="x")
     assert all(tensor.is_contiguous() for tensor in state.values())
     small_state["fc.bias"].add_(1)
     assert not torch.equal(state["fc.bias"], small_state["fc.bias"])
@@ -415,7 +560,7 @@ def test_numbers_that_cannot_be_weights_are_refused_by_name(
 ) -> None:
     small_state[name].view(-1)[0] = value
     with pytest.raises(BadWeights) as caught:
-        fit_state_dict(SMALL, small_state, origin="file.pth")
+        fitted(SMALL, small_state, origin="file.pth")
     assert caught.value.message.startswith("file.pth: ")
     assert message in caught.value.message
 
@@ -423,14 +568,14 @@ def test_numbers_that_cannot_be_weights_are_refused_by_name(
 def test_values_beyond_float32_and_whole_numbers_are_refused(small_state: dict[str, Tensor]) -> None:
     too_large = {**small_state, "fc.bias": torch.full((10,), 1e300, dtype=torch.float64)}
     with pytest.raises(BadWeights, match=r"'fc\.bias' has values too large for float32"):
-        fit_state_dict(SMALL, too_large, origin="x")
+        fitted(SMALL, too_large, origin="x")
     with pytest.raises(BadWeights, match=r"'fc\.bias' is int8, expected a floating dtype"):
-        fit_state_dict(SMALL, {**small_state, "fc.bias": torch.zeros(10, dtype=torch.int8)}, origin="x")
+        fitted(SMALL, {**small_state, "fc.bias": torch.zeros(10, dtype=torch.int8)}, origin="x")
 
 
 def test_two_tensors_for_one_name_are_refused(small_state: dict[str, Tensor]) -> None:
     with pytest.raises(BadWeights, match=r"two tensors are both 'fc\.bias'"):
-        fit_state_dict(SMALL, {**small_state, "linear.bias": torch.zeros(10)}, origin="x")
+        fitted(SMALL, {**small_state, "linear.bias": torch.zeros(10)}, origin="x")
 
 
 @pytest.mark.parametrize(
@@ -447,7 +592,7 @@ def test_two_tensors_for_one_name_are_refused(small_state: dict[str, Tensor]) ->
 def test_a_misfit_names_tensors_and_the_network_that_fits(asked: str, really: str, parts: tuple[str, ...]) -> None:
     state = build_empty(with_classes(catalog.lookup(really).config, 5)).state_dict()
     with pytest.raises(BadWeights) as caught:
-        fit_state_dict(catalog.lookup(asked).config, state, origin="file.pth")
+        fitted(catalog.lookup(asked).config, state, origin="file.pth")
     whole = f"{caught.value.message} | {caught.value.fix}"
     assert whole.startswith("file.pth does not fit ")
     for part in parts:
@@ -458,13 +603,13 @@ def test_a_misfit_names_tensors_and_the_network_that_fits(asked: str, really: st
 def test_weights_of_no_catalog_network_are_told(small_state: dict[str, Tensor]) -> None:
     del small_state["layer3.0.bn2.bias"]
     with pytest.raises(BadWeights) as caught:
-        fit_state_dict(SMALL, small_state, origin="x")
+        fitted(SMALL, small_state, origin="x")
     assert "1 missing (layer3.0.bn2.bias)" in caught.value.message
     assert "fit no network of the catalog" in (caught.value.fix or "")
     with torch.device("meta"):
         normed = torchvision.models.vgg16_bn(weights=None)
     with pytest.raises(BadWeights) as caught:
-        fit_state_dict(catalog.lookup("vgg16").config, normed.state_dict(), origin="x")
+        fitted(catalog.lookup("vgg16").config, normed.state_dict(), origin="x")
     assert "batch normalisation" in (caught.value.fix or "")
 
 

@@ -150,6 +150,11 @@ class WholeNumbers(click.ParamType[Any]):
         return numbers
 
 
+weights_entry_option = click.option(
+    "--weights-entry", metavar="NAME", help="Which network of a weights file that holds several (EMA …)."
+)
+
+
 def model_options(*, required: bool = True, argument: bool = True) -> Callable[[F], F]:
     """Adds MODEL and what can be said about it; the command gets one ``request``.
 
@@ -183,6 +188,7 @@ def model_options(*, required: bool = True, argument: bool = True) -> Callable[[
             click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255."),
             click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255."),
             click.option("--weights", metavar="random|imagenet|PATH", help="Weights for a named architecture."),
+            weights_entry_option,
             click.option("--model", "model_name", metavar="NAME", help="Architecture of a weights file."),
         ):
             decorated = option(decorated)
@@ -207,6 +213,7 @@ def _request(kwargs: dict[str, Any]) -> Request:
         model=model,
         name=name,
         weights=kwargs.pop("weights"),
+        weights_entry=kwargs.pop("weights_entry"),
         seed=kwargs.pop("seed"),
         variant=kwargs.pop("variant"),
         shortcut=kwargs.pop("shortcut"),

@@ -14,6 +14,7 @@ from resnet_onnx.cli.options import (
     make_command,
     threads_option,
     training_data_option,
+    weights_entry_option,
     workers_option,
 )
 from resnet_onnx.cli.terminal import Terminal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from resnet_onnx.training.distributed import ProcessGroup
     from resnet_onnx.training.plan import Progress, TrainingPlan, TrainingResult
     from resnet_onnx.training.recipes import Recipe
+    from resnet_onnx.workflow.resolving import Start
 
 
 @make_command("train", example="resnet-onnx train --model cifar-resnet20 --data digits --out runs/digits")
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 @click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255.")
 @click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255.")
 @click.option("--weights", metavar="imagenet|PATH", help="Start from trained weights; a fitting head is kept.")
+@weights_entry_option
 @click.option(
     "--skip-bad", type=click.IntRange(0), default=0, metavar="N", help="Leave out up to N pictures that can't be read."
 )
@@ -86,6 +89,7 @@ def command(
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     weights: str | None,
+    weights_entry: str | None,
     skip_bad: int,
     out: Path | None,
     plot: Path | None,
@@ -135,7 +139,7 @@ def command(
             lookup_recipe(recipe_name)  # a wrong name is refused before any data is opened or downloaded
         pictures = open_training_data(spec)
         recipe = _recipe(recipe_name, entry, spec, len(pictures.train), assignments, fields)
-        start = None if weights is None else workflow.initial_state(entry, weights, pictures.train.classes, seed=seed)
+        start = _start(entry, weights, weights_entry, pictures.train.classes, seed)
         plan = TrainingPlan(
             entry=entry,
             data=pictures,
@@ -285,6 +289,16 @@ def _show(terminal: Terminal, display: Display, task: TaskID, progress: Progress
             + (f"  validation {100 * held:.2f} %" if held is not None else "")
             + f"  {figures['images_per_second']:.0f} img/s"
         )
+
+
+def _start(
+    entry: CatalogEntry, weights: str | None, weights_entry: str | None, classes: Sequence[str], seed: int
+) -> Start | None:
+    from resnet_onnx import workflow
+
+    if weights is None:
+        return None
+    return workflow.initial_state(entry, weights, classes, seed=seed, weights_entry=weights_entry)
 
 
 def _list_recipes(terminal: Terminal) -> None:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from resnet_onnx.models.configs import NetworkConfig, ResNetConfig, Shortcut, Variant, VGGConfig
+from resnet_onnx.models.configs import Block, NetworkConfig, ResNetConfig, Shortcut, Variant, VGGConfig
 from resnet_onnx.models.preprocessing import Preprocessing
 from runtimes.errors import UsageError
 
@@ -23,6 +23,9 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 _IMAGENET = Preprocessing(image_size=224, resize=256)
 _CIFAR = Preprocessing(image_size=32, resize=32, mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+_PYTORCH_CIFAR = Preprocessing(image_size=32, resize=32, mean=CIFAR10_MEAN, std=(0.2023, 0.1994, 0.2010))
+"""As kuangliu/pytorch-cifar prepares pictures (main.py): its deviations are means of those within single pictures."""
 
 DEPTHS = (18, 34, 50, 101, 152)
 """The paper's ImageNet ResNets (table 1)."""
@@ -399,6 +402,19 @@ def _cifar(shortcut: Shortcut, depth: int) -> CatalogEntry:
     )
 
 
+def _wide_cifar(depth: int) -> CatalogEntry:
+    """An ImageNet ResNet on small pictures, with CIFAR's stem (kuangliu/pytorch-cifar, models/resnet.py)."""
+    block: Block = "basic" if depth in _BASIC_LAYERS else "bottleneck"
+    layers = _BASIC_LAYERS.get(depth) or _BOTTLENECK_LAYERS[depth]
+    return CatalogEntry(
+        name=f"resnet{depth}-cifar",
+        config=ResNetConfig(block=block, layers=layers, stem="cifar", num_classes=10),
+        preprocessing=_PYTORCH_CIFAR,
+        dataset="cifar10",
+        published=Published(note="the ImageNet network with a 3×3 stem, as in kuangliu/pytorch-cifar"),
+    )
+
+
 _CATALOG = {
     entry.name: entry
     for entry in (
@@ -407,6 +423,7 @@ _CATALOG = {
         *(_plain(depth) for depth in _BASIC_LAYERS),
         _vgg(16),
         _vgg(19),
+        *(_wide_cifar(depth) for depth in (18, 34, 50)),
         *(_cifar("A", depth) for depth in CIFAR_DEPTHS),
         *(_cifar("none", depth) for depth in CIFAR_DEPTHS),
     )

@@ -55,12 +55,14 @@ class Request:
         model: MODEL: a catalog name, an ``.onnx`` file, an engine, a checkpoint folder or a weights file.
         name: ``--model``: the architecture of a weights file.
         weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
+        weights_entry: ``--weights-entry``: which of several networks in a weights file.
         labels: ``--labels``: a file, ``imagenet`` or ``cifar10``.
     """
 
     model: str | None = None
     name: str | None = None
     weights: str | None = None
+    weights_entry: str | None = None
     seed: int = 0
     variant: Variant | None = None
     shortcut: Shortcut | None = None

@@ -19,6 +19,7 @@ from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import input_spec
 from resnet_onnx.workflow.request import METADATA_PREFIX, Model, OnnxForm, Request, check_request, entry_of, kind_of
 from resnet_onnx.workflow.weights import (
+    catalog_labels,
     fitted_weights,
     imagenet_weights,
     overridden,
@@ -58,7 +59,7 @@ def _resolve(request: Request) -> Model:
     if kind == "folder":
         if request.weights is not None:
             raise UsageError(f"{request.model} is a checkpoint and has its own weights; leave --weights out")
-        return _from_network(overridden(read_network(Path(str(request.model))), request), request)
+        return _from_network(overridden(read_network(Path(str(request.model))), request), (), request)
     if kind == "weights":
         if request.name is None:
             raise UsageError(
@@ -67,22 +68,22 @@ def _resolve(request: Request) -> Model:
             )
         if request.weights is not None:
             raise UsageError(f"weights were given twice: {request.model} and --weights {request.weights}")
-        return _from_network(fitted_weights(request, Path(str(request.model))), request)
+        return _from_network(*fitted_weights(request, Path(str(request.model))), request)
     if request.weights in (None, "random"):
-        return _from_network(random_weights(request), request)
+        return _from_network(random_weights(request), (), request)
     if request.weights == "imagenet":
-        return _from_network(imagenet_weights(request), request)
+        return _from_network(imagenet_weights(request), (), request)
     path = Path(str(request.weights))
     if path.is_dir():
         network = read_network(path)
         entry = entry_of(request)
         if replace(entry.config, num_classes=network.config.num_classes) != network.config:
             raise BadWeights(f"the checkpoint {path} holds {network.name}, not {entry.name}")
-        return _from_network(overridden(network, request), request)
-    return _from_network(fitted_weights(request, path), request)
+        return _from_network(overridden(network, request), (), request)
+    return _from_network(*fitted_weights(request, path), request)
 
 
-def _from_network(network: Network, request: Request) -> Model:
+def _from_network(network: Network, notes: tuple[str, ...], request: Request) -> Model:
     return Model(
         name=network.name,
         network=network,
@@ -90,7 +91,7 @@ def _from_network(network: Network, request: Request) -> Model:
         preprocessing=network.preprocessing,
         labels=network.labels,
         trained=network.trained,
-        notes=_notes(network),
+        notes=(*_notes(network), *notes),
     )
 
 
@@ -183,7 +184,9 @@ def _check_form(checked: onnx_gate.CheckedModel, network: Network, form: OnnxFor
 
 def _original_weights(request: Request, network: Network) -> Network:
     """The torch form of an ONNX file made here, from weights that the user names."""
-    from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
+    from resnet_onnx.models.fitting import fit
+    from resnet_onnx.models.weights import store_state_dict
+    from resnet_onnx.models.weights_file import read_weights_file
 
     if request.weights in ("random", "imagenet"):
         raise UsageError(f"{request.model} has its weights in it: --weights names the file that they came from")
@@ -193,10 +196,10 @@ def _original_weights(request: Request, network: Network) -> Network:
         if named.config != network.config:
             raise BadWeights(f"{path} holds {named.name} with another architecture than {request.model} was made from")
         return replace(network, weights=named.weights, weights_sha256=named.weights_sha256)
-    config, state = fit_state_dict(network.config, read_state_dict(path), origin=str(path))
-    if config != network.config:
+    fitted = fit(network.config, read_weights_file(path), entry=request.weights_entry)
+    if fitted.config != network.config:
         raise BadWeights(f"{path} does not fit the architecture that {request.model} was made from")
-    stored = store_state_dict(state)
+    stored = store_state_dict(fitted.state)
     return replace(network, weights=stored[0], weights_sha256=stored[1])
 
 
@@ -230,7 +233,9 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         if request.name is None:
             raise UsageError("--weights beside a foreign ONNX file needs its architecture", fix="add --model NAME")
         named = replace(request, model=None, labels=None, image_size=None)
-        network = overridden(fitted_weights(named, Path(request.weights)), replace(request, labels=None))
+        found, left_out = fitted_weights(named, Path(request.weights))
+        network = overridden(found, replace(request, labels=None))
+        notes += left_out
         preprocessing = preprocessing and network.preprocessing
     labels = overridden_labels(request, classes_of(checked.outputs), None)
     return Model(
@@ -301,38 +306,48 @@ class Start:
     description: str
 
 
-def initial_state(entry: catalog.CatalogEntry, weights: str, classes: Sequence[str], *, seed: int) -> Start:
+def initial_state(
+    entry: catalog.CatalogEntry, weights: str, classes: Sequence[str], *, seed: int, weights_entry: str | None = None
+) -> Start:
     """Returns what a training starts from; the head is kept only where it answers with the same classes.
 
     The classes are those to train on, in the order of the outputs; the seed decides the values of a head drawn anew.
 
     Raises:
         BadWeights: The weights don't fit the network.
-        UsageError: They are not trained.
+        UsageError: They are not trained, or the file holds several networks.
     """
     import torch
 
     from resnet_onnx.models.build import build
     from resnet_onnx.models.configs import with_classes
+    from resnet_onnx.models.fitting import classifier_name, fit
+    from resnet_onnx.models.weights_file import read_weights_file
 
-    network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may have its name
-    if network is None or not network.trained:
-        raise UsageError(
-            "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"
-        )
-    state = network.load().state_dict()
-    if network.config.num_classes == len(classes) and _same_classes(classes, network.labels):
-        unknown = "" if network.labels else ", whose outputs are taken for the classes in their order"
-        return Start(state=state, description=f"{network.weights_source}, with its head{unknown}")
+    problem = ""
+    if Path(weights).is_file():
+        fitted = fit(entry.config, read_weights_file(Path(weights)), entry=weights_entry, head=False)
+        config, state, problem = fitted.config, fitted.state, fitted.head_problem
+        labels, source = catalog_labels(entry, config.num_classes), files.printable(Path(weights).name)
+        source += f" ({files.printable(fitted.entry)})" if fitted.entry else ""
+    else:
+        network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may have its name
+        if network is None or not network.trained:
+            raise UsageError(
+                "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"
+            )
+        config, state, labels = network.config, network.load().state_dict(), network.labels
+        source = network.weights_source
+    if not problem and config.num_classes == len(classes) and _same_classes(classes, labels):
+        unknown = "" if labels else ", whose outputs are taken for the classes in their order"
+        return Start(state=state, description=f"{source}, with its head{unknown}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        fresh = build(with_classes(network.config, len(classes))).state_dict()
-    # What depends on the number of classes is the head: it shows beside a network with one class more.
-    other = build(with_classes(network.config, len(classes) + 1)).state_dict()
-    head = {name for name, tensor in fresh.items() if other[name].shape != tensor.shape}
+        fresh = build(with_classes(config, len(classes))).state_dict()
+    head = f"{classifier_name(config)}."
     return Start(
-        state={name: tensor if name in head else state[name] for name, tensor in fresh.items()},
-        description=f"{network.weights_source}; head drawn anew (seed {seed}) for {len(classes)} classes",
+        state={name: tensor if name.startswith(head) else state[name] for name, tensor in fresh.items()},
+        description=f"{source}; head drawn anew (seed {seed}) for {len(classes)} classes",
     )
 
 

@@ -93,23 +93,35 @@ def as_network(
     )
 
 
-def fitted_weights(request: Request, path: Path) -> Network:
-    """Returns the network that a request names with the weights of a file."""
-    from resnet_onnx.models.weights import fit_state_dict, read_state_dict, store_state_dict
+def fitted_weights(request: Request, path: Path) -> tuple[Network, tuple[str, ...]]:
+    """Returns the network that a request names with the weights of a file, and what was left out of it, in words."""
+    from resnet_onnx.models.fitting import fit
+    from resnet_onnx.models.stated_preprocessing import stated_preprocessing
+    from resnet_onnx.models.weights import store_state_dict
+    from resnet_onnx.models.weights_file import read_weights_file
 
     entry = entry_of(replace(request, model=None, name=request.name or request.model))
-    config, state = fit_state_dict(entry.config, read_state_dict(path), origin=str(path))
-    return as_network(request, entry, config, store_state_dict(state), files.printable(path.name), True)
+    file = read_weights_file(path)
+    fitted = fit(entry.config, file, entry=request.weights_entry)
+    stated = stated_preprocessing(file, entry)
+    notes = fitted.notes
+    if stated is not None:
+        entry = replace(entry, preprocessing=stated[0])
+        notes += (f"pictures are prepared as {stated[1]} states: shorter side {stated[0].resize}, "
+                  f"crop {stated[0].image_size}, {stated[0].interpolation}",)  # fmt: skip
+    source = files.printable(path.name) + (f" ({files.printable(fitted.entry)})" if fitted.entry else "")
+    network = as_network(request, entry, fitted.config, store_state_dict(fitted.state), source, True)
+    return network, notes
 
 
 def imagenet_weights(request: Request) -> Network:
     """Returns the network that a request names with the published ImageNet weights."""
-    from resnet_onnx.models.weights import fit_state_dict, imagenet_state_dict, store_state_dict
+    from resnet_onnx.models.weights import imagenet_state_dict, store_state_dict
 
     entry = entry_of(request)
-    config, state = fit_state_dict(entry.config, imagenet_state_dict(entry), origin=f"ImageNet weights of {entry.name}")
+    state = imagenet_state_dict(entry)
     enum = entry.pretrained.enum_name if entry.pretrained else ""
-    return as_network(request, entry, config, store_state_dict(state), f"torchvision {enum}", True)
+    return as_network(request, entry, entry.config, store_state_dict(state), f"torchvision {enum}", True)
 
 
 def random_weights(request: Request) -> Network:
