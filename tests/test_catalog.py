@@ -36,6 +36,7 @@ def test_names_are_those_of_the_contract() -> None:
     assert catalog.names() == [
         *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
         *("resnet50-v1", "resnet101-v1", "resnet152-v1", "plain18", "plain34", "vgg16", "vgg19"),
+        *("resnet18-cifar", "resnet34-cifar", "resnet50-cifar"),
         *cifar,
     ]
 
@@ -46,9 +47,9 @@ def test_every_entry_is_consistent_with_its_name(name: str) -> None:
     assert entry.name == name
     digits = "".join(c for c in name.split("-v1")[0] if c.isdigit())
     assert entry.depth == int(digits)
-    assert entry.image_size == (32 if name.startswith("cifar") else 224)
-    assert entry.config.num_classes == (10 if name.startswith("cifar") else 1000)
-    assert entry.preprocessing.resize == (32 if name.startswith("cifar") else 256)
+    assert entry.image_size == (32 if "cifar" in name else 224)
+    assert entry.config.num_classes == (10 if "cifar" in name else 1000)
+    assert entry.preprocessing.resize == (32 if "cifar" in name else 256)
     if isinstance(entry.config, ResNetConfig):
         assert (entry.config.shortcut == "none") == ("plain" in name)
 
