@@ -369,7 +369,7 @@ def test_sizes_are_read(text: str | int, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "many", "-1", "1iB", "1 PB", "1e3"])
 def test_nonsense_sizes_are_refused(text: str) -> None:
-    with pytest.raises(Exception, match="is no size like"):
+    with pytest.raises(Exception, match="is not a size like"):
         Size().convert(text, None, None)
 
 

@@ -25,7 +25,7 @@ class Percent(click.ParamType[Any]):
         try:
             number = float(str(value).strip().removesuffix("%"))
         except ValueError:
-            self.fail(f"'{value}' is no percentage like 2 or 2%", param, ctx)
+            self.fail(f"'{value}' is not a percentage like 2 or 2%", param, ctx)
         if not 0 < number < 100:
             self.fail(f"'{value}': expected more than 0 and less than 100 percent", param, ctx)
         return number

@@ -32,7 +32,7 @@ class Size(click.ParamType[int]):
             return value
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", str(value).upper())
         if found is None or (found[3] and not found[2]):
-            self.fail(f"'{value}' is no size like 500MB, 4GiB or 0", param, ctx)
+            self.fail(f"'{value}' is not a size like 500MB, 4GiB or 0", param, ctx)
         return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2]])
 
 

@@ -40,7 +40,7 @@ class Terminal:
     Attributes:
         mute: Another process speaks for the command: this one shows no result, no note and no progress, and reports
             only errors that it alone has.
-        final: Whether an error ends the command; if it is started anew after one, that is no result yet.
+        final: Whether an error ends the command; if it is started anew after one, that is not a result yet.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:

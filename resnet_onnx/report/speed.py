@@ -26,7 +26,7 @@ _FEW_MODELS = 3
 """Up to so many, the page begins with a sentence on each."""
 
 _MOST_BARS = 40
-"""More are no picture any more; the table has all of them."""
+"""More do not fit into a drawing; the table has all of them."""
 
 
 class Speed:
