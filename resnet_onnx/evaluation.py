@@ -372,7 +372,8 @@ def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turns a model's outputs, float64 [..., classes], into probabilities: softmax, unless all are that already.
 
     Returns:
-        float64 [..., classes], in [0, 1], summing to 1 along the last axis; NaN where a score is NaN or +Inf.
+        float64 [..., classes], in [0, 1], summing to 1 along the last axis, or within ``_SUM_TOLERANCE`` of it where
+        they were probabilities; NaN where a score is NaN or +Inf.
     """
     with np.errstate(invalid="ignore"):
         sums = scores.sum(axis=-1)

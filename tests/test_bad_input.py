@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     f"{CIFAR} --weights list.pth": ("list.pth holds a list",),
     f"{CIFAR} --weights other.pth": ("other.pth does not fit", "conv1.weight"),
     f"{CIFAR} --weights w14.pth": ("w14.pth does not fit", "--model cifar-resnet14"),
-    f"{CIFAR} --weights misshapen.pth": ("fc.weight is [10, 7], expected [10, 64]",),
+    f"{CIFAR} --weights misshapen.pth": ("another head: fc.weight [classes, 64]", "has fc.weight [10, 7]"),
     f"{CIFAR} --weights nan.pth": ("nan.pth", "'conv1.weight' has NaN"),
     f"{CIFAR} --weights net.onnx": ("net.onnx is not a weights file",),
     f"{CIFAR} --weights ok.png": ("ok.png is not a weights file",),
