@@ -168,7 +168,7 @@ MISTAKES = [
     (["resnet18", "--runtime", "tensorrt", "--device", "cpu"], 2, "runs on cuda, not on 'cpu'"),
     (["resnet18", "--runtime", "tensorrt", "--target", "ampere"], 2, "'ampere' is not a compute capability"),
     (["resnet18", "--runtime", "tensorrt", "--shapes", "1x3"], 2, "names no input"),
-    (["resnet18", "--runtime", "tensorrt", "--workspace", "lots"], 2, "no size like 500MB"),
+    (["resnet18", "--runtime", "tensorrt", "--workspace", "lots"], 2, "not a size like 500MB"),
     (["resnet18", "--runtime", "tensorrt", "--workspace", "0"], 2, "the workspace must be at least 1 byte"),
     (["resnet18", "--runtime", "tensorrt", "--optimization-level", "6"], 2, "6 is not in the range"),
     (["resnet18", "--runtime", "tensorrt", "--output", "resnet18.onnx"], 2, "an engine ends in .engine or .plan"),
