@@ -171,4 +171,4 @@ def test_an_empty_cache_is_no_problem(capfd: pytest.CaptureFixture[str], cache: 
 
 def test_a_nonsense_size_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--prune", "some", "--json"]) == 2
-    assert "no size like 500MB" in json.loads(capfd.readouterr().out)["error"]["message"]
+    assert "not a size like 500MB" in json.loads(capfd.readouterr().out)["error"]["message"]
