@@ -87,13 +87,8 @@ def fit(config: NetworkConfig, weights: WeightsFile, *, entry: str | None = None
         UsageError: Several networks fit and `entry` is None, or `entry` names none.
     """
     candidates = list(_candidates(weights))
-    fitting = [
-        (one, found) for one in candidates if (found := _fitting_config(config, one.tensors, head=True)) is not None
-    ]
-    partly = [
-        (one, found) for one in candidates if (found := _fitting_config(config, one.tensors, head=False)) is not None
-    ]
-    usable = fitting or partly
+    fitting = _that_fit(config, candidates, head=True)
+    usable = fitting or _that_fit(config, candidates, head=False)
     chosen = _chosen(usable, entry, weights.origin)
     if chosen is None:
         raise _misfit(config, candidates, weights.origin)
@@ -158,12 +153,12 @@ def _candidates(weights: WeightsFile) -> Iterator[_Candidate]:
 
 
 def _of_entry(path: str, tensors: StateDict) -> Iterator[_Candidate]:
-    prefixes = {
+    prefixes = dict.fromkeys(  # in the order of the file, so that messages are the same each time
         name.removesuffix(anchor)
         for name in tensors
         for anchor in _ANCHORS
         if name == anchor or name.endswith(f".{anchor}")
-    }
+    )
     # A block's own first layer is called like the network's: what lies below another prefix is a part of that.
     outermost = [p for p in sorted(prefixes, key=len) if not re.search(r"(^|\.)layer\d+\.\d+\.$", p)] or [""]
     for prefix in outermost:
@@ -251,6 +246,13 @@ def _translated(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     if name.startswith("linear."):
         return "fc." + name.removeprefix("linear."), tensor
     return re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name), tensor
+
+
+def _that_fit(
+    config: NetworkConfig, candidates: Sequence[_Candidate], *, head: bool
+) -> list[tuple[_Candidate, NetworkConfig]]:
+    found = ((one, _fitting_config(config, one.tensors, head=head)) for one in candidates)
+    return [(one, fitting) for one, fitting in found if fitting is not None]
 
 
 def _fitting_config(config: NetworkConfig, given: Mapping[str, Tensor], *, head: bool) -> NetworkConfig | None:

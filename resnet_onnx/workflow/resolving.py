@@ -27,6 +27,7 @@ from resnet_onnx.workflow.weights import (
     overridden_preprocessing,
     random_weights,
     read_network,
+    source_of,
 )
 from runtimes import files, onnx_gate, onnx_types
 from runtimes.errors import BadData, BadModel, BadWeights, UsageError, UserError
@@ -328,8 +329,7 @@ def initial_state(
     if Path(weights).is_file():
         fitted = fit(entry.config, read_weights_file(Path(weights)), entry=weights_entry, head=False)
         config, state, problem = fitted.config, fitted.state, fitted.head_problem
-        labels, source = catalog_labels(entry, config.num_classes), files.printable(Path(weights).name)
-        source += f" ({files.printable(fitted.entry)})" if fitted.entry else ""
+        labels, source = catalog_labels(entry, config.num_classes), source_of(Path(weights), fitted.entry)
     else:
         network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may have its name
         if network is None or not network.trained:

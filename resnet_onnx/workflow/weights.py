@@ -93,6 +93,11 @@ def as_network(
     )
 
 
+def source_of(path: Path, entry: str) -> str:
+    """Returns what people read of where weights come from: the file, and its entry where it has several."""
+    return files.printable(path.name) + (f" ({files.printable(entry)})" if entry else "")
+
+
 def fitted_weights(request: Request, path: Path) -> tuple[Network, tuple[str, ...]]:
     """Returns the network that a request names with the weights of a file, and what was left out of it, in words."""
     from resnet_onnx.models.fitting import fit
@@ -109,7 +114,7 @@ def fitted_weights(request: Request, path: Path) -> tuple[Network, tuple[str, ..
         entry = replace(entry, preprocessing=stated[0])
         notes += (f"pictures are prepared as {stated[1]} states: shorter side {stated[0].resize}, "
                   f"crop {stated[0].image_size}, {stated[0].interpolation}",)  # fmt: skip
-    source = files.printable(path.name) + (f" ({files.printable(fitted.entry)})" if fitted.entry else "")
+    source = source_of(path, fitted.entry)
     network = as_network(request, entry, fitted.config, store_state_dict(fitted.state), source, True)
     return network, notes
 
