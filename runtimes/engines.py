@@ -22,10 +22,9 @@ from runtimes import files, onnx_types
 from runtimes.errors import BadModel, FileProblem, UsageError
 from runtimes.spec import Profile, ShapeRange, TensorSpec
 
-SCHEMA = 3
+SCHEMA = 4
 SUFFIX = ".engine"
 _FOLDER = "engines"
-_DIGEST_BYTES = 32
 _AGAIN = "build it again: resnet-onnx build"
 
 
@@ -123,7 +122,16 @@ class Engine:
     def to_json(self) -> dict[str, Any]:
         """Returns what lies beside it, as plain values."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.compare}
-        return {"schema": SCHEMA, **values, "key": self.key.to_json()}
+        record = {"schema": SCHEMA, **values, "key": self.key.to_json()}
+        return {**record, _SEAL: _seal(record)}
+
+
+_SEAL = "record_sha256"
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """Returns the hash that a record carries of everything else in it."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def record_path(engine: Path) -> Path:
@@ -185,6 +193,8 @@ def _read_record(engine: Path) -> Engine:
         value = json.loads(path.read_text())
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {SCHEMA} expected")
+        if value.pop(_SEAL) != _seal(value):
+            raise ValueError("it was damaged or changed: its own hash is another")
         return Engine(
             path=engine,
             key=EngineKey.from_json(value["key"]),
@@ -391,18 +401,12 @@ def _remove(path: Path, remove: Callable[[Path], None]) -> bool:
 
 def load_timings(name: str) -> bytes:
     """Returns a builder's timing cache, or b"" where there is none or a damaged one; `name` has library and GPU."""
-    path = files.cache_root() / _FOLDER / f"{name}.timings"
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        return b""
-    digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-    return data if hashlib.sha256(data).digest() == digest else b""
+    return files.read_sealed(files.cache_root() / _FOLDER / f"{name}.timings") or b""
 
 
 def store_timings(name: str, data: bytes) -> None:
     """Keeps a builder's timing cache for the next build; the last writer wins."""
-    files.write_bytes(files.cache_dir(_FOLDER) / f"{name}.timings", hashlib.sha256(data).digest() + data)
+    files.write_sealed(files.cache_dir(_FOLDER) / f"{name}.timings", data)
 
 
 def specs_with_names(

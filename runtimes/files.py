@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from runtimes.errors import FileProblem, ToolkitError
 
@@ -313,3 +313,66 @@ def find_by_content(kind: str, suffix: str, sha256: str) -> Path | None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     return path if sound else None
+
+
+# ---- entries that carry their own hash ---------------------------------------------------------------------------
+
+_SEAL_BYTES = hashlib.sha256().digest_size
+
+
+def seal(path: Path) -> None:
+    """Appends the SHA-256 of a file to it; ``open_sealed`` compares the two."""
+    with open(path, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").digest()
+    with open(path, "ab") as handle:
+        handle.write(digest)
+
+
+def write_sealed(path: Path, data: bytes) -> None:
+    """Writes an entry of the cache with its hash behind it, atomically; raises ``FileProblem`` as ``atomic_file``."""
+    write_bytes(path, data + hashlib.sha256(data).digest())
+
+
+@contextlib.contextmanager
+def open_sealed(path: Path) -> Iterator[IO[bytes] | None]:
+    """Opens a sealed entry of the cache for reading; the seal is the last ``seal`` wrote and follows the content.
+
+    Yields:
+        The open file, whose bytes are those that were compared; None where there is no entry, or a damaged one, which
+        is removed, so that whoever asked makes it anew.
+    """
+    try:
+        handle = open(path, "rb")  # noqa: SIM115  (closed below)
+    except OSError:
+        yield None
+        return
+    with handle:
+        sound = _is_sealed(handle)
+        if not sound:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        yield handle if sound else None
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """Returns the content of a sealed entry of the cache; None where there is none, or a damaged one."""
+    with open_sealed(path) as handle:
+        return None if handle is None else handle.read()[:-_SEAL_BYTES]
+
+
+def _is_sealed(handle: IO[bytes]) -> bool:
+    """Returns whether the hash behind a file's content is that of the content, and goes back to its start."""
+    left = os.fstat(handle.fileno()).st_size - _SEAL_BYTES
+    digest = hashlib.sha256()
+    try:
+        while left > 0:
+            piece = handle.read(min(left, 2**20))
+            if not piece:
+                return False
+            digest.update(piece)
+            left -= len(piece)
+        sound = left == 0 and handle.read() == digest.digest()
+        handle.seek(0)
+    except OSError:
+        return False
+    return sound

@@ -797,11 +797,11 @@ def test_peaks_are_measured_once_and_again_when_stale() -> None:
     assert first.measured_with["int8"] in ("torch", "openvino", "ort-cpu")
     assert first.measured_with["fp32"] == "torch"
     (note,) = files.cache_dir("peaks").glob("*.json")
-    kept = json.loads(note.read_text())
-    note.write_text(json.dumps({**kept, "undisturbed": True, "gflops": {"fp32": 123.0}}))
+    kept = json.loads(files.read_sealed(note) or b"")
+    files.write_sealed(note, json.dumps({**kept, "undisturbed": True, "gflops": {"fp32": 123.0}}).encode())
     assert roofline.peaks(1).gflops == {"fp32": 123.0}  # type: ignore[union-attr]
     stale = {**kept, "undisturbed": True, "measured_at": time.time() - roofline.FRESH_S - 1, "gflops": {"fp32": 123.0}}
-    note.write_text(json.dumps(stale))
+    files.write_sealed(note, json.dumps(stale).encode())
     again = roofline.peaks(1)
     assert again is not None
     assert again.measured_at > kept["measured_at"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,14 @@ def flip(path: Path, offset: int) -> None:
 
 def swap_record(path: Path) -> None:
     """An entry under the name of another key."""
+    engine = engines.read_record(path)
+    other = replace(engine, key=replace(engine.key, target="sm75"))
+    engines.record_path(path).write_text(json.dumps(other.to_json()))
+
+
+def change_record(path: Path, what: str) -> None:
     record = engines.record_path(path)
-    value = json.loads(record.read_text())
-    value["key"]["target"] = "sm75"
-    record.write_text(json.dumps(value))
+    record.write_text(record.read_text().replace('"metadata": {', f'"metadata": {{"mean": "{what}", '))
 
 
 DAMAGE = {
@@ -107,6 +112,7 @@ DAMAGE = {
     "record cut": lambda path: engines.record_path(path).write_text('{"schema": 1, "key"'),
     "record of another schema": lambda path: engines.record_path(path).write_text('{"schema": 99}'),
     "record of something else": swap_record,
+    "record with another mean": lambda path: change_record(path, "in its metadata"),
 }
 
 
@@ -323,6 +329,7 @@ def test_a_killed_builder_does_not_block_the_next(cache: Path) -> None:
 
 ONE_OF_EIGHT = """
 import json, sys, time
+from dataclasses import replace
 from pathlib import Path
 from converters.tensorrt_family import build_engine
 from runtimes import files, onnx_gate, trt_shim

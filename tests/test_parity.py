@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from support import precision_models
+from support.quantised_models import quantised
 
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
@@ -21,7 +23,8 @@ from resnet_onnx.parity.budget import allowance
 from resnet_onnx.parity.judge import judge
 from resnet_onnx.workflow import ParityPlan, Request
 from runtimes import files
-from runtimes.errors import UsageError
+from runtimes.errors import OutOfMemory, UsageError
+from runtimes.ort import OrtCpuRuntime
 
 RUNTIMES = "torch,ort-cpu,openvino"
 
@@ -355,6 +358,68 @@ def test_batches_are_odd_and_complete() -> None:
     assert sum(sizes) == 22
     assert len(set(sizes)) > 2
     assert sizes[0] == 1
+    assert 16 in sizes
+    assert max(odd_batches(22, largest=8)) == 8
+
+
+@pytest.mark.parametrize(("images", "inputs"), [(3, 9), (12, 18), (16, 22)])
+def test_a_large_batch_is_among_those_tried(
+    images: int, inputs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def run(self: OrtCpuRuntime, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(len(feeds["x"]))
+        return self._run_on(self._session, feeds)
+
+    monkeypatch.setattr(OrtCpuRuntime, "_run", run)
+    model = workflow.resolve(Request(model=str(foreign(tmp_path / "f.onnx"))))
+    report = workflow.check_parity(model, ParityPlan(runtimes=["ort-cpu"], images=images))
+    assert report.pictures == inputs
+    assert (max(seen) == 16) == (images >= 12)
+
+
+def test_a_quantised_model_without_adversarial_pictures_has_its_large_batch_too(tmp_path: Path) -> None:
+    path = quantised(precision_models.residual(tmp_path / "net.onnx"), tmp_path)
+    report = workflow.check_parity(workflow.resolve(Request(model=str(path))), ParityPlan(runtimes=["ort-cpu"]))
+    assert report.names[-1] == "sample photo crop 0 (again)"
+    assert report.pictures == 17
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_made_smaller_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: OrtCpuRuntime, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if len(feeds["x"]) > limit:
+            raise OutOfMemory("no room")
+        return self._run_on(self._session, feeds)
+
+    limit = 8
+    monkeypatch.setattr(OrtCpuRuntime, "_run", run)
+    model = workflow.resolve(Request(model=str(foreign(tmp_path / "f.onnx"))))
+    report = workflow.check_parity(model, ParityPlan(runtimes=["ort-cpu"]))
+    assert report.passed
+    assert "8 is the largest tried" in report.notes[-1]
+    limit = 4
+    with pytest.raises(OutOfMemory):
+        workflow.check_parity(model, ParityPlan(runtimes=["ort-cpu"]))
+
+
+def test_a_file_judged_against_itself_says_so_in_every_verdict(tmp_path: Path, capfd: Any) -> None:
+    path = foreign(tmp_path / "a.onnx")
+    written = tmp_path / "junit.xml", tmp_path / "summary.md"
+    line = ["parity", str(path), "--runtimes", "ort-cpu", "--junit", str(written[0])]
+    assert main([*line, "--summary", str(written[1])]) == 0
+    out, _ = capfd.readouterr()
+    (row,) = [each for each in out.splitlines() if each.strip().startswith("ort-cpu")]
+    assert row.rstrip().endswith("pass (against itself)")
+    assert "judged against itself" in written[0].read_text()
+    assert written[1].read_text().count("pass (against itself)") == 2
+    same = tmp_path / "copy.onnx"
+    same.write_bytes(path.read_bytes())
+    for gold, itself in ((same, True), (foreign(tmp_path / "b.onnx", opset=18), False)):
+        _, result = run_json(capfd, *line[:4], "--gold", str(gold))
+        assert ("against itself" in result["results"][0]["reason"]) == itself
 
 
 def foreign(path: Path, opset: int = 17, *, side: int = 16, classes: int = 4) -> Path:

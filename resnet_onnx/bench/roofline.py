@@ -343,7 +343,7 @@ def peaks(threads: int) -> Peaks | None:
         found = _higher(kept, found)
     if note is not None:
         with contextlib.suppress(FileProblem):
-            files.write_bytes(note, msgspec.json.encode(found))
+            files.write_sealed(note, msgspec.json.encode(found))
     return found
 
 
@@ -360,9 +360,12 @@ def _higher(a: Peaks, b: Peaks) -> Peaks:
 
 
 def _recall(note: Path) -> Peaks | None:
+    kept = files.read_sealed(note)
+    if kept is None:
+        return None
     try:
-        return msgspec.json.decode(note.read_bytes(), type=Peaks)
-    except (OSError, ValueError):
+        return msgspec.json.decode(kept, type=Peaks)
+    except ValueError:  # of another version of this program
         return None
 
 

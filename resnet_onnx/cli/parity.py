@@ -154,7 +154,7 @@ def _print(terminal: Terminal, report: ParityReport) -> None:
                 f"{share:.0%}" if share < 10 else f"{share:,.0f}×",
                 equal,
                 *([] if outcome.original is None else _beside_original(outcome.original)),
-                "pass" if outcome.passed else "FAIL",
+                report.verdict(outcome.passed),
             ]
         )
     beside = ["from original", "top-1 as original"] if report.original else []

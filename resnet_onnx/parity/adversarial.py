@@ -27,14 +27,18 @@ def adversarial_pictures(size: int, *, seed: int = 0) -> tuple[tuple[str, ...], 
     return tuple(pictures), np.stack(list(pictures.values()))
 
 
-def odd_batches(count: int) -> list[int]:
-    """Splits `count` pictures into batches of unequal, mostly odd sizes.
+LARGE_BATCH = 16
+"""A batch beyond the 8 that engines are tuned for by default: kernels choose other paths there."""
+
+
+def odd_batches(count: int, *, largest: int = LARGE_BATCH) -> list[int]:
+    """Splits `count` pictures into batches of unequal, mostly odd sizes: one alone, then one of `largest`.
 
     A picture's result must not depend on how many neighbours it has, and kernels choose other paths for other batches.
     """
     sizes: list[int] = []
-    pattern, left = (1, 7, 8, 5, 3), count
+    pattern, left = (1, LARGE_BATCH, 5, 7, 3), count
     while left > 0:
-        sizes.append(min(left, pattern[len(sizes) % len(pattern)]))
+        sizes.append(min(left, largest, pattern[len(sizes) % len(pattern)]))
         left -= sizes[-1]
     return sizes

@@ -23,13 +23,20 @@ Progress = Callable[[str], None]
 
 INT8 = "int8"
 
+AGAINST_ITSELF = "judged against itself: what is wrong in the file is wrong in gold too"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What targets are compared with: gold, a float32 baseline, or the original of a quantised model."""
+    """What targets are compared with: gold, a float32 baseline, or the original of a quantised model.
+
+    Attributes:
+        itself: Whether it is the very file that is judged, so that what is wrong in the file is not found.
+    """
 
     target: Target
     description: str
+    itself: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,7 @@ class ParityReport:
         pairs: Relative RMSE of the worst output between two runtimes, by their names; the first is taken as the truth.
         original: What a quantised model was made from, in words, or "".
         notes: What the user should know of how the pictures were read.
+        itself: Whether gold is the very file that was judged.
     """
 
     gold: str
@@ -116,11 +124,16 @@ class ParityReport:
     pairs: Mapping[tuple[str, str], float] = field(default_factory=dict)
     original: str = ""
     notes: tuple[str, ...] = ()
+    itself: bool = False
 
     @property
     def passed(self) -> bool:
         """Whether every runtime passed."""
         return all(outcome.passed for outcome in self.outcomes)
+
+    def verdict(self, passed: bool) -> str:
+        """Returns ``pass`` or ``FAIL``, and that a file was judged against itself where it was."""
+        return ("pass" if passed else "FAIL") + (" (against itself)" if self.itself else "")
 
 
 def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> ParityReport:
@@ -148,6 +161,7 @@ def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> P
         pairs={(a, b): _between(by_name[a], by_name[b]) for a, b in itertools.permutations(by_name, 2)},
         original=comparison.original.description if comparison.original is not None else "",
         notes=inputs.notes,
+        itself=comparison.gold.itself,
     )
 
 
@@ -229,6 +243,8 @@ def _outcomes(
             recorded=ran.recorded,
             seconds=ran.seconds,
         )
+        if comparison.gold.itself:
+            outcome = replace(outcome, reason=f"{outcome.reason}; {AGAINST_ITSELF}")
         if original is not None:
             outcome = replace(outcome, original=distance_from_original(original, ran.outputs))
         outcomes.append(outcome)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_onnx.parity.records import Records
 from runtimes import files
+from runtimes.onnx_types import BFLOAT16
 from runtimes.registry import open_target
 from runtimes.spec import Feeds, Target
 
@@ -52,7 +51,7 @@ def run(target: Target, batches: Iterable[Feeds]) -> Ran:
 
 
 def gold_outputs(gold: Target, batches: Batches, key: str | None) -> Records:
-    """Returns gold's outputs, from the cache where they were computed before.
+    """Returns gold's outputs, from the cache where they were computed before and are as they were.
 
     The key is what the outputs depend on besides the feeds; None keeps nothing.
     """
@@ -64,33 +63,41 @@ def gold_outputs(gold: Target, batches: Batches, key: str | None) -> Records:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
     path = files.cache_dir("gold") / f"{digest.hexdigest()}.gold"
-    try:
-        return _recalled(path)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
-        pass  # not there, or damaged: computed again
+    with files.open_sealed(path) as kept:
+        if kept is not None:
+            return _recalled(kept)
     truth = run(gold, batches).outputs
-    with files.atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w") as target:
-        for number, record in enumerate(truth):
-            for place, (name, array) in enumerate(record.items()):
-                with target.open(f"{number}.{place}.npy", "w") as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-                with target.open(f"{number}.{place}.name", "w") as member:
-                    member.write(name.encode())
-        target.comment = f"{len(truth)} batches".encode()
+    with files.atomic_file(path) as temporary:
+        with open(temporary, "wb") as target:
+            _keep(truth, target)
+        files.seal(temporary)
     return truth
 
 
-def _recalled(path: Path) -> Records:
+def _keep(records: Records, target: IO[bytes]) -> None:
+    """Writes what ``_recalled`` reads: numbers, names and arrays as .npy, one behind the other."""
+    np.save(target, np.int64(len(records)))
+    for record in records:
+        np.save(target, np.int64(len(record)))
+        for name, array in record.items():
+            np.save(target, np.frombuffer(name.encode(), np.uint8))
+            np.save(target, np.frombuffer(array.dtype.name.encode(), np.uint8))
+            np.save(target, array.view(np.uint16) if array.dtype == BFLOAT16 else array)
+
+
+def _recalled(source: IO[bytes]) -> Records:
+    def number() -> int:
+        return int(np.load(source))
+
+    def text() -> str:
+        return bytes(np.load(source)).decode()
+
+    def array() -> NDArray[Any]:
+        dtype = text()
+        found: NDArray[Any] = np.load(source, allow_pickle=False)
+        return found.view(BFLOAT16) if dtype == BFLOAT16.name else found
+
     kept = Records()
-    with zipfile.ZipFile(path) as source:
-        members = set(source.namelist())
-        for number in range(int(source.comment.split()[0])):
-            record = {}
-            for place in itertools.count():
-                if f"{number}.{place}.npy" not in members:
-                    break
-                with source.open(f"{number}.{place}.npy") as member:
-                    array = np.lib.format.read_array(member, allow_pickle=False)
-                record[source.read(f"{number}.{place}.name").decode()] = array
-            kept.append(record)
+    for _ in range(number()):
+        kept.append({text(): array() for _ in range(number())})
     return kept

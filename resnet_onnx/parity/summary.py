@@ -11,7 +11,7 @@ from runtimes import files
 def markdown(report: ParityReport, model: str) -> str:
     """Returns a table with a row per runtime, and the reason of each failure below."""
     lines = [
-        f"### Parity of {model}: {'pass' if report.passed else '**FAIL**'}",
+        f"### Parity of {model}: {_verdict(report, report.passed)}",
         "",
         f"Gold: {report.gold}, {report.pictures} inputs · budget: {next(iter(report.budgets.values())).reason}",
         "",
@@ -22,10 +22,14 @@ def markdown(report: ParityReport, model: str) -> str:
         equal = "–" if outcome.decisions is None else f"{outcome.decisions.equal} of {outcome.decisions.pictures}"
         lines.append(
             f"| {outcome.runtime} | {outcome.version} | {outcome.relative_rmse:.1e} | {outcome.budget:.1e} | {equal} "
-            f"| {'pass' if outcome.passed else '**FAIL**'} |"
+            f"| {_verdict(report, outcome.passed)} |"
         )
     lines += [f"\n{outcome.runtime}: {outcome.reason}" for outcome in report.outcomes if not outcome.passed]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(report: ParityReport, passed: bool) -> str:
+    return report.verdict(passed).replace("FAIL", "**FAIL**")
 
 
 def write_markdown(report: ParityReport, model: str, path: Path) -> None:

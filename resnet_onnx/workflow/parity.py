@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from resnet_onnx import __version__
 from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
+from resnet_onnx.parity.adversarial import LARGE_BATCH, adversarial_pictures, odd_batches
 from resnet_onnx.parity.compare import Comparison, Inputs, ParityReport, Quantisation, Reference, compare
 from resnet_onnx.parity.localize import localize
 from resnet_onnx.parity.quantised import float32_twin, is_quantised, step_error, without_rounding
@@ -31,7 +31,7 @@ from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
 from runtimes import files, onnx_gate, registry
 from runtimes.environment import package_version
-from runtimes.errors import BadData, UsageError
+from runtimes.errors import BadData, OutOfMemory, UsageError
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Target
 
 
@@ -65,11 +65,29 @@ class ParityPlan:
 
 
 def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], None] = lambda _: None) -> ParityReport:
-    """Judges runtimes against the float64 gold on real pictures and adversarial ones."""
+    """Judges runtimes against the float64 gold on real pictures and adversarial ones.
+
+    Where a large batch does not fit into memory, a smaller one is taken and a note says so.
+    """
     sides = _sides(model, plan.gold)
-    truth = sides.truth
     inputs = _inputs(sides, plan)
+    try:
+        return _judge(sides, plan, inputs, progress)
+    except OutOfMemory:
+        if max(inputs.batches.sizes) <= _SMALLER_BATCH or model.form.batch is not None:
+            raise
+    smaller = _inputs(sides, plan, largest=_SMALLER_BATCH)
+    note = f"a batch of {max(inputs.batches.sizes)} does not fit into memory: {_SMALLER_BATCH} is the largest tried"
+    return _judge(sides, plan, replace(smaller, notes=(*smaller.notes, note)), progress)
+
+
+_SMALLER_BATCH = 8
+
+
+def _judge(sides: _Sides, plan: ParityPlan, inputs: Inputs, progress: Callable[[str], None]) -> ParityReport:
+    model, truth = sides.model, sides.truth
     gold = _gold(sides)
+    gold = replace(gold, itself=_is_itself(sides, gold))
     original = None
     if sides.truth_quantised and truth.network is not None:
         original = gold_reference(truth)
@@ -82,7 +100,7 @@ def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], No
         quantisation = _quantisation(sides, plan, inputs, Path(folder))
         return compare(
             Comparison(
-                gold=gold if plan.gold is None else replace(gold, description=f"{plan.gold}, {gold.description}"),
+                gold=replace(gold, description=", ".join(filter(None, (plan.gold, gold.description)))),
                 gold_key=_gold_key(truth, gold.target.runtime),
                 targets=targets,
                 inputs=inputs,
@@ -167,6 +185,14 @@ def _gold(sides: _Sides) -> Reference:
     source = ModelSource(path=onnx_path(sides.truth), label=sides.truth.name)
     target = Target(runtime=registry.GRAPH_RUNTIME, source=source)
     return Reference(target=target, description="the quantised graph in float64")
+
+
+def _is_itself(sides: _Sides, gold: Reference) -> bool:
+    """Returns whether gold is the very file that is judged: a graph, and the same one byte for byte."""
+    if gold.target.runtime != registry.GRAPH_RUNTIME:
+        return False
+    ours, golds = (onnx_gate.check_onnx(onnx_path(one)).sha256 for one in (sides.model, sides.truth))
+    return ours == golds
 
 
 def _budget_precision(model: Model) -> str:
@@ -279,8 +305,8 @@ def _one_input(batches: Batches, place: int, *, alone: bool) -> Feeds:
     return next(iter(batches))
 
 
-def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
-    """Returns the inputs as feeds of the model and of gold.
+def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> Inputs:
+    """Returns the inputs as feeds of the model and of gold, in batches of at most `largest` where the model allows.
 
     A quantised model has no adversarial pictures: they are outside of what it was calibrated for, and where its numbers
     are cut off there it does what it should and is still far from the network that it was made from.
@@ -302,12 +328,14 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
     names += odd_names
     fixed = model.form.batch
     first: list[NDArray[np.uint8]] = []
-    if fixed:
-        short = -len(names) % fixed
-        filling = names[: min(fixed, len(names) - len(odd_names))]  # as `first` will hold them
+    largest = min(largest, _largest_batch(model))
+    short = -len(names) % fixed if fixed else max(0, largest + 1 - len(names)) if plan.images >= largest else 0
+    if short:
+        filling = names[: min(fixed or 1, len(names) - len(odd_names))]  # as `first` will hold them
         names += [f"{filling[index % len(filling)]} (again)" for index in range(short)]
-    sizes = [fixed] * (len(names) // fixed) if fixed else odd_batches(len(names))
-    everything = itertools.chain(_remembered(pictures, first, fixed or 0), odd, itertools.cycle(first) if fixed else ())
+    sizes = [fixed] * (len(names) // fixed) if fixed else odd_batches(len(names), largest=largest)
+    again = itertools.cycle(first) if short else ()
+    everything = itertools.chain(_remembered(pictures, first, fixed or 1), odd, again)
     kept = Records({"": np.stack(list(itertools.islice(everything, size)))} for size in sizes)
     batches = Batches(lambda: (feeds_of(model, record[""]) for record in kept), sizes)
     gold_batch = truth.form.batch
@@ -324,6 +352,16 @@ def _inputs(sides: _Sides, plan: ParityPlan) -> Inputs:
 
         gold_batches = Batches(theirs, other)
     return Inputs(names=names, batches=batches, gold_batches=gold_batches, notes=notes)
+
+
+def _largest_batch(model: Model) -> int:
+    """Returns the largest batch that an engine of the user's own was built for, or one that is no limit."""
+    if model.engine is None:
+        return LARGE_BATCH
+    from runtimes import engines
+
+    profile = engines.read_record(model.engine).key.profile
+    return min((accepted.maximum[0] for accepted in profile.values() if accepted.maximum), default=LARGE_BATCH)
 
 
 def _sample_inputs(model: Model, plan: ParityPlan) -> Inputs:

@@ -151,17 +151,21 @@ def random_weights(request: Request) -> Network:
         pictures = sample_pictures(RANDOM_PICTURES, preprocessing, seed=0)
         state = random_state_dict(entry.config, preprocessing, seed=request.seed, pictures=pictures)
         stored = store_state_dict(state)
-        files.write_json(note, {"weights_sha256": stored[1], "made_from": made_from})
+        files.write_sealed(note, json.dumps({"weights_sha256": stored[1], "made_from": made_from}).encode())
     return as_network(request, entry, entry.config, stored, f"random weights (seed {request.seed})", False)
 
 
 def _recall(note: Path) -> tuple[Path, str] | None:
-    try:
-        sha = json.loads(note.read_text())["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    """Returns the weights that a note names, where it is as it was written and belongs under its name."""
+    kept = files.read_sealed(note)
+    if kept is None:
         return None
-    path = files.find_by_content("weights", ".safetensors", str(sha))
-    return (path, str(sha)) if path else None
+    found = json.loads(kept)
+    if digest(found["made_from"]) != note.stem:
+        return None
+    sha = str(found["weights_sha256"])
+    path = files.find_by_content("weights", ".safetensors", sha)
+    return (path, sha) if path else None
 
 
 def digest(value: Any) -> str:
