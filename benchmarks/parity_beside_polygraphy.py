@@ -33,7 +33,7 @@ import numpy as np
 from pathlib import Path
 from resnet_onnx.parity.compare import Comparison, Inputs, Reference, compare
 from resnet_onnx.parity.running import Batches
-from resnet_onnx.parity.summation import summation_lengths
+from resnet_onnx.parity.summation import sums_of
 from runtimes.spec import ModelSource, RuntimeOptions, Target
 
 path = Path(sys.argv[1])
@@ -47,7 +47,7 @@ report = compare(Comparison(
     baselines=[Reference(target=plain, description="ort-cpu plain")],
     targets=[Target(runtime="ort-cpu", source=source), plain],
     inputs=Inputs(names=[str(i) for i in range(sum(sizes))], batches=Batches(lambda: iter(batches), sizes)),
-    summation_lengths=summation_lengths(path),
+    sums=sums_of(path),
     gold_key="beside polygraphy",
 ))
 assert report.passed, [o.reason for o in report.outcomes]

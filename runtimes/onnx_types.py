@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -68,27 +67,6 @@ def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
 
     inputs = tuple(one(value) for value in model.graph.input if value.name not in initialised)
     return inputs, tuple(one(value) for value in model.graph.output)
-
-
-def precision_of(metadata: Mapping[str, str], path: Path) -> str:
-    """Returns the precision that an ONNX file computes in: its metadata's or its graph's."""
-    return metadata.get("precision") or graph_precision(path)
-
-
-def graph_precision(path: Path) -> str:
-    """Returns the narrowest precision that the weights, pairs of Q and DQ, inputs or outputs of a graph are in."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
-    if any(node.op_type in ("QuantizeLinear", "QLinearConv", "ConvInteger") for node in graph.node):
-        return "int8"
-    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) > 1}
-    kinds |= {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
-    types = onnx.TensorProto
-    for name, element in (("fp16", types.FLOAT16), ("bf16", types.BFLOAT16), ("fp64", types.DOUBLE)):
-        if element in kinds:
-            return name
-    return "fp32"
 
 
 def recorded_precision(precision: str, computes_in: str, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import nvidia, onnx_gate, onnx_types, ort_gpu
+from runtimes import nvidia, onnx_arithmetic, onnx_gate, onnx_types, ort_gpu
 from runtimes.base import HostRuns, Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import (
@@ -103,7 +103,7 @@ class OrtRuntime(Runtime):
 
     def _precision(self, checked: onnx_gate.CheckedModel) -> dict[str, Any]:
         """Returns the precision of a file below float32, and in what it is computed really."""
-        precision = onnx_types.precision_of(checked.metadata, checked.path)
+        precision = onnx_arithmetic.graph_precision(checked.path)
         upcast = precision == "fp16" and self.provider == ort_gpu.CPU and not _half_on_cpu(self._ort)
         return onnx_types.recorded_precision(precision, "fp32" if upcast else precision, checked.metadata)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_gate, onnx_types
+from runtimes import onnx_arithmetic, onnx_gate, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, is_out_of_memory
@@ -57,7 +57,7 @@ class OpenVINORuntime(Runtime):
         checked = onnx_gate.check_onnx(self.source.path)
         self._ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
         self._path = checked.path
-        precision = onnx_types.precision_of(checked.metadata, checked.path)
+        precision = onnx_arithmetic.graph_precision(checked.path)
         self._settings = {
             "INFERENCE_PRECISION_HINT": self._hint(precision),
             "INFERENCE_NUM_THREADS": max(self.options.threads or usable_cores(), self.options.streams or 1),

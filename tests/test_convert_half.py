@@ -14,7 +14,7 @@ from support import precision_models
 from converters import graph, half
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from runtimes import ModelSource, files, onnx_gate, onnx_types, open_runtime
+from runtimes import ModelSource, files, onnx_arithmetic, onnx_gate, open_runtime
 from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
 
 
@@ -190,6 +190,6 @@ def test_export_in_half_says_so_in_file_and_answer(tmp_path: Path, capfd: Any) -
 
 def test_the_precision_of_a_file_without_metadata_is_read_from_its_graph(tmp_path: Path) -> None:
     plain = precision_models.residual(tmp_path / "net.onnx")
-    assert onnx_types.graph_precision(plain) == "fp32"
+    assert onnx_arithmetic.graph_precision(plain) == "fp32"
     for precision in ("fp16", "bf16"):
-        assert onnx_types.graph_precision(converted(plain, tmp_path, precision)[1]) == precision
+        assert onnx_arithmetic.graph_precision(converted(plain, tmp_path, precision)[1]) == precision

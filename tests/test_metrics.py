@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from resnet_onnx.parity.budget import NOISE_MULTIPLE, UNIT_ROUNDOFF, allowance, derived_bound
+from resnet_onnx.parity.budget import NOISE_MULTIPLE, UNIT_ROUNDOFF, Sum, allowance, derived_bound
 from resnet_onnx.parity.metrics import DecisionSum, distance
 
 SCORES = hnp.arrays(np.float64, (4, 5), elements=st.floats(-100, 100, allow_subnormal=False))
@@ -64,24 +64,25 @@ def test_a_flip_is_excused_only_within_twice_the_observed_error() -> None:
 
 
 def test_the_budget_follows_the_baseline() -> None:
-    budget = allowance(5e-7, [147, 576, 1152, 512], baseline="torch fp32")
+    budget = allowance(5e-7, [Sum(terms=n) for n in (147, 576, 1152, 512)], baseline="torch fp32")
     assert budget.relative_rmse == pytest.approx(NOISE_MULTIPLE * 5e-7)
     assert "torch fp32" in budget.reason
 
 
 def test_a_broken_baseline_widens_nothing() -> None:
-    lengths = [147, 576, 1152, 512]
+    lengths = [Sum(terms=n) for n in (147, 576, 1152, 512)]
     bound = derived_bound(lengths)
     for noise in (10 * bound, 1.0, np.inf, np.nan):
         assert allowance(noise, lengths, baseline="torch").relative_rmse == bound
 
 
 def test_a_silent_baseline_leaves_room_for_rounding() -> None:
-    budget = allowance(0.0, [10] * 9, baseline="torch")
+    budget = allowance(0.0, [Sum(terms=10)] * 9, baseline="torch")
     assert budget.relative_rmse == pytest.approx(NOISE_MULTIPLE * UNIT_ROUNDOFF["fp32"] * 3)
 
 
 @given(st.lists(st.integers(1, 100_000), min_size=1, max_size=50), st.integers(1, 1000))
 def test_the_bound_grows_with_summation_length(lengths: list[int], more: int) -> None:
-    assert derived_bound([*lengths, more]) > derived_bound(lengths)
-    assert derived_bound(lengths, "bf16") / derived_bound(lengths) == pytest.approx(2.0**16)
+    sums = [Sum(terms=n) for n in lengths]
+    assert derived_bound([*sums, Sum(terms=more)]) > derived_bound(sums)
+    assert derived_bound(sums, "bf16") / derived_bound(sums) == pytest.approx(2.0**16)

@@ -19,7 +19,7 @@ from support.quantised_models import quantised
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
 from resnet_onnx.parity.adversarial import adversarial_pictures, odd_batches
-from resnet_onnx.parity.budget import allowance
+from resnet_onnx.parity.budget import Sum, allowance
 from resnet_onnx.parity.judge import judge
 from resnet_onnx.workflow import ParityPlan, Request
 from runtimes import files
@@ -305,7 +305,7 @@ def test_an_output_without_elements_is_equal_by_its_shape(tmp_path: Path, capfd:
     assert result["results"][0]["outputs"]["found"]["max_abs"] == 0
 
 
-BUDGETS = {"y": allowance(1e-7, [100], baseline="a test")}
+BUDGETS = {"y": allowance(1e-7, [Sum(terms=100)], baseline="a test")}
 GOLD = {"y": np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])}
 
 
@@ -473,7 +473,7 @@ def test_a_file_of_an_older_operator_set_is_held_against_a_catalog_network(
 
 def test_a_tolerance_by_hand_counts_for_whole_numbers_too() -> None:
     gold, found = [{"label": np.asarray([[100, 200]])}], [{"label": np.asarray([[100, 201]])}]
-    strict = allowance(1e-7, [9], baseline="torch")
+    strict = allowance(1e-7, [Sum(terms=9)], baseline="torch")
     assert not judge("x", found, gold, {"label": strict}, names=["one"]).passed
     by_hand = replace(strict, relative_rmse=0.01, by_hand=True)
     assert judge("x", found, gold, {"label": by_hand}, names=["one"]).passed
@@ -482,14 +482,16 @@ def test_a_tolerance_by_hand_counts_for_whole_numbers_too() -> None:
 
 def test_as_many_scores_as_there_are_objects_are_no_classes() -> None:
     batches = [{"scores": np.asarray([[0.5, 0.2, 0.1]])}, {"scores": np.asarray([[0.5]])}, {"scores": np.zeros((1, 0))}]
-    found = judge("x", batches, batches, {"scores": allowance(1e-7, [9], baseline="t")}, names=["a", "b", "c"])
+    found = judge(
+        "x", batches, batches, {"scores": allowance(1e-7, [Sum(terms=9)], baseline="t")}, names=["a", "b", "c"]
+    )
     assert (found.passed, found.top1_agreement) == (True, None)
 
 
 def test_a_baseline_near_its_bound_widens_nothing() -> None:
-    bound = allowance(1.0, [100] * 20, baseline="torch").bound
+    bound = allowance(1.0, [Sum(terms=100)] * 20, baseline="torch").bound
     for share in (0.2, 0.3, 0.99, 1.01, 10):
-        budget = allowance(share * bound, [100] * 20, baseline="torch")
+        budget = allowance(share * bound, [Sum(terms=100)] * 20, baseline="torch")
         assert budget.relative_rmse == pytest.approx(min(4 * share, 1) * bound)
 
 
@@ -498,7 +500,7 @@ def test_reasons_with_any_bytes_in_them_are_written(tmp_path: Path) -> None:
     from resnet_onnx.parity.junit import write_junit
     from resnet_onnx.parity.summary import write_markdown
 
-    strict = {"y": allowance(1e-7, [9], baseline="torch")}
+    strict = {"y": allowance(1e-7, [Sum(terms=9)], baseline="torch")}
     outcome = judge(
         "x", [{"y": np.full((1, 3), np.nan)}], [{"y": np.zeros((1, 3))}], strict, names=["caf\udce9\x07.jpg"]
     )

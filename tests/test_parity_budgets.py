@@ -22,7 +22,7 @@ from resnet_onnx.parity.budget import DECORRELATED, NOISE_MULTIPLE, UNIT_ROUNDOF
 from resnet_onnx.parity.metrics import distance
 from resnet_onnx.parity.quantised import is_quantised, step_error, without_rounding
 from resnet_onnx.parity.records import Records, rebatched
-from resnet_onnx.parity.summation import summation_lengths
+from resnet_onnx.parity.summation import sums_of
 from resnet_onnx.workflow import Model, Request
 from runtimes.errors import UnsupportedModel
 from runtimes.registry import open_runtime
@@ -314,7 +314,7 @@ def test_the_scaled_noise_fits_a_simulated_run(name: str, precision: str) -> Non
     noise = distance(exact, plain).relative_rmse
     seen = distance(exact, narrow).relative_rmse
     scaled = noise * UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
-    budget = allowance(noise, summation_lengths(workflow.onnx_path(model)), baseline="torch", precision=precision)
+    budget = allowance(noise, sums_of(workflow.onnx_path(model)), baseline="torch", precision=precision)
     print(f"{name} {precision}: simulated {seen:.1e}, scaled {scaled:.1e}, budget {budget.relative_rmse:.1e}")
     assert seen <= budget.relative_rmse  # no false alarm
     assert seen >= scaled / 100  # and not so loose that it could not fail

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from resnet_onnx.parity.budget import Budget, allowance, quantised_allowance
+from resnet_onnx.parity.budget import Budget, Sum, allowance, quantised_allowance
 from resnet_onnx.parity.judge import Outcome, distance_from_original, judge
 from resnet_onnx.parity.metrics import DistanceSum
 from resnet_onnx.parity.records import Outputs, Records, rebatched
@@ -80,6 +80,7 @@ class Comparison:
         baselines: Plain float32 evaluations whose noise sets the budget, the median of it where there are several. One
             that can't run the model is left out, as long as another can.
         quantisation: For a quantised model, in place of `baselines`.
+        sums: Those that the model computes, each with the format that it rounds to.
         precision: Of a file that is not quantised, ``fp32``, ``fp16`` or ``bf16``.
         tolerances: Relative RMSE allowed by output name, where the user set it in place of the derived budget.
         original: The network that a quantised model was made from, in float64; its distance is reported.
@@ -89,7 +90,7 @@ class Comparison:
     gold: Reference
     targets: Sequence[Target]
     inputs: Inputs
-    summation_lengths: Sequence[int]
+    sums: Sequence[Sum]
     baselines: Sequence[Reference] = ()
     quantisation: Quantisation | None = None
     precision: str = "fp32"
@@ -98,10 +99,12 @@ class Comparison:
     gold_key: str | None = None
 
     def arithmetic(self, target: Target) -> str:
-        """Returns the precision that a target computes in, which its budget follows."""
+        """Returns the precision that a target computes in throughout; ``fp32`` where each operator has the graph's."""
         if self.quantisation is not None:
             return INT8
-        return adapter(target.runtime).arithmetic(self.precision, target.options, target.device)
+        found = adapter(target.runtime).arithmetic(self.precision, target.options, target.device)
+        # A module in torch is cast as a whole; a graph says of each operator what it rounds to.
+        return "fp32" if found == self.precision and target.source.factory is None else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,7 @@ def _budgets(comparison: Comparison, references: _References) -> dict[str, dict[
             precision: {
                 name: allowance(
                     statistics.median(found[name] for found in noises.values()),
-                    comparison.summation_lengths,
+                    comparison.sums,
                     baseline=described,
                     precision=precision,
                 )

@@ -16,12 +16,13 @@ from resnet_onnx import __version__
 from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.parity.adversarial import LARGE_BATCH, adversarial_pictures, odd_batches
+from resnet_onnx.parity.budget import Sum
 from resnet_onnx.parity.compare import Comparison, Inputs, ParityReport, Quantisation, Reference, compare
 from resnet_onnx.parity.localize import localize
 from resnet_onnx.parity.quantised import float32_twin, is_quantised, step_error, without_rounding
 from resnet_onnx.parity.records import Records, rebatched
 from resnet_onnx.parity.running import Batches
-from resnet_onnx.parity.summation import summation_lengths
+from resnet_onnx.parity.summation import sums_of
 from resnet_onnx.results.parity import Localisation
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
@@ -104,7 +105,7 @@ def _judge(sides: _Sides, plan: ParityPlan, inputs: Inputs, progress: Callable[[
                 gold_key=_gold_key(truth, gold.target.runtime),
                 targets=targets,
                 inputs=inputs,
-                summation_lengths=summation_lengths(onnx_path(truth)),
+                sums=_sums(sides, inputs),
                 baselines=() if quantisation is not None else _baselines(truth, plan.options.threads, Path(folder)),
                 quantisation=quantisation,
                 precision=_budget_precision(model),
@@ -200,6 +201,18 @@ def _budget_precision(model: Model) -> str:
     return model.precision if model.precision in ("fp16", "bf16") else "fp32"
 
 
+def _sums(sides: _Sides, inputs: Inputs) -> list[Sum]:
+    """Returns the sums of the model's graph for its inputs; those of an engine all round to the engine's precision."""
+    path, batches = graph_path(sides.model), inputs.batches
+    if path is None:
+        path, batches = onnx_path(sides.truth), inputs.gold_batches or inputs.batches
+    sums = sums_of(path, {name: array.shape for name, array in next(iter(batches)).items()})
+    if sides.model.engine is None:
+        return sums
+    precision = _budget_precision(sides.model)
+    return [replace(each, precision=each.rounds_to(precision)) for each in sums]
+
+
 def _baselines(truth: Model, threads: int | None, folder: Path) -> list[Reference]:
     """Returns plain float32 evaluations: torch, or for a file without it three that sum in other orders."""
     options = RuntimeOptions(threads=threads)
@@ -208,7 +221,7 @@ def _baselines(truth: Model, threads: int | None, folder: Path) -> list[Referenc
         target = Target(runtime=registry.TORCH_RUNTIME, source=original, options=options)
         return [Reference(target=target, description="torch fp32")]
     path = onnx_path(truth)
-    if truth.precision in ("fp16", "bf16"):
+    if any(each.rounds_to() != "fp32" for each in sums_of(path)):
         path = float32_twin(path, folder / "float32.onnx")
     target = Target(runtime="ort-cpu", source=ModelSource(path=path, label=truth.name), options=options)
     plain = replace(target, options=RuntimeOptions(threads=1, optimize=False))

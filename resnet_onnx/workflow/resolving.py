@@ -29,7 +29,7 @@ from resnet_onnx.workflow.weights import (
     read_network,
     source_of,
 )
-from runtimes import files, onnx_gate, onnx_types
+from runtimes import files, onnx_arithmetic, onnx_gate
 from runtimes.errors import BadData, BadModel, BadWeights, UsageError, UserError
 from runtimes.spec import TensorSpec
 
@@ -162,10 +162,18 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         inputs=checked.inputs,
         preprocessing=network.preprocessing,
         labels=network.labels,
-        precision=onnx_types.precision_of(checked.metadata, checked.path),
+        precision=_precision(checked),
         trained=network.trained,
         notes=_notes(network),
     )
+
+
+def _precision(checked: onnx_gate.CheckedModel) -> str:
+    """Returns what a file computes in, which its graph says; raises ``UsageError`` where its metadata contradicts."""
+    if not checked.opset:  # an engine, whose record holds the metadata that it was built from
+        return checked.metadata.get("precision", "fp32")
+    onnx_arithmetic.require_true_metadata(checked)
+    return onnx_arithmetic.graph_precision(checked.path)
 
 
 def _check_form(checked: onnx_gate.CheckedModel, network: Network, form: OnnxForm) -> None:
@@ -247,9 +255,7 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         inputs=checked.inputs,
         preprocessing=preprocessing,
         labels=labels,
-        precision=(
-            onnx_types.graph_precision(checked.path) if checked.opset else checked.metadata.get("precision", "fp32")
-        ),
+        precision=_precision(checked),
         notes=tuple(notes),
     )
 

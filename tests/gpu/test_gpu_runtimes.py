@@ -20,7 +20,7 @@ from converters.tensorrt_family import build_engine, parse_shapes
 from resnet_onnx import workflow
 from resnet_onnx.parity.compare import Comparison, Inputs, Reference, compare
 from resnet_onnx.parity.running import Batches
-from resnet_onnx.parity.summation import summation_lengths
+from resnet_onnx.parity.summation import sums_of
 from runtimes import engines, files, nvidia
 from runtimes.errors import BadFeeds, BadModel, RuntimeClosed, ToolkitError
 from runtimes.registry import open_runtime
@@ -136,7 +136,7 @@ def test_parity_with_float64(networks: Networks, runtime_name: str, network: str
             inputs=Inputs(
                 names=[f"crop {i}" for i in range(sum(sizes))], batches=Batches(lambda: iter(batches), sizes)
             ),
-            summation_lengths=summation_lengths(workflow.onnx_path(model)),
+            sums=sums_of(workflow.onnx_path(model)),
         )
     )
     (outcome,) = report.outcomes
