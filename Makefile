@@ -6,7 +6,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu check bench-checks clean
+.PHONY: demo test test-slow test-gpu check bench-checks env-pair paired-noise clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
@@ -17,7 +17,15 @@ test: $(STAMP)
 
 # What takes longer than the suite's budget allows.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -m "slow and not env_pair" $(PYTEST_ARGS)
+
+# Two environments with two releases of ONNX Runtime, which it downloads, compared in turns.
+env-pair: $(STAMP)
+	$(BIN)/python -m pytest -q -rs -n 0 -m env_pair $(PYTEST_ARGS)
+
+# How often a comparison in turns is wrong: 10,000 of them on each recording of a machine's noise, in some minutes.
+paired-noise: $(STAMP)
+	$(BIN)/python benchmarks/paired_noise.py simulate benchmarks/noise/*.json
 
 # What needs an NVIDIA GPU; skips itself with the reason where there is none.
 test-gpu: $(STAMP)

@@ -31,13 +31,13 @@ from resnet_onnx.results.bench import Bench
 from resnet_onnx.results.commands import (
     BuildLowered,
     Cache,
-    Compare,
     Doctor,
     Models,
     Recipes,
     Report,
     Train,
 )
+from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.document import Document
 from resnet_onnx.results.evaluate import Evaluate, Predict
@@ -172,7 +172,7 @@ LINES: dict[str, tuple[type[Document], str, set[str]]] = {
     ),
     "predict": (Predict, "predict {foreign} {picture}", {"predictions"}),
     "bench": (Bench, "bench {exported} --runtime ort-cpu --batch 1 --duration 0.2", {"results"}),
-    "compare": (Compare, "compare {saved} {saved}", {"rows"}),
+    "compare": (Compare, "compare {saved} {saved}", {"rows", "paired"}),
     "report": (Report, "report {saved} --out {folder}/page.html", {"path"}),
     "reproduce table1": (Table1, "reproduce table1", {"rows", "verdict", "plot"}),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from resnet_onnx.bench import compare as comparing
 from resnet_onnx.bench.compare import TOLERANCE
 from resnet_onnx.cli.main import main
 from resnet_onnx.results.bench import Bench
-from resnet_onnx.results.commands import Compare, ComparedRow
+from resnet_onnx.results.compare import Compare, ComparedRow
 from resnet_onnx.results.reading import read_bench
 from resnet_onnx.results.writing import typed
 from runtimes.errors import BadData, UsageError, UserError
@@ -329,8 +329,11 @@ def test_a_missing_file_a_folder_bytes_and_a_pipe_are_one_error(
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     os.mkfifo(tmp_path / "pipe")
     for name, said in (
-        ("none.json", "no such file"), (".", "a folder"), ("bytes.json", "not text in UTF-8"), ("pipe", "or pipe"),
-    ):  # fmt: skip
+        ("none.json", "no such file"),
+        (".", "expected two of a kind"),
+        ("bytes.json", "not text in UTF-8"),
+        ("pipe", "or pipe"),
+    ):
         code, out, err = run(capfd, base, str(tmp_path / name))
         assert (code, out) == (2, "")
         assert said in err

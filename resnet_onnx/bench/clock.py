@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, sleep
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ WARM_WITHIN = 0.02
 ENQUEUE_BOUND = 0.8
 """Share of a run that handing its work over may take; beyond it the device has done most of it by the time it is all
 there, so that a faster device would not help."""
+
+SETTLE_S = 0.002
+"""How long the threads of a process that has just run may still spin: ONNX Runtime's and OpenMP's stop within 1 ms."""
 
 CPUS = Path("/sys/devices/system/cpu")
 """Where Linux describes its cores."""
@@ -83,10 +86,14 @@ class Disturbance:
 
 
 class Watch:
-    """Reads the machine's CPU counters at its start and returns on ``stop`` what others did since."""
+    """Reads the machine's CPU counters at its start and returns on ``stop`` what others did since.
 
-    def __init__(self) -> None:
+    The processes `workers` are not others.
+    """
+
+    def __init__(self, workers: Sequence[int] = ()) -> None:
         self._cores = _watched_cores()
+        self._workers = workers
         self._start = self._read()
 
     def _read(self) -> tuple[float, float, float, float, int, int]:
@@ -99,7 +106,7 @@ class Watch:
                 busy += sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
                 stolen += getattr(times, "steal", 0.0)
         own = os.times()
-        now = perf_counter(), busy, stolen, own.user + own.system
+        now = perf_counter(), busy, stolen, own.user + own.system + sum(map(_cpu_time, self._workers))
         return *now, _involuntary_switches(), _throttle_events(self._cores)
 
     def stop(self) -> Disturbance:
@@ -140,6 +147,17 @@ def _throttle_events(cores: frozenset[int] | None) -> int:
             threads = str(core)
         events[threads] = max(count, events.get(threads, 0))
     return sum(events.values())
+
+
+def _cpu_time(pid: int) -> float:
+    """Returns the CPU time that a process used so far, in seconds; 0 where it is gone."""
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _involuntary_switches() -> int:
@@ -192,14 +210,46 @@ def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) ->
     Streams run at the same time, each in its own thread. The first `discard` runs are untimed: another process's work
     has just been in the caches.
     """
+    return _watched(partial(_streams, prepared, seconds=seconds, discard=discard))
+
+
+def _streams(prepared: Sequence[Prepared], *, seconds: float, discard: int) -> tuple[Nanoseconds, float]:
+    """Returns the times of the runs of all streams, and how many were completed per second."""
     deadline = perf_counter_ns() + int(seconds * 1e9)
+    times = _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
+    # Each stream's own: they do not end at the same moment, and the rest of one must not count as idling.
+    return np.concatenate(times), float(sum(t.size / t.sum() * 1e9 for t in times))
 
-    def streams() -> tuple[Nanoseconds, float]:
-        times = _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
-        # Each stream's own: they do not end at the same moment, and the rest of one must not count as idling.
-        return np.concatenate(times), float(sum(t.size / t.sum() * 1e9 for t in times))
 
-    return _watched(streams)
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A short stretch of runs of one side of a pair.
+
+    Attributes:
+        run_s: Seconds from one completed run to the next, all streams together.
+        spent_s: Wall time of the turn, settling included.
+    """
+
+    run_s: float
+    spent_s: float
+
+
+def turn(prepared: Sequence[Prepared], *, seconds: float, discard: int) -> Turn:
+    """Times single runs for about `seconds`, none of which starts later; each stream makes at least one.
+
+    The other side has just been running: its idle threads may still spin on the cores, and get ``SETTLE_S`` to stop.
+    The first `discard` runs are untimed.
+    """
+    begin = perf_counter()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        sleep(SETTLE_S)
+        _, runs_per_s = _streams(prepared, seconds=seconds, discard=discard)
+    finally:
+        if collecting:
+            gc.enable()
+    return Turn(run_s=1 / runs_per_s, spent_s=perf_counter() - begin)
 
 
 def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> Slice:

@@ -7,31 +7,25 @@ Statistical Methods in Medical Research 21, 2012): with x = ln BASE and y = ln N
 y − x − √((y − y_low)² + (x_high − x)²). It assumes no distribution, keeps the asymmetry of the two intervals, needs no
 random numbers, and gives the inverse when BASE and NEW change places.
 
-The verdict is one of equivalence (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987): "same" only where the
-whole interval lies within the tolerance, "slower" and "faster" only where all of it lies beyond. What straddles an edge
-is inconclusive: not being able to show a difference does not show that there is none.
+The verdict is one of equivalence (``equivalence``). Measuring both in turns needs no such allowances (``paired``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from msgspec import UNSET
 
+from resnet_onnx.bench.equivalence import TOLERANCE, check_tolerance, verdict
 from resnet_onnx.bench.statistics import median_interval
 from resnet_onnx.results.bench import Bench, BenchRow
-from resnet_onnx.results.commands import Compare, ComparedRow
-from runtimes.errors import BadData, UsageError, UserError
-
-Verdict = Literal["same", "faster", "slower", "inconclusive"]
-
-TOLERANCE = 0.02
-"""``bench`` measures until a median is known to ±1 %, so that the ratio of two is known to ±√2 %: 2 % is the least
-round number that two runs of the same work can be shown to lie within. A slowdown of 5 % (ratio 0.952) still ends
-1.4 % beyond the tolerance, so that it is found, and chance alone must be wrong by 3.4 % to look like a change."""
+from resnet_onnx.results.compare import FAIL_ON, Compare, ComparedRow, FailOn
+from resnet_onnx.results.document import Environment
+from runtimes.errors import BadData, UserError
 
 PACE_WITHIN = 0.02
 """How far the pace of the processor may differ and mean nothing, on the logarithmic scale."""
@@ -45,7 +39,14 @@ _SETTINGS = ("threads", "dtype", "tf32", "autocast", "memory_format")
 """Recorded options whose change explains a change of speed."""
 
 
-def compare(base: Bench, new: Bench, *, tolerance: float = TOLERANCE, force: bool = False) -> Compare:
+def compare(
+    base: Bench,
+    new: Bench,
+    *,
+    tolerance: float = TOLERANCE,
+    force: bool = False,
+    fail_on: Sequence[FailOn] = FAIL_ON,
+) -> Compare:
     """Compares two documents of ``bench``.
 
     Forced, different work is compared all the same, and rows match by runtime, batch, streams and device.
@@ -54,8 +55,7 @@ def compare(base: Bench, new: Bench, *, tolerance: float = TOLERANCE, force: boo
         UserError: The two timed different work and it is not forced, or have no row in common.
         UsageError: The tolerance, a relative change that does not matter, is not in (0, 1).
     """
-    if not 0 < tolerance < 1:
-        raise UsageError(f"tolerance must lie between 0 and 100 %, not {100 * tolerance:g} %")
+    check_tolerance(tolerance)
     different = different_work(base, new)
     if different and not force:
         raise UserError(
@@ -69,15 +69,39 @@ def compare(base: Bench, new: Bench, *, tolerance: float = TOLERANCE, force: boo
             fix="measure the same runtimes, batch sizes, streams and device",
         )
     rows = [_compared(old, now, tolerance) for old, now in pairs]
-    return Compare(
-        regressed=any(row.verdict == "slower" or row.failed for row in rows),
-        tolerance=tolerance,
+    return judged(
         rows=rows,
+        tolerance=tolerance,
+        fail_on=fail_on,
         missing=[_named(row) for row in missing],
         extra=[_named(row) for row in extra],
         different_work=different,
         environment_differs=environment_differences(base, new, pairs),
     )
+
+
+def judged(*, rows: Sequence[ComparedRow], fail_on: Sequence[FailOn], **others: Any) -> Compare:
+    """Returns the document of compared rows, with what was found of what was asked to fail; `others` are its fields."""
+    made = Compare(
+        rows=rows,
+        fail_on=fail_on,
+        regressed=any(row.verdict == "slower" or row.failed for row in rows),
+        **others,
+    )
+    holds = {name for row in rows for name in row_failures(row)} | ({"missing"} if made.missing else set())
+    failures = [name for name in fail_on if name in holds]
+    return replace(made, failures=failures, passed=not failures)
+
+
+def row_failures(row: ComparedRow) -> list[FailOn]:
+    """Returns everything of a row that may be asked to fail."""
+    found: dict[FailOn, bool] = {
+        "slower": row.verdict == "slower",
+        "missing": row.failed,
+        "inconclusive": row.verdict == "inconclusive" and not row.failed,
+        "different": row.outputs is not None and row.outputs.different,
+    }
+    return [name for name, holds in found.items() if holds]
 
 
 def different_work(base: Bench, new: Bench) -> list[str]:
@@ -113,7 +137,17 @@ def different_work(base: Bench, new: Bench) -> list[str]:
 
 def environment_differences(base: Bench, new: Bench, pairs: Sequence[tuple[BenchRow, BenchRow]] = ()) -> list[str]:
     """Returns what differs in machine, system, library versions and the settings of the runtimes."""
-    old, now = base.environment, new.environment
+    found = machine_differences(base.environment, new.environment)
+    if base.tool != new.tool:
+        found.append(f"resnet-onnx: {base.tool} → {new.tool}")
+    for before, after in pairs:
+        if not before.error and not after.error:
+            found += setting_differences(after.runtime, before.recorded, after.recorded)
+    return list(dict.fromkeys(found))
+
+
+def machine_differences(old: Environment, now: Environment) -> list[str]:
+    """Returns what differs in machine, system and library versions."""
     found = [
         f"{what}: {_text(a)} → {_text(b)}"
         for what, a, b in (
@@ -123,7 +157,6 @@ def environment_differences(base: Bench, new: Bench, pairs: Sequence[tuple[Bench
             ("GPUs", old.gpu_names(), now.gpu_names()),
             ("system", old.system, now.system),
             ("Python", old.python, now.python),
-            ("resnet-onnx", base.tool, new.tool),
         )
         if a != b
     ]
@@ -131,12 +164,16 @@ def environment_differences(base: Bench, new: Bench, pairs: Sequence[tuple[Bench
         a, b = old.libraries.get(name), now.libraries.get(name)
         if a != b:
             found.append(f"{name}: {a or 'none'} → {b or 'none'}")
-    for before, after in pairs:
-        for name in _SETTINGS:
-            was, is_now = before.recorded.get(name), after.recorded.get(name)
-            if was != is_now and not before.error and not after.error:
-                found.append(f"{name} of {after.runtime}: {_text(was)} → {_text(is_now)}")
-    return list(dict.fromkeys(found))
+    return found
+
+
+def setting_differences(runtime: str, old: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns which recorded options of a runtime differ that explain a change of speed."""
+    return [
+        f"{name} of {runtime}: {_text(old.get(name))} → {_text(now.get(name))}"
+        for name in _SETTINGS
+        if old.get(name) != now.get(name)
+    ]
 
 
 Rows = Sequence[BenchRow]
@@ -195,7 +232,7 @@ def _compared(base: BenchRow, new: BenchRow, tolerance: float) -> ComparedRow:
         device=new.device,
         threads=new.cpu_threads,
         scenario=new.scenario,
-        verdict=_verdict(interval, tolerance),
+        verdict=verdict(interval, tolerance),
         ratio=ratio,
         ci95=interval,
         base_images_per_second=old[0] if old else None,
@@ -295,17 +332,6 @@ def _explained_by_load(base: BenchRow, new: BenchRow) -> tuple[float, float] | N
         return None
     left = 1 - abs(on_new - on_base)
     return (1.0, 1 / left) if on_new >= on_base else (left, 1.0)
-
-
-def _verdict(interval: tuple[float, float] | None, tolerance: float) -> Verdict:
-    if interval is None:
-        return "inconclusive"
-    least, most = 1 - tolerance, 1 / (1 - tolerance)
-    if interval[1] < least:
-        return "slower"
-    if interval[0] > most:
-        return "faster"
-    return "same" if least <= interval[0] and interval[1] <= most else "inconclusive"
 
 
 def _named(row: BenchRow) -> str:

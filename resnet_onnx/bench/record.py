@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
+from resnet_onnx.bench.clock import Disturbance
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.statistics import PERCENTILES, coefficient_of_variation, percentile
@@ -134,9 +135,8 @@ def latency_ms(row: Row) -> Latency:
     )
 
 
-def disturbance(row: Row) -> DisturbanceRecord:
+def disturbance(seen: Disturbance) -> DisturbanceRecord:
     """Returns what the machine did beside."""
-    seen = row.disturbance
     return DisturbanceRecord(
         other_programs_cores=seen.others_share * seen.cores,
         stolen_cores=seen.stolen_share * seen.cores,
@@ -188,7 +188,7 @@ def result(
         coefficient_of_variation=coefficient_of_variation(times.astype(float)),
         stable=reason is None,
         unstable_reason=reason,
-        disturbance=disturbance(row),
+        disturbance=disturbance(row.disturbance),
         warm_up=row.warm_up,
         roofline=utilization,
         layers=layers,

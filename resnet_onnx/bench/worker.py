@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, breakdown, sample, sample_sets, warm_up
+from resnet_onnx.bench.clock import Slice, Turn, breakdown, sample, sample_sets, turn, warm_up
 from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
 from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
+from runtimes.environment import describe_machine
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_target
 from runtimes.spec import Feeds, LayerTime, Scope, Target, TensorSpec
@@ -38,6 +39,10 @@ SET_S = 0.5
 """Least time of a set in the offline scenario: its end, where streams wait for the last one, then hardly counts."""
 
 _FEWEST_PER_STREAM = 2
+
+PROTOCOL = 1
+"""Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
+A worker may run in another environment, with another version of this package."""
 
 Request = tuple[str, dict[str, Any]]
 """A method of ``Worker`` and its keyword arguments."""
@@ -129,6 +134,18 @@ class Worker:
         else:
             taken = sample(self._rows[row], seconds=seconds, discard=discard)
         return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
+
+    def turn(self, row: int, seconds: float, discard: int) -> Turn:
+        """Takes one turn of a row that is compared with another worker's."""
+        return turn(self._rows[row], seconds=seconds, discard=discard)
+
+    def outputs(self, row: int) -> dict[str, NDArray[Any]]:
+        """Returns what the last run of a row's first stream computed."""
+        return self._rows[row][0].outputs()
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the machine and the libraries of this process, as ``describe_machine``."""
+        return describe_machine()
 
     def breakdown(self, row: int) -> Breakdown:
         """Takes single runs of a row's first stream apart."""

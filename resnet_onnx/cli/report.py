@@ -23,7 +23,7 @@ from runtimes.errors import UsageError
 def command(terminal: Terminal, *, results: tuple[Path, ...], out: Path) -> None:
     """Make one self-contained HTML page of saved results.
 
-    RESULT are files of bench, parity, evaluate or convert --save, in any mix. The page needs no network.
+    RESULT are files of bench, compare, parity, evaluate or convert --save, in any mix. The page needs no network.
     """
     from resnet_onnx.report.assemble import write_report
     from resnet_onnx.results.commands import Report, ReportedFile

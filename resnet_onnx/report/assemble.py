@@ -8,12 +8,13 @@ from pathlib import Path
 
 from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.parity.proportions import share_interval
-from resnet_onnx.report import charts, conversion, speed
+from resnet_onnx.report import charts, conversion, pairs, speed
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Chart, Section, write_page
 from resnet_onnx.report.words import listed
 from resnet_onnx.results.bench import Bench, BenchRow
 from resnet_onnx.results.commands import Finding
+from resnet_onnx.results.compare import Compare, ComparedRow
 from resnet_onnx.results.convert import Convert
 from resnet_onnx.results.document import Environment, Saved
 from resnet_onnx.results.evaluate import Evaluate, EvaluateRow
@@ -57,6 +58,9 @@ def write_report(
     for converted in of_kind(documents, Convert):
         findings += conversion.findings(converted)
         judged.append(conversion.section(converted, palette))
+    for compared in of_kind(documents, Compare):
+        findings += pairs.findings(compared)
+        judged.append(pairs.section(compared))
     # What is bad comes first whatever it is of; otherwise the question that most come with: how fast is it?
     findings.sort(key=lambda finding: finding.state != "bad")
     if verdict is not None:
@@ -82,14 +86,20 @@ def write_report(
 
 
 def _title(documents: Sequence[AnyResult]) -> str:
-    subjects = {"bench": "speed", "parity": "parity", "evaluate": "accuracy", "convert": "precision"}
+    subjects = {
+        "bench": "speed",
+        "parity": "parity",
+        "evaluate": "accuracy",
+        "convert": "precision",
+        "compare": "comparison",
+    }
     kinds = {found.kind for found in documents}
     told = listed([subject for kind, subject in subjects.items() if kind in kinds])
     models = list(dict.fromkeys(_model(found) for found in documents))
     return f"{', '.join(models) if len(models) < 4 else f'{len(models)} models'}: {told}"
 
 
-def _rows(document: AnyResult) -> Sequence[BenchRow | ParityRow | EvaluateRow]:
+def _rows(document: AnyResult) -> Sequence[BenchRow | ParityRow | EvaluateRow | ComparedRow]:
     """Returns the rows of a result: one per runtime and, with ``bench``, batch and streams; ``convert`` has none."""
     if isinstance(document, Bench):
         return document.results

@@ -239,6 +239,48 @@ def roofline(items: Sequence[Point], roofs: Sequence[Roof], *, palette: dict[str
     return _drawn(_PLANE_IN, draw)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How a quantity was known better and better.
+
+    Attributes:
+        x: Of the single values.
+        values: Drawn as dots.
+        looks: Places of the interval, a subset of `x`.
+        low: Its lower end at each look.
+        high: Its upper end, likewise.
+    """
+
+    x: Sequence[float]
+    values: Sequence[float]
+    looks: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def course(found: Course, *, edges: tuple[float, float], x: str, y: str) -> str:
+    """Draws single values as dots, the interval that they supported as a band, and the edges of what does not matter.
+
+    What lies far outside is cut off: the band's first width and the values' middle nine tenths are in view.
+    """
+    import numpy as np
+
+    def draw(axes: Axes) -> None:
+        axes.plot(found.x, found.values, ".", color=COLOURS[0], markersize=2.5, alpha=0.35, zorder=1)
+        axes.fill_between(found.looks, found.low, found.high, color=COLOURS[1], alpha=0.45, linewidth=0, zorder=2)
+        for edge in edges:
+            axes.axhline(edge, color=_INK, linestyle="--", linewidth=1.0)
+        ends = [*np.percentile(found.values, (5, 95)), *edges, *found.low[-1:], *found.high[-1:]]
+        margin = 0.08 * (max(ends) - min(ends))
+        axes.set_ylim(min(ends) - margin, max(ends) + margin)
+        axes.set_xlim(left=0)
+        axes.spines["left"].set_visible(True)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _drawn(_PLANE_IN, draw)
+
+
 def _lines(axes: Axes, items: Sequence[Point], palette: dict[str, str]) -> None:
     """Draws a line per name; those of one series share its colour and sign, and differ in how they are dashed."""
     series = list(palette)

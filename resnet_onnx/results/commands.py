@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict
 
 from resnet_onnx.results.convert import Export
-from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture, check_ends
+from resnet_onnx.results.document import Document, Environment, FileRecord, Gpus, SkippedPicture
 from runtimes.base import Availability
 from runtimes.cache import Pruned, Usage
 
@@ -155,66 +155,6 @@ class BuildLowered(Document):
     changes: Mapping[str, int]
     size_bytes: int
     onnx: FileRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparedRow:
-    """One row of both results.
-
-    Attributes:
-        device: Of the new one.
-        threads: As requested; None too where a result does not say.
-        verdict: ``same``, ``faster``, ``slower`` or ``inconclusive``, which it is also where one was not measured.
-        ratio: Images per second of NEW over BASE: below 1 is slower. None where one was not measured.
-        ci95: Interval of the ratio; None where one of the two has none.
-        failed: NEW could not be measured, and BASE could.
-        notes: Why it is inconclusive, and what to think of it otherwise.
-    """
-
-    model: str
-    precision: str
-    scope: str
-    runtime: str
-    batch: int
-    streams: int
-    device: str | None
-    threads: int | None
-    scenario: str | None
-    verdict: str
-    ratio: float | None
-    ci95: tuple[float, float] | None
-    base_images_per_second: float | None
-    new_images_per_second: float | None
-    failed: bool
-    notes: Sequence[str]
-
-    def __post_init__(self) -> None:
-        check_ends("ci95", self.ci95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compare(Document):
-    """Two benchmarks compared.
-
-    Attributes:
-        regressed: Whether a row is slower beyond the tolerance, or can't be measured any more.
-        tolerance: As a fraction.
-        rows: What both have, in the order of BASE.
-        missing: Rows that only BASE has, in words.
-        extra: Rows that only NEW has, in words.
-        different_work: Why the two did not time the same; empty unless it was forced.
-        environment_differs: What differs between the machines, libraries and settings.
-    """
-
-    kind: ClassVar[str] = "compare"
-
-    regressed: bool
-    tolerance: float
-    rows: Sequence[ComparedRow]
-    missing: Sequence[str]
-    extra: Sequence[str]
-    different_work: Sequence[str]
-    environment_differs: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from resnet_onnx.results.bench import Bench
+from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.convert import Convert
 from resnet_onnx.results.document import SCHEMA, Document, Saved
 from resnet_onnx.results.evaluate import Evaluate
@@ -19,10 +20,11 @@ from resnet_onnx.results.parity import Parity
 from runtimes.errors import BadData
 
 AnyResult = Bench | Saved[Any]
-"""What ``--save`` writes: ``Bench``, or ``Saved`` of ``Parity``, ``Evaluate`` or ``Convert``."""
+"""What ``--save`` writes: ``Bench``, or ``Saved`` of ``Parity``, ``Evaluate``, ``Convert`` or ``Compare``."""
 
 _FORMS: dict[str, Any] = {
     "bench": Bench, "parity": Saved[Parity], "evaluate": Saved[Evaluate], "convert": Saved[Convert],
+    "compare": Saved[Compare],
 }  # fmt: skip
 
 KINDS = tuple(_FORMS)

@@ -10,11 +10,12 @@ from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
 from resnet_onnx.workflow.opening import runnable, source, tuned
+from resnet_onnx.workflow.pairs import PairsPlan, compare_models
 from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
 from resnet_onnx.workflow.precision import ConversionConfig, build_lowered, convert, default_output, export_half
 from resnet_onnx.workflow.request import Model, OnnxForm, Request, check_request, insist_on_trained
 from resnet_onnx.workflow.resolving import initial_state, resolve, training_entry
-from resnet_onnx.workflow.results import saved_result
+from resnet_onnx.workflow.results import saved_comparison, saved_result
 
 __all__ = [
     "ConversionConfig",
@@ -22,6 +23,7 @@ __all__ = [
     "MeasuringPlan",
     "Model",
     "OnnxForm",
+    "PairsPlan",
     "ParityPlan",
     "Request",
     "batch_sizes",
@@ -29,6 +31,7 @@ __all__ = [
     "check_parity",
     "check_request",
     "check_scales",
+    "compare_models",
     "convert",
     "decoding",
     "default_output",
@@ -47,6 +50,7 @@ __all__ = [
     "resolve",
     "runnable",
     "sample_feeds",
+    "saved_comparison",
     "saved_result",
     "source",
     "specs",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCHES = (1, 8)
 
-_PICTURES = 16
+MOST_PICTURES = 16
 """Distinct sample pictures in a batch; a larger batch repeats them, since the time of a run does not depend on them."""
 
 
@@ -107,7 +107,7 @@ class Measurement:
             made=self.made,
             tool=f"resnet-onnx {__version__}",
             command=["resnet-onnx", *sys.argv[1:]],
-            model=_about(self.model, self.path),
+            model=about_model(self.model, self.path),
             environment=replace(self.environment, peaks=peaks),
             settings=record.settings(self.plan),
             skipped=[SkippedRow(row=str(row), reason=row.cut_off) for row in self.skipped],
@@ -157,8 +157,8 @@ def measure_model(
 
     sizes = batch_sizes(model, plan.bench.batches)
     names, left_out = runnable(model, plan.runtimes, chosen_by_all=plan.chosen_by_all, device=plan.device)
-    fixed = _fixed_batch(specs(model))
-    feeds = sample_feeds(model, min(max(sizes), _PICTURES) if fixed is None else fixed, seed=plan.seed)
+    fixed = fixed_batch(model)
+    feeds = sample_feeds(model, min(max(sizes), MOST_PICTURES) if fixed is None else fixed, seed=plan.seed)
     path = graph_path(model)
     targets = [
         target(model, name, device=plan.device, options=plan.options, batches=plan.bench.batches) for name in names
@@ -193,7 +193,7 @@ def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[i
 
     Raises ``UsageError`` where another than the fixed one was requested.
     """
-    fixed = _fixed_batch(specs(model))
+    fixed = fixed_batch(model)
     if fixed is None:
         return tuple(requested or DEFAULT_BATCHES)
     if requested is not None and tuple(requested) != (fixed,):
@@ -204,19 +204,19 @@ def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[i
     return (fixed,)
 
 
-def _fixed_batch(inputs: Sequence[TensorSpec]) -> int | None:
+def fixed_batch(model: Model) -> int | None:
     """Returns the batch that a model's inputs are fixed to, or None where one of them leaves it open.
 
     A table or a scale may stand beside the samples; of fixed inputs, the one with most dimensions sets the batch.
     """
-    shapes = [spec.shape for spec in inputs if spec.shape]
+    shapes = [spec.shape for spec in specs(model) if spec.shape]
     if any(isinstance(shape[0], str) for shape in shapes):
         return None
     return next((int(shape[0]) for shape in sorted(shapes, key=len, reverse=True)), 1)
 
 
 def _check_single(model: Model) -> None:
-    first = _fixed_batch(specs(model))
+    first = fixed_batch(model)
     if first not in (None, 1):
         raise UsageError(
             f"LoadGen's SingleStream runs one sample at a time, and {model.name} has a fixed batch of {first}",
@@ -237,7 +237,8 @@ def cpu_threads(row: Row) -> int:
     return min(usable_cores(), threads) if isinstance(threads, int) else usable_cores()
 
 
-def _about(model: Model, path: Path | None) -> BenchModel:
+def about_model(model: Model, path: Path | None) -> BenchModel:
+    """Returns a model as documents have it; `path` is that of its graph."""
     checked = onnx_gate.check_onnx(path) if path is not None else None
     network = model.network
     return BenchModel(

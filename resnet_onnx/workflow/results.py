@@ -7,6 +7,7 @@ import time
 from typing import TypeVar
 
 from resnet_onnx import __version__
+from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.document import Artifacts, Document, Environment, Saved
 from resnet_onnx.results.writing import typed
 from resnet_onnx.workflow.onnx_form import graph_path
@@ -17,6 +18,11 @@ from runtimes.environment import describe_machine
 BodyT = TypeVar("BodyT", bound=Document)
 
 
+def saved_comparison(result: Compare) -> Saved[Compare]:
+    """Wraps a comparison with the command and this machine; the hashes of two models are in its own sides."""
+    return _saved(result, Artifacts())
+
+
 def saved_result(model: Model, result: BodyT) -> Saved[BodyT]:
     """Wraps a result with what is needed to trust and repeat it: environment, hashes, command."""
     hashes = {"weights_sha256": model.network.weights_sha256} if model.network is not None else {}
@@ -24,11 +30,15 @@ def saved_result(model: Model, result: BodyT) -> Saved[BodyT]:
     path = graph_path(model) if result.kind == "parity" else model.onnx
     if path is not None:
         hashes["onnx_sha256"] = onnx_gate.check_onnx(path).sha256
+    return _saved(result, Artifacts(**hashes))
+
+
+def _saved(result: BodyT, artifacts: Artifacts) -> Saved[BodyT]:
     return Saved(
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         tool=f"resnet-onnx {__version__}",
         command=["resnet-onnx", *sys.argv[1:]],
         environment=typed(Environment, describe_machine()),
-        artifacts=Artifacts(**hashes),
+        artifacts=artifacts,
         result=result,
     )
