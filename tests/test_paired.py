@@ -28,6 +28,7 @@ from support.onnx_models import weights, write_model
 from resnet_onnx.bench import worker
 from resnet_onnx.bench.always_valid import ERROR, RatioInterval, RatioSequence, log_wealth
 from resnet_onnx.bench.clock import Turn
+from resnet_onnx.bench.compare import row_failures
 from resnet_onnx.bench.equivalence import deciding_factor
 from resnet_onnx.bench.paired import (
     Block,
@@ -41,7 +42,7 @@ from resnet_onnx.bench.paired import (
 )
 from resnet_onnx.cli.main import main
 from resnet_onnx.parity.sides import compare_outputs, rounding_limit
-from resnet_onnx.results.compare import Compare
+from resnet_onnx.results.compare import Compare, ComparedRow
 from resnet_onnx.results.document import Saved
 from resnet_onnx.results.reading import read
 from runtimes.errors import UsageError
@@ -429,6 +430,16 @@ def test_what_fails_is_chosen(fail_on: str, code: int, tmp_path: Path, capfd: py
     assert found == code
 
 
+def test_a_side_that_fails_is_missing() -> None:
+    row = ComparedRow(
+        model="m", precision="fp32", scope="device", runtime="torch", batch=1, streams=1, device=None, threads=None,
+        scenario=None, verdict="inconclusive", ratio=None, ci95=None, base_images_per_second=1.0,
+        new_images_per_second=None, failed=True, notes=[],
+    )  # fmt: skip
+    assert row_failures(row) == ["missing"]
+    assert row_failures(replace(row, failed=False)) == ["inconclusive"]
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["{model}", "{result}"], "is a saved result and .* a model"),
     (["{result}", "resnet18"], "is a saved result and resnet18 a model"),
@@ -465,6 +476,8 @@ def test_outputs_are_judged_by_what_rounding_explains(tmp_path: Path) -> None:
     rounded = {"out": exact["out"].astype(np.float32)}
     assert compare_outputs(exact, exact, limit).text == "equal bit by bit"
     assert not compare_outputs(exact, rounded, limit).different
+    for share, different in ((0.5, False), (2.0, True)):
+        assert compare_outputs(exact, {"out": exact["out"] * (1 + share * limit)}, limit).different is different
     off = compare_outputs(exact, {"another": exact["out"] * 1.01}, limit)
     assert (off.different, off.top1_agreement) == (True, 1.0)
     assert off.relative_rmse == pytest.approx(0.01)
@@ -488,13 +501,14 @@ def environment(folder: Path, *paths: str) -> Path:
 def test_a_side_runs_in_another_environment(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its packages are its own: here it has a `resnet_onnx` that says another version of a library."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "must-not-be-found"))
+    """Its packages are its own: it has another version of a library, and does not see what is named for this one."""
     path = chain(tmp_path / "m.onnx", 2)
-    fake = tmp_path / "shadow" / "onnx-99.dist-info"
-    fake.mkdir(parents=True)
-    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: onnx\nVersion: 99\n")
-    python = environment(tmp_path / "venv", str(fake.parent), str(ROOT), *site.getsitepackages())
+    for name, version in (("shadow", 99), ("not-for-it", 55)):
+        fake = tmp_path / name / f"onnx-{version}.dist-info"
+        fake.mkdir(parents=True)
+        (fake / "METADATA").write_text(f"Metadata-Version: 2.1\nName: onnx\nVersion: {version}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "not-for-it"))
+    python = environment(tmp_path / "venv", str(tmp_path / "shadow"), str(ROOT), *site.getsitepackages())
     code, out, err = run(capfd, path, path, "--new-python", python, "--threads=1", "--duration=1", "--json")
     assert code in (0, 1), err
     found = json.loads(out)
