@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.parity.budget import DECORRELATED, LEAST_SQNR_DB, SAME_FUNCTION, UNIT_ROUNDOFF, derived_bound
 from resnet_onnx.parity.metrics import distance
-from resnet_onnx.parity.summation import summation_lengths
+from resnet_onnx.parity.summation import sums_of
 from resnet_onnx.results.compare import ComparedOutputs
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -30,7 +30,7 @@ def rounding_limit(graphs: Sequence[Path | None], precisions: Sequence[str]) -> 
         if precision not in UNIT_ROUNDOFF
         else SAME_FUNCTION * UNIT_ROUNDOFF[precision] / UNIT_ROUNDOFF["fp32"]
         if graph is None
-        else derived_bound(summation_lengths(graph), precision)
+        else derived_bound(sums_of(graph), precision)
         for graph, precision in zip(graphs, precisions, strict=True)
     ]
     return min(most, DECORRELATED * max(bounds))
