@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.graph import expose
+from converters.graph import draft, expose
 from runtimes.errors import CheckFailed, UsageError
 from runtimes.registry import DEFAULT_RUNTIME, open_runtime
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions
@@ -159,7 +159,7 @@ def runs(
     batches: Iterable[Feeds],
     *,
     folder: Path,
-    what: str,
+    source: ModelSource,
     options: RuntimeOptions,
 ) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
     """Runs a float32 model and yields some of its values and the number of samples, batch by batch.
@@ -169,15 +169,15 @@ def runs(
         values: Names of inputs of the model and of values inside it.
         batches: Feeds of the model; best a few samples each, since all values of a batch are in memory at once.
         folder: Where a temporary copy with these values as outputs may be written.
-        what: What messages call the model.
+        source: Where the model came from, which messages name.
         options: What it is opened with.
     """
     path = folder / "observed.onnx"
     inputs = {value.name for value in model.graph.input}
     computed = [name for name in values if name not in inputs]
     # A network of one layer needs the range of its input alone, but a graph has to have an output.
-    path.write_bytes(expose(model, computed or [model.graph.output[0].name]).SerializeToString())
-    with open_runtime(DEFAULT_RUNTIME, ModelSource(path=path, label=what), options=options) as runtime:
+    draft(path, expose(model, computed or [model.graph.output[0].name]))
+    with open_runtime(DEFAULT_RUNTIME, source.rewritten(path), options=options) as runtime:
         for feeds in batches:
             found = {**runtime.run(feeds), **feeds}
             yield {name: found[name] for name in values}, max((len(a) for a in feeds.values() if a.ndim), default=1)
@@ -194,12 +194,12 @@ def require_finite(name: str, array: NDArray[Any], *, what: str) -> None:
 
 
 def mean_values(
-    model: ModelProto, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, what: str
+    model: ModelProto, values: Sequence[str], batches: Iterable[Feeds], *, folder: Path, source: ModelSource
 ) -> dict[str, NDArray[np.float64]]:
     """Returns the mean over the samples of values whose shape does not depend on the batch; arguments as ``runs``."""
     sums: dict[str, NDArray[np.float64]] = {}
     done = 0
-    for found, samples in runs(model, values, batches, folder=folder, what=what, options=_UNSPUN):
+    for found, samples in runs(model, values, batches, folder=folder, source=source, options=_UNSPUN):
         for name, array in found.items():
             sums[name] = sums.get(name, 0.0) + samples * array.astype(np.float64)
         done += samples
@@ -212,7 +212,7 @@ def observe(
     batches: Iterable[Feeds],
     *,
     folder: Path,
-    what: str,
+    source: ModelSource,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Observed:
     """Counts the magnitudes of values of a float32 model; arguments as ``runs``, `progress` gets the samples done.
@@ -223,14 +223,14 @@ def observe(
     """
     histograms = {name: Histogram() for name in values}
     done = 0
-    for found, samples in runs(model, values, batches, folder=folder, what=what, options=_UNSPUN):
+    for found, samples in runs(model, values, batches, folder=folder, source=source, options=_UNSPUN):
         for name, array in found.items():
-            require_finite(name, array, what=what)
+            require_finite(name, array, what=source.name)
             histograms[name].add(array)
         done += samples
         progress(done)
     if not done:
-        raise UsageError(f"{what}: there are no calibration pictures")
+        raise UsageError(f"{source.name}: there are no calibration pictures")
     return Observed(histograms=histograms, samples=done)
 
 

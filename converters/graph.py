@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_gate
-from runtimes.errors import UnsupportedModel
+from runtimes import onnx_gate, onnx_plain
+from runtimes.errors import BadModel, RewritingFailed, UnsupportedModel, reason
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 MAX_BYTES = 2**31 - 2**20
 """One protobuf message holds less than 2 GiB; what is converted must fit into one file."""
-
-_INITIALISERS_ALONE = 4
-"""The IR version from which an initialiser need not be an input of the graph too (onnx.proto, ``IR_VERSION``)."""
 
 
 class Graph:
@@ -137,6 +134,17 @@ def captured(node: NodeProto) -> set[str]:
     return names
 
 
+def rename_captured(node: NodeProto, names: Mapping[str, str]) -> None:
+    """Renames values that a node's subgraphs read from outside, in place; ONNX lets no inner value have such a name."""
+    for item in node.attribute:
+        for graph in (item.g, *item.graphs):
+            for inner in graph.node:
+                inner.input[:] = [names.get(name, name) for name in inner.input]
+                rename_captured(inner, names)
+            for value in graph.output:
+                value.name = names.get(value.name, value.name)
+
+
 def name_of(node: NodeProto) -> str:
     """Returns what people call a node: its name, or its first output where it has none."""
     return str(node.name or node.output[0])
@@ -171,8 +179,7 @@ def at_opset(model: ModelProto, opset: int, *, what: str) -> ModelProto:
         converted = version_converter.convert_version(model, opset)
     except Exception as error:
         raise UnsupportedModel(
-            f"{what} has opset {present} and can't be brought to {opset}, which this precision needs: "
-            f"{' '.join(str(error).split())[:200]}",
+            f"{what} has opset {present} and can't be brought to {opset}, which this precision needs: {reason(error)}",
             fix=f"export it again with opset {opset}",
         ) from error
     # The converter renames nothing and keeps no metadata.
@@ -189,33 +196,111 @@ def set_metadata(model: ModelProto, values: Mapping[str, str]) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def constants_from_nodes(model: ModelProto) -> None:
-    """Turns Constant nodes that hold a tensor into initialisers, in place; no initialiser is an input any more."""
+def plain(model: ModelProto, *, what: str, opset: int = 1) -> ModelProto:
+    """Returns a copy in the form that rewriting knows: ``onnx_plain.plain``, and of at least that operator set.
+
+    Constants that the graph casts to float32 are stored so, and node names are unique.
+
+    Raises:
+        UnsupportedModel: ONNX can't bring it to that operator set.
+        BadModel: It has operators that ONNX does not know, so that the types of its values can't be told.
+    """
+    # Functions first: ONNX's converter of operator sets leaves their bodies behind.
+    copy = at_opset(onnx_plain.plain(model), opset, what=what)
+    onnx_plain.constants_from_nodes(copy)  # the converter writes new ones
+    _fold_casts(copy)
+    _name_nodes_apart(copy)
+    onnx_plain.drop_types_of_initialisers(copy)
+    _refuse_unknown_operators(copy, what)
+    return copy
+
+
+def _fold_casts(model: ModelProto) -> None:
+    """Replaces a constant of a narrower or wider float that the graph casts to float32 by what comes out."""
+    from onnx import TensorProto, numpy_helper
+
     graph = model.graph
-    if model.ir_version < _INITIALISERS_ALONE:  # there, new ones would have to be inputs too
-        model.ir_version = _INITIALISERS_ALONE
-        named = {tensor.name for tensor in graph.initializer}
-        inputs = [value for value in graph.input if value.name not in named]
-        del graph.input[:]
-        graph.input.extend(inputs)
+    floats = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in floats}
+    outputs = {value.name for value in graph.output}
     kept = []
     for node in graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" and node.domain in ("", "ai.onnx") else None
-        if value is None:
+        source = constants.get(node.input[0]) if node.op_type == "Cast" and node.domain == "" else None
+        if source is None or attribute(node, "to") != TensorProto.FLOAT or node.output[0] in outputs:
             kept.append(node)
             continue
-        tensor = graph.initializer.add()
-        tensor.CopyFrom(value)
-        tensor.name = node.output[0]
+        wide = numpy_helper.to_array(source).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(wide, node.output[0]))
     if len(kept) != len(graph.node):
         del graph.node[:]
         graph.node.extend(kept)
+        Graph(model).drop_unused_constants()
+
+
+def _name_nodes_apart(model: ModelProto) -> None:
+    """Gives nodes of one name different ones: bodies of functions bring theirs to every place of a call."""
+    taken: set[str] = set()
+    for node in onnx_plain.nodes_within(model.graph.node):
+        name, number = node.name, 1
+        while node.name and node.name in taken:
+            number += 1
+            node.name = f"{name}_{number}"
+        taken.add(node.name)
+
+
+def _refuse_unknown_operators(model: ModelProto, what: str) -> None:
+    import onnx
+
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in onnx_plain.nodes_within(model.graph.node):
+        if node.domain and not onnx.defs.has(node.op_type, node.domain):
+            found.setdefault((node.domain, node.op_type), []).extend(name for name in node.output if name)
+    if not found:
+        return
+    types = element_types(model)
+    if any(name not in types for outputs in found.values() for name in outputs):
+        named = ", ".join(f"{operator} ({domain})" for domain, operator in found)
+        optimised = any(domain.startswith("com.microsoft") for domain, _ in found)
+        raise BadModel(
+            f"{what} has operators that are not part of ONNX, so that the types of its values can't be told: {named}"
+            + ("; ONNX Runtime writes such a file when it optimises a model" if optimised else ""),
+            fix="convert the original model, from before it was optimised" if optimised else None,
+        )
 
 
 def _inferred(model: ModelProto) -> ModelProto:
     import onnx
 
-    return onnx.shape_inference.infer_shapes(onnx_gate.without_weights(model), data_prop=True)
+    bare = onnx_gate.without_weights(model)
+    found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    ranks = _ranks_of_products(model, found)
+    if not ranks:
+        return found
+    bare.graph.value_info.extend(ranks)
+    return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+
+
+def _ranks_of_products(model: ModelProto, inferred: ModelProto) -> list[ValueInfoProto]:
+    """Returns how many axes convolutions and Gemms read and make where shape inference lost track.
+
+    Behind a reshape to a computed shape, or a branch, it knows nothing any more; but a convolution has as many axes as
+    its weights.
+    """
+    from onnx import TensorProto, helper
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    known = {value.name for value in values if value.type.tensor_type.HasField("shape")} | set(weights)
+    ranks: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > 1 and node.input[1] in weights:
+            rank = len(weights[node.input[1]].dims)
+            ranks |= {name: rank for name in (node.input[0], node.output[0]) if name not in known}
+    return [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+        for name, rank in ranks.items()
+        if name not in {value.name for value in (*model.graph.input, *model.graph.output)}
+    ]
 
 
 def element_types(model: ModelProto) -> dict[str, int]:
@@ -242,15 +327,30 @@ def shapes(model: ModelProto) -> dict[str, tuple[int | str | None, ...]]:
 
 
 def write(path: Path, model: ModelProto, manifest: Mapping[str, Any]) -> onnx_gate.CheckedModel:
-    """Writes a model as one self-contained file with its manifest, and passes it through the gate.
+    """Writes a model as one self-contained file with its manifest, once it has passed the gate.
 
     Raises:
         FileProblem: The file can't be written; what was there before is untouched.
+        RewritingFailed: The gate refuses it, see ``draft``.
     """
-    data = model.SerializeToString()
     with onnx_gate.atomic_model(path, manifest) as temporary:
-        temporary.write_bytes(data)
+        draft(temporary, model)
     return onnx_gate.check_onnx(path)
+
+
+def draft(path: Path, model: ModelProto) -> onnx_gate.CheckedModel:
+    """Writes a graph that was rewritten here to a file of ours, and passes it through the gate.
+
+    Raises:
+        RewritingFailed: The gate refuses it. The model that it was made from had passed, so that this is a fault of
+            ours and says nothing of that model.
+    """
+    onnx_plain.drop_types_of_initialisers(model)
+    path.write_bytes(model.SerializeToString())
+    try:
+        return onnx_gate.check_onnx(path)
+    except BadModel as error:
+        raise RewritingFailed(f"a graph that was rewritten here did not pass the gate: {error.message}") from error
 
 
 def expose(model: ModelProto, names: Iterable[str]) -> ModelProto:

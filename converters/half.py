@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 from converters.calibration import require_finite, runs
 from converters.graph import (
     Graph,
-    at_opset,
     captured,
-    constants_from_nodes,
     element_types,
     is_float32,
     name_of,
+    plain,
+    rename_captured,
     set_metadata,
     shapes,
 )
 from runtimes.errors import UnsupportedModel, UsageError
-from runtimes.spec import Feeds, RuntimeOptions
+from runtimes.spec import Feeds, ModelSource, RuntimeOptions
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -79,7 +79,7 @@ def convert(
     batches: Iterable[Feeds],
     *,
     folder: Path,
-    what: str,
+    source: ModelSource,
     keep: Sequence[str] = (),
     half_io: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -87,18 +87,16 @@ def convert(
     """Converts a float32 model, which is left as it is.
 
     It runs on `batches` of calibration data, in a temporary copy in `folder` with all values as outputs. `keep` has
-    patterns (``layer4.*``) of nodes that stay in float32, `half_io` makes inputs and outputs half too, and `what` names
-    the model in messages.
+    patterns (``layer4.*``) of nodes that stay in float32, `half_io` makes inputs and outputs half too, and `source` is
+    where the model came from.
 
     Raises:
         UnsupportedModel: No node can compute in that precision, or the operator set can't be raised.
+        BadModel: The model has operators that ONNX does not know.
         UsageError: A pattern of `keep` fits no node.
         CheckFailed: The float32 model itself computes NaN or Inf on the data.
     """
-    copy = deepcopy(model)
-    if precision == "bf16":
-        copy = at_opset(copy, BF16_OPSET, what=what)
-    constants_from_nodes(copy)
+    copy = plain(model, what=source.name, opset=BF16_OPSET if precision == "bf16" else 1)
     graph = Graph(copy)
     types = element_types(copy)
     able = {id(node): _able(node, graph, types, precision) for node in graph.proto.node}
@@ -109,10 +107,10 @@ def convert(
     ]
     kept += _asked_for(graph, keep, able)
     progress("running calibration data")
-    kept += _out_of_range(graph, types, precision, batches, folder, what, able)
+    kept += _out_of_range(graph, types, precision, batches, folder, source, able)
     if not any(able.values()):
         raise UnsupportedModel(
-            f"{what} has no node that can compute in {precision}", fix="convert the float32 model itself"
+            f"{source.name} has no node that can compute in {precision}", fix="convert the float32 model itself"
         )
     rewriter = _Rewriter(graph, types, precision, able, half_io=half_io)
     rewriter.rewrite()
@@ -223,7 +221,7 @@ class _Seen:
         self.largest = max(self.largest, float(np.max(np.abs(wide), initial=0.0)))
         with np.errstate(over="ignore", invalid="ignore"):
             difference = wide - array.astype(kind).astype(np.float64)
-        difference[~np.isfinite(difference)] = 0.0  # an overflow is told by `largest`
+        difference = np.where(np.isfinite(difference), difference, 0.0)  # an overflow is told by `largest`
         self.square += float(np.sum(wide * wide))
         self.lost += float(np.sum(difference * difference))
 
@@ -242,7 +240,7 @@ def _out_of_range(
     precision: Half,
     batches: Iterable[Feeds],
     folder: Path,
-    what: str,
+    source: ModelSource,
     able: dict[int, bool],
 ) -> list[Kept]:
     """Marks nodes as not able whose values or weights half precision does not hold, and says why."""
@@ -252,7 +250,7 @@ def _out_of_range(
     loss_limit = LOSS_MULTIPLE * _UNIT_ROUNDOFF[precision]
     shaped = shapes(graph.model)
     values = [name for name in graph.producer if is_float32(types, name) and name in shaped]
-    seen, sizes = _observe(graph, [*graph.inputs, *values], batches, folder, kind, what)
+    seen, sizes = _observe(graph, [*graph.inputs, *values], batches, folder, kind, source)
     constants: dict[str, _Seen] = {}
     for name, tensor in graph.constants.items():
         if is_float32(types, name):
@@ -287,17 +285,17 @@ def _out_of_range(
 
 
 def _observe(
-    graph: Graph, names: Sequence[str], batches: Iterable[Feeds], folder: Path, kind: np.dtype[Any], what: str
+    graph: Graph, names: Sequence[str], batches: Iterable[Feeds], folder: Path, kind: np.dtype[Any], source: ModelSource
 ) -> tuple[dict[str, _Seen], dict[str, int]]:
     """Runs the float32 model and returns what its values were like, and their sizes per sample."""
     seen: dict[str, _Seen] = {}
     sizes: dict[str, int] = {}
     # Unoptimised: a fused layer would not show what lies inside it.
     options = RuntimeOptions(optimize=False)
-    for found, samples in runs(graph.model, names, batches, folder=folder, what=what, options=options):
+    for found, samples in runs(graph.model, names, batches, folder=folder, source=source, options=options):
         for name, array in found.items():
             if array.dtype == np.float32:
-                require_finite(name, array, what=what)
+                require_finite(name, array, what=source.name)
                 seen.setdefault(name, _Seen()).add(array, kind)
                 sizes[name] = array.size // samples
     return seen, sizes
@@ -330,7 +328,6 @@ class _Rewriter:
             if value.name in graph.inputs and is_float32(self._types, value.name):
                 self._holds[value.name] = value.type.tensor_type.elem_type = self._outside
         for node in list(graph.proto.node):
-            self._check_captured(node)
             self._add(node)
         for value in graph.proto.output:
             if is_float32(self._types, value.name):
@@ -338,16 +335,6 @@ class _Rewriter:
         del graph.proto.value_info[:]
         graph.replace_nodes(self._nodes)
         graph.drop_unused_constants()
-
-    def _check_captured(self, node: NodeProto) -> None:
-        """Refuses a value in half that is read inside a subgraph."""
-        graph = self._graph
-        for name in captured(node) & set(self._holds):
-            if self._holds[name] == self._half:
-                raise UnsupportedModel(
-                    f"'{name}' is read inside a subgraph of {name_of(node)}, which stays in float32",
-                    fix=f"--keep-fp32 '{name_of(graph.producer[name])}'" if name in graph.producer else None,
-                )
 
     def _add(self, node: NodeProto) -> None:
         """Adds a copy of a node that reads and makes values in the types that it computes in."""
@@ -357,6 +344,9 @@ class _Rewriter:
         for place, name in enumerate(node.input):
             if is_float32(self._types, name):
                 new.input[place] = self._in_type(name, self._half if place in places else self._full)
+        # What a branch reads from outside it reads in float32, as it was written.
+        inside = sorted(name for name in captured(node) if self._holds.get(name) == self._half)
+        rename_captured(new, {name: self._in_type(name, self._full) for name in inside})
         self._nodes.append(new)
         for place, name in enumerate(node.output):
             if not is_float32(self._types, name):

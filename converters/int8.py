@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.calibration import LEVELS
-from converters.graph import Graph, at_opset, attribute, constants_from_nodes, name_of, set_metadata, shapes
+from converters.graph import Graph, attribute, name_of, plain, set_metadata, shapes
 from runtimes.errors import UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def prepared(model: ModelProto, *, what: str) -> ModelProto:
 
     Raises:
         UnsupportedModel: Its operator set can't be raised, it is quantised already, or it has no product.
+        BadModel: It has operators that ONNX does not know.
     """
-    copy = at_opset(deepcopy(model), OPSET, what=what)
-    constants_from_nodes(copy)
+    copy = plain(model, what=what, opset=OPSET)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in copy.graph.node):
         raise UnsupportedModel(f"{what} is quantised already", fix="convert the float32 model that it came from")
     graph = Graph(copy)
@@ -97,6 +97,25 @@ def weight_axis(node: NodeProto, weight: NDArray[Any]) -> int:
     return weight.ndim - 1
 
 
+_BRANCHES = ("If", "Loop", "Scan")
+
+
+def kept_anyway(model: ModelProto) -> dict[str, str]:
+    """Returns the products of a prepared model that can't be int8, each with the reason."""
+    graph, shaped = Graph(model), shapes(model)
+    reasons = {}
+    for node in products(graph):
+        source = _moved(node.input[0], graph, shaped)[-1]
+        maker = graph.producer.get(source)
+        if maker is not None and maker.op_type in _BRANCHES:
+            reasons[name_of(node)] = (
+                f"its input comes out of {name_of(maker)} ({maker.op_type}), whose other branch calibration may not see"
+            )
+        elif source not in shaped or node.input[0] not in shaped:
+            reasons[name_of(node)] = "the shape of its input can't be told"
+    return reasons
+
+
 def plan(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> Plan:
     """Decides which values of a prepared model are quantised; `keep_fp32` names products that stay in float32.
 
@@ -119,9 +138,7 @@ def plan(model: ModelProto, *, keep_fp32: Collection[str] = ()) -> Plan:
             wanted.add(node.output[0])
     scale_of: dict[str, str] = {}
     for name in sorted(wanted):
-        path = [name]
-        while (maker := graph.producer.get(path[-1])) is not None and _moves(maker, graph):
-            path.append(maker.input[0])
+        path = _moved(name, graph, shaped)
         scale_of |= dict.fromkeys(path, path[-1])
     order = [*graph.inputs, *graph.producer]
     tensors = tuple(name for name in order if name in scale_of)
@@ -133,6 +150,14 @@ def _is_residual(node: NodeProto, graph: Graph, shaped: Mapping[str, tuple[Any, 
         return False
     a, b = (shaped.get(name) for name in node.input)
     return a is not None and b is not None and len(a) == len(b) == 4 and a[1:] == b[1:]
+
+
+def _moved(name: str, graph: Graph, shaped: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Returns a value and those that were only moved to make it, back to the one that was computed."""
+    path = [name]
+    while (maker := graph.producer.get(path[-1])) is not None and _moves(maker, graph) and maker.input[0] in shaped:
+        path.append(maker.input[0])
+    return path
 
 
 def _moves(node: NodeProto, graph: Graph) -> bool:

@@ -202,6 +202,10 @@ def _choose_target(library: trt_shim.Library, asked: str | None, device: str) ->
     return _Target(gpu.target, None if library.is_rtx else gpu)
 
 
+def _capability(target: str) -> int:
+    return int(target.removeprefix("sm"))
+
+
 def _describe_targets(targets: Sequence[str]) -> str:
     return ", ".join(describe_target(target) for target in targets)
 
@@ -349,7 +353,7 @@ class _Job:
         if plan is None:
             if cancelled.is_set():
                 raise _CancelledError
-            raise trt_shim.explain(what, messages, fix="resnet-onnx doctor")
+            raise trt_shim.explain(what, messages, fix=self._way_out(messages, layers))
         self._keep_timings(config, timings)
         engine = engines.Engine(
             key=self.key,
@@ -362,6 +366,18 @@ class _Job:
             metadata=self.checked.metadata,
         )
         return bytes(memoryview(plan)), engine
+
+    def _way_out(self, messages: Sequence[trt_shim.Message], layers: Sequence[Mapping[str, Any]]) -> str:
+        """Returns what to try where the library did not build; it names what one architecture lacks as unsupported."""
+        if not any("not supported" in message.text for message in messages):
+            return "resnet-onnx doctor"
+        ways = []
+        if any(row["precision"] == "fp32" for row in layers):
+            ways.append(f"another precision: resnet-onnx convert {self.checked.path} --to fp16")
+        newer = [target for target in self.library.targets() if _capability(target) > _capability(self.target.name)]
+        if self.library.is_rtx and newer:
+            ways.append(f"another GPU: --target {newer[0]}")
+        return ", or ".join(ways) or "choose another runtime"
 
     def _check_types(self, network: Any, what: str) -> None:
         """The parser narrows float64 to float32 without a word; a caller would never know."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_gate
+from runtimes import onnx_gate, onnx_plain
 from runtimes.errors import CheckFailed, UsageError
 
 OPSETS = range(18, 25)
@@ -111,7 +111,9 @@ def export(
             raise RuntimeError("torch.onnx.export returned nothing")
         _name_after_modules(program.model)
         program.model.metadata_props.update(metadata)
-        program.save(str(path), external_data=False)
+        proto = program.model_proto
+        onnx_plain.drop_types_of_initialisers(proto)
+        path.write_bytes(proto.SerializeToString())
 
 
 def verify(module: Any, path: Path, options: ExportOptions, check: Check) -> Verification:

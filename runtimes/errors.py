@@ -6,13 +6,15 @@ branch                  exit  meaning
 ``CheckFailed``            1  a check failed: parity, regression, accuracy gate
 ``UserError``              2  bad usage or bad input; nothing was changed
 ``Unavailable``            3  a runtime, hardware or the network is not there
-anything else             70  an internal error
+anything else             70  an internal error; ``RewritingFailed`` is one that is raised on purpose
 ======================  ====  =====================================================
 
 A message says what was given and what was expected; ``fix`` says what to do.
 """
 
 from __future__ import annotations
+
+import re
 
 
 class ToolkitError(Exception):
@@ -40,6 +42,40 @@ class ToolkitError(Exception):
 
 def _rebuild(cls: type[ToolkitError], message: str, fix: str | None) -> ToolkitError:
     return cls(message, fix=fix)
+
+
+_MOST_SAID, _MOST_READ = 300, 20_000
+
+_SOURCE_PLACES = re.compile(
+    r"""
+    \[ONNXRuntimeError\]\s:\s\d+\s:\s\w+\s:\s
+    | (?:Load\smodel\sfrom\s(?:(?!\sfailed:).){0,1000}\sfailed:)
+    # file.cc:123 and, behind it, the C++ signature or the bare name of the function
+    | (?<!\w)[\w./+~-]{1,300}\.(?:cc|cpp|cu|cuh|h|hpp):\d+:?\s
+      (?:(?:[\w:<>~&*,\[\]]+\s)*?[\w:<>~&*,]+\s?\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)(?:\sconst)?:?\s)?
+      (?:Assertion\s`[^`]*?'?`?\sfailed:\s)?
+    | (?:Caught\sexception:\s)?Exception\sfrom\s\S+:\d+:\s?
+    | failed\sat\s\S+:\d+:?\s?
+    """,
+    re.VERBOSE,
+)
+"""Where in its own sources a library was, which tells its makers something and a user nothing: ONNX Runtime's status,
+paths and signatures, ONNX's assertions, OpenVINO's exceptions."""
+
+
+def reason(error: BaseException | str, most: int = _MOST_SAID) -> str:
+    """Returns what a library says, as one line of about `most` characters, without the places in its sources.
+
+    Libraries say last what was wrong, so that a longer text loses its middle and never its end.
+    """
+    said = " ".join(str(error).split())[-_MOST_READ:]
+    text = " ".join(_SOURCE_PLACES.sub(" ", said).split()) or said
+    if not text:
+        return type(error).__name__ if isinstance(error, BaseException) else text
+    if len(text) <= most:
+        return text
+    head, tail = text[: most // 3].rpartition(" ")[0], text[-(most - most // 3) :].partition(" ")[2]
+    return f"{head or text[: most // 3]} … {tail or text[-(most - most // 3) :]}"
 
 
 class CheckFailed(ToolkitError):
@@ -117,6 +153,10 @@ class UnsupportedModel(Unavailable):
     kind = "unsupported-model"
 
 
+class NoKernel(UnsupportedModel):
+    """The runtime knows the model's operators, but computes one of them not in the type that the model has."""
+
+
 class RunFailed(Unavailable):
     """The runtime opened the model, but a run of it failed inside the library."""
 
@@ -150,6 +190,12 @@ class NetworkUnavailable(Unavailable):
     """A download was needed and the network is not there."""
 
     kind = "network-unavailable"
+
+
+class RewritingFailed(ToolkitError):
+    """A graph that was rewritten here is refused by the gate or by a runtime: a fault of ours, not of the model."""
+
+    kind = "fault"
 
 
 class RuntimeClosed(RuntimeError):

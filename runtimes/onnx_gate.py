@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtimes import onnx_types
-from runtimes.errors import BadModel
+from runtimes.errors import BadModel, reason
 from runtimes.files import atomic_file, sha256_file, write_json
 from runtimes.spec import TensorSpec
 
@@ -267,6 +267,11 @@ def _check_graph(path: Path, model: ModelProto) -> None:
     graph = model.graph
     if model.ir_version <= 0 or not model.HasField("graph"):
         raise BadModel(f"{path} parses, but holds no ONNX graph", fix="export or download it again")
+    if model.ir_version > onnx.IR_VERSION:
+        raise BadModel(
+            f"{path} has IR version {model.ir_version}, at most {onnx.IR_VERSION} here (onnx {onnx.__version__})",
+            fix="export it with an older IR version, or install a newer onnx",
+        )
     if not model.opset_import:
         raise BadModel(f"{path} names no operator set")
     for used in model.opset_import:
@@ -521,9 +526,8 @@ def _run_checker(path: Path, model: ModelProto, external: bool) -> None:
             without_weights(model), check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise BadModel(
-            f"{path} is not a valid ONNX model: {reason[:300]}", fix="export it again, or report it to its maker"
+            f"{path} is not a valid ONNX model: {reason(error)}", fix="export it again, or report it to its maker"
         ) from error
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         _check_value(path, value)

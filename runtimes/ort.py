@@ -25,12 +25,14 @@ from runtimes.base import HostRuns, Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import (
     BadModel,
+    NoKernel,
     OutOfMemory,
     RunFailed,
     RuntimeUnavailable,
     ToolkitError,
     UnsupportedModel,
     is_out_of_memory,
+    reason,
 )
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, check_profile
 
@@ -181,24 +183,27 @@ class OrtRuntime(Runtime):
         text = " ".join(str(error).split())
         kind = type(error).__name__
         if is_out_of_memory(error):
-            return OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory: {text[:200]}")
+            return OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory: {reason(error)}")
         if self.provider != ort_gpu.CPU and (cause := ort_gpu.cause(text)):
             return RuntimeUnavailable(f"runtime '{self.name}' can't run here: {cause}", fix="resnet-onnx doctor")
         operator = re.search(r"Could not find an implementation for (\S+?)\(", text)
         if operator or kind == "NotImplemented":
             what = f"operator {operator[1]}" if operator else "an operator or type"
-            return UnsupportedModel(
-                f"{self.name} has no kernel for {what} of {self.source.name}: {text[:200]}",
+            return NoKernel(
+                f"{self.name} has no kernel for {what} of {self.source.name}: {reason(error)}",
                 fix="choose another runtime or precision",
             )
         if kind in ("InvalidGraph", "InvalidProtobuf", "InvalidArgument", "NoSuchFile"):
-            return BadModel(f"{self.name} refuses {self.source.name}: {text[:300]}")
-        return UnsupportedModel(f"{self.name} can't open {self.source.name}: {text[:300]}")
+            return BadModel(f"{self.name} refuses {self.source.name}: {reason(error)}")
+        newer = re.search(r"\bopset\b|\bIR version\b", text, re.IGNORECASE)
+        return UnsupportedModel(
+            f"{self.name} can't open {self.source.name}: {reason(error)}",
+            fix="export it again with an older opset and IR version, or choose another runtime" if newer else None,
+        )
 
     def _run_error(self, error: Exception) -> Exception:
-        text = " ".join(str(error).split())
         kind = OutOfMemory if is_out_of_memory(error) else RunFailed
-        return kind(f"{self.name}: running {self.source.name} failed: {text[:300]}")
+        return kind(f"{self.name}: running {self.source.name} failed: {reason(error)}")
 
     def _recorded(self) -> dict[str, Any]:
         """Returns what else changes numbers or speed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from runtimes import onnx_arithmetic, onnx_gate, onnx_types
 from runtimes.base import Prepared, Runtime, usable_cores
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, is_out_of_memory
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, is_out_of_memory, reason
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec
 
 
@@ -99,7 +98,7 @@ class OpenVINORuntime(Runtime):
             return core.compile_model(core.read_model(str(self._path)), "CPU", {**self._settings, **more})
         except RuntimeError as error:
             raise UnsupportedModel(
-                f"{self.name} can't open {self.source.name}: {_reason(error)}",
+                f"{self.name} can't open {self.source.name}: {reason(error)}",
                 fix="choose another runtime or precision",
             ) from error
 
@@ -163,7 +162,7 @@ class OpenVINORuntime(Runtime):
             full = is_out_of_memory(error) or "allocate" in str(error)
             self._compile()  # after one failed run every later one of the same model fails (seen in 2026.4)
             raise (OutOfMemory if full else RunFailed)(
-                f"{self.name}: running {self.source.name} failed: {_reason(error)}"
+                f"{self.name}: running {self.source.name} failed: {reason(error)}"
             ) from error
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
@@ -171,12 +170,6 @@ class OpenVINORuntime(Runtime):
 
     def _close(self) -> None:
         del self._request, self._compiled
-
-
-def _reason(error: BaseException) -> str:
-    """Returns what OpenVINO says, without the places in its source files."""
-    text = re.sub(r"(Caught exception: )?Exception from \S+:\d+:|failed at \S+:\d+:?", " ", str(error))
-    return " ".join(text.split())[:300]
 
 
 class _PreparedRequest(Prepared):

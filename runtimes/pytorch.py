@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
-from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel, is_out_of_memory
+from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel, is_out_of_memory, reason
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, TorchProgram
 
 
@@ -95,9 +95,8 @@ class TorchRuntime(Runtime):
             with torch.inference_mode(), self._precision():
                 result = self._module(*inputs)
         except RuntimeError as error:
-            text = " ".join(str(error).split())
             raise (OutOfMemory if is_out_of_memory(error) else RunFailed)(
-                f"torch: running {self.source.name} failed: {text[:300]}"
+                f"torch: running {self.source.name} failed: {reason(error)}"
             ) from error
         results = list(result) if isinstance(result, tuple | list) else [result]
         if self._narrow is None:

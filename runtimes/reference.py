@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_gate
+from runtimes import onnx_gate, onnx_plain
 from runtimes.base import Runtime
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel
+from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, reason
 from runtimes.spec import NodePlacement, TensorSpec
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ReferenceRuntime(Runtime):
         checked = onnx_gate.check_onnx(self.source.path)
         onnx = load_library("onnx", runtime=self.name, package="resnet-onnx")
         reference = load_library("onnx.reference", runtime=self.name, package="resnet-onnx")
-        model = onnx.load(str(checked.path))
+        model = onnx_plain.plain(onnx.load(str(checked.path)))
         quantises = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
         opset = _FIRST_QUANTISING_OPSET if quantises else _FIRST_SOUND_OPSET
         if checked.opset < opset:
@@ -64,14 +64,14 @@ class ReferenceRuntime(Runtime):
             except Exception as error:
                 raise UnsupportedModel(
                     f"{self.name}: {self.source.name} has opset {checked.opset} and can't be converted to "
-                    f"{opset}: {error}",
+                    f"{opset}: {reason(error)}",
                     fix="export it with a newer opset",
                 ) from error
         widen(model)
         try:
             self._evaluator = reference.ReferenceEvaluator(model)
         except Exception as error:
-            raise UnsupportedModel(f"{self.name} can't open {self.source.name}: {error}") from error
+            raise UnsupportedModel(f"{self.name} can't open {self.source.name}: {reason(error)}") from error
         self._to_double = {s.name for s in checked.inputs if s.dtype.kind in "fV"}  # V is bfloat16
         outputs = tuple(
             TensorSpec(s.name, np.dtype(np.float64), s.shape) if s.dtype.kind in "fV" else s for s in checked.outputs
@@ -89,7 +89,7 @@ class ReferenceRuntime(Runtime):
         except MemoryError as error:
             raise OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory") from error
         except Exception as error:
-            raise RunFailed(f"{self.name}: evaluating {self.source.name} failed: {error}") from error
+            raise RunFailed(f"{self.name}: evaluating {self.source.name} failed: {reason(error)}") from error
         return {s.name: np.asarray(a).astype(s.dtype) for s, a in zip(self.outputs, arrays, strict=True)}
 
     def _close(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from runtimes.base import Availability, Runtime
-from runtimes.errors import RuntimeUnavailable, UsageError
+from runtimes.errors import BadModel, NoKernel, RewritingFailed, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import ModelSource, RuntimeOptions, Target
 
 _OWN: Mapping[str, str] = MappingProxyType(
@@ -176,10 +176,23 @@ def open_runtime(
         RuntimeUnavailable: Library, driver, device or provider is missing.
         BadModel: The file did not pass the loading gate.
         UnsupportedModel: The runtime can't run this model; names the operator.
+        RewritingFailed: It opens what the file was made from, and refuses the file that this program made of it.
     """
     cls = adapter(name)
     require(name, device=device)
-    return cls(source, device=cls.resolve_device(device), options=options or RuntimeOptions())
+    used = cls.resolve_device(device)
+    try:
+        return cls(source, device=used, options=options or RuntimeOptions())
+    except NoKernel:
+        raise
+    except (BadModel, UnsupportedModel) as refusal:
+        if source.made_from is None:
+            raise
+        # Where it refuses the original too, that is what there is to say.
+        open_runtime(name, source.made_from, device=device).close()
+        raise RewritingFailed(
+            f"{name} opens {source.made_from.name} and refuses the file that was made of it here: {refusal.message}"
+        ) from refusal
 
 
 def open_target(target: Target) -> Runtime:

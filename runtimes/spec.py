@@ -170,12 +170,15 @@ class ModelSource:
         factory: ``"module:function"`` returning what only torch can build, a ``TorchProgram``.
         arguments: Keyword arguments of the factory; picklable.
         label: What messages call the model.
+        made_from: What this program made the file from. A runtime that opens that and refuses the file shows a fault of
+            ours, not of the model.
     """
 
     path: Path | None = None
     factory: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+    made_from: ModelSource | None = None
 
     def __post_init__(self) -> None:
         if self.path is None and self.factory is None:
@@ -187,6 +190,10 @@ class ModelSource:
     def name(self) -> str:
         """What messages call the model."""
         return self.label or (str(self.path) if self.path else str(self.factory))
+
+    def rewritten(self, path: Path, *, label: str = "") -> ModelSource:
+        """Returns the source of a file that this program made from this one."""
+        return ModelSource(path=path, label=label or self.name, made_from=self)
 
     def call_factory(self) -> Any:
         """Imports and calls the factory."""

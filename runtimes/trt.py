@@ -27,6 +27,7 @@ from runtimes.errors import (
     ToolkitError,
     UnsupportedModel,
     is_out_of_memory,
+    reason,
 )
 from runtimes.nvidia import check_driver
 from runtimes.spec import LayerTime, NodePlacement, Scope, ShapeRange, TensorSpec, check_profile
@@ -426,10 +427,9 @@ def layer_placement(report: str, provider: str, device: str) -> tuple[NodePlacem
 
 def cuda_failure(what: str, error: RuntimeError) -> RunFailed:
     """Returns the error for what torch raised: out of memory, or another failure of the device."""
-    text = " ".join(str(error).split())
     if is_out_of_memory(error):
-        return OutOfMemory(f"{what}: {text[:300]}", fix="use a smaller batch")
-    return RunFailed(f"{what}: {text[:300]}")
+        return OutOfMemory(f"{what}: {reason(error)}", fix="use a smaller batch")
+    return RunFailed(f"{what}: {reason(error)}")
 
 
 def _run_error(runtime: TensorRTFamilyRuntime, messages: list[trt_shim.Message]) -> ToolkitError:

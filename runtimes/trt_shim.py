@@ -19,7 +19,7 @@ import numpy as np
 
 from runtimes import nvidia
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError, is_out_of_memory
+from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError, is_out_of_memory, reason
 from runtimes.onnx_types import BFLOAT16
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
@@ -238,18 +238,18 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     """Returns why `what` failed, from the library's own messages; `fix` is for where they name no known cause."""
     errors = [m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR")]
     text = " | ".join(dict.fromkeys(" ".join(e.split()) for e in errors)) or "the library gave no reason"
-    low = text.lower()
+    low, said = text.lower(), reason(text, 400)
     if is_out_of_memory(low) or "workspace limit" in low:
         return OutOfMemory(
-            f"{what}: it needs more memory than the GPU or the workspace limit allows: {text[:300]}",
+            f"{what}: it needs more memory than the GPU or the workspace limit allows: {said}",
             fix="use a smaller batch, or a larger workspace",
         )
     again = "build it again here: resnet-onnx build"
     if "version tag does not match" in low or ("serialization assertion" in low and "version" in low):
-        return BadModel(f"{what}: the engine was made by another version of the library: {text[:300]}", fix=again)
+        return BadModel(f"{what}: the engine was made by another version of the library: {said}", fix=again)
     if "compute capability" in low or "incompatible device" in low or "different gpu" in low:
-        return UnsupportedModel(f"{what}: the engine was built for another GPU: {text[:300]}", fix=again)
-    return UnsupportedModel(f"{what}: {text[:400]}", fix=fix)
+        return UnsupportedModel(f"{what}: the engine was built for another GPU: {said}", fix=again)
+    return UnsupportedModel(f"{what}: {said}", fix=fix)
 
 
 def _make_logger(trt: Any, take: Callable[[Message], None]) -> Any:

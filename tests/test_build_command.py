@@ -154,6 +154,24 @@ def test_a_node_that_the_library_does_not_know_is_named(capfd: pytest.CaptureFix
     assert "'determinant' (Det)" in found["error"]["message"]
 
 
+@needs_rtx
+def test_what_one_architecture_lacks_is_answered_by_what_builds(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, half = tmp_path / "net.onnx", tmp_path / "half.onnx"
+    assert main(["export", "--model", "cifar-resnet8", "-o", str(path), "--quiet"]) == 0
+    capfd.readouterr()
+    code, found = call(capfd, "build", str(path), "--runtime", "tensorrt-rtx", "--target", "sm75")
+    assert code == 3
+    assert "FP32 GEMM is not supported" in found["error"]["message"]
+    fix = found["error"]["fix"]
+    assert fix == f"another precision: resnet-onnx convert {path} --to fp16, or another GPU: --target sm80"
+    assert main(["convert", str(path), "--to", "fp16", "-o", str(half), "--quiet"]) == 0
+    capfd.readouterr()
+    for model, target in ((half, "sm75"), (path, "sm80")):
+        assert call(capfd, "build", str(model), "--runtime", "tensorrt-rtx", "--target", target)[0] == 0
+
+
 # ---- usage, then runtime, then model
 
 

@@ -12,7 +12,7 @@ from support.rtx import TARGETS, build, count, needs_rtx
 from converters import calibration, graph, int8
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
-from runtimes import onnx_gate
+from runtimes import ModelSource, onnx_gate
 
 pytestmark = needs_rtx
 
@@ -37,7 +37,9 @@ def in_int8(path: Path, network: str, folder: Path) -> Path:
     model = workflow.resolve(workflow.Request(model=network))
     plan = int8.plan(int8.prepared(graph.load(onnx_gate.check_onnx(path)), what=network))
     pictures = [workflow.sample_feeds(model, 2, seed=seed) for seed in range(2)]
-    seen = calibration.observe(plan.model, plan.observed, pictures, folder=folder, what=network)
+    seen = calibration.observe(
+        plan.model, plan.observed, pictures, folder=folder, source=ModelSource(path=path, label=network)
+    )
     target = folder / "int8.onnx"
     graph.write(target, int8.quantise(plan, seen.ranges("minmax")), {})
     return target

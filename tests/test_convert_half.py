@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from support import precision_models
+from support import foreign_forms, precision_models
+from support.precision_models import NET
 
 from converters import graph, half
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
 from runtimes import ModelSource, files, onnx_arithmetic, onnx_gate, open_runtime
-from runtimes.errors import CheckFailed, UnsupportedModel, UsageError
+from runtimes.errors import BadModel, CheckFailed, RewritingFailed, UnsupportedModel, UsageError
 
 
 def converted(path: Path, folder: Path, precision: Any, **options: Any) -> tuple[half.HalfModel, Path]:
     model = graph.load(onnx_gate.check_onnx(path))
-    made = half.convert(model, precision, precision_models.feeds(), folder=folder, what="net", **options)
+    made = half.convert(model, precision, precision_models.feeds(), folder=folder, source=NET, **options)
     target = folder / f"{path.stem}-{precision}.onnx"
     graph.write(target, made.model, {})
     return made, target
@@ -122,6 +123,96 @@ def test_models_from_before_ir_version_4_convert_too(to: str, tmp_path: Path, ca
     more = ["--calibration", "digits", "--count", "32", "--method", "minmax"] if to == "int8" else []
     assert main(["convert", str(path), "--to", to, *more, "-o", str(target)]) == 0, capfd.readouterr().err
     assert [spec.name for spec in onnx_gate.check_onnx(target).inputs] == ["x"]
+
+
+@pytest.mark.parametrize(("precision", "runtime", "most"), [("fp16", "ort-cpu", 2e-3), ("bf16", "openvino", 2e-2)])
+@pytest.mark.parametrize("form", foreign_forms.FORMS)
+def test_a_network_converts_in_whatever_form_it_is_written(
+    tmp_path: Path, form: str, precision: str, runtime: str, most: float
+) -> None:
+    if runtime == "openvino" and form == "computed shape":
+        pytest.skip("OpenVINO refuses a convolution of unknown rank, in float32 too")
+    want = outputs(precision_models.residual(tmp_path / "plain.onnx"))
+    foreign = foreign_forms.write(tmp_path / "net.onnx", form)
+    assert relative_rmse(want, outputs(foreign)) < 1e-3  # of "weights stored as fp16"; the others are equal
+    made, path = converted(foreign, tmp_path, precision)
+    assert not {row.operator for row in made.kept} & {"Conv", "Gemm", "Clip", "Div"}
+    graph = onnx.load(path).graph
+    half_weights = [t.name for t in graph.initializer if t.data_type == half._half_element(precision)]  # type: ignore[arg-type]
+    assert len(half_weights) >= 8
+    assert not {value.name for value in graph.value_info} & {tensor.name for tensor in graph.initializer}
+    assert 0 < relative_rmse(want, outputs(path, runtime)) < most
+
+
+def test_operators_of_another_library_are_named_with_the_way_out(tmp_path: Path, capfd: Any) -> None:
+    path = foreign_forms.optimised(tmp_path / "net.onnx")
+    for to in ("fp16", "bf16", "int8"):
+        more = ["--calibration", "digits", "--count", "16"] if to == "int8" else []
+        assert main(["convert", str(path), "--to", to, *more, "-o", str(tmp_path / "out.onnx")]) == 2
+        said = capfd.readouterr().err
+        assert "operators that are not part of ONNX" in said
+        assert "FusedConv (com.microsoft)" in said
+        assert "convert the original model, from before it was optimised" in said
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_float64_is_told_what_to_do(tmp_path: Path, capfd: Any) -> None:
+    path = precision_models.residual(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    onnx.save(model, path)
+    assert main(["convert", str(path), "--to", "fp16", "-o", str(tmp_path / "out.onnx")]) == 2
+    said = capfd.readouterr().err
+    assert "computes in float64, and fp16 is made from float32" in said
+    assert "export the model in float32" in said
+
+
+@pytest.mark.parametrize("refused_by", ["gate", "runtime"])
+def test_a_broken_rewriting_is_our_fault_and_says_why(
+    tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, refused_by: str
+) -> None:
+    rewrite = half._Rewriter.rewrite
+
+    def broken(self: Any) -> None:
+        rewrite(self)
+        nodes = self._graph.proto.node
+        if refused_by == "gate":
+            nodes[1].input[0] = "nowhere"
+        else:  # ONNX's checker passes it
+            nodes[1].name = nodes[2].name
+
+    path, target = precision_models.residual(tmp_path / "net.onnx"), tmp_path / "out.onnx"
+    monkeypatch.setattr(half._Rewriter, "rewrite", broken)
+    assert main(["convert", str(path), "--to", "fp16", "-o", str(target)]) == 70
+    said = " ".join(capfd.readouterr().err.split())
+    assert "internal error: " in said
+    if refused_by == "gate":
+        assert "rewritten here did not pass the gate" in said
+        assert "nowhere" in said
+    else:
+        assert "ort-cpu opens net and refuses the file that was made of it here" in said
+        assert "two nodes with same node name" in said
+    assert "please report it" in said
+    assert not target.exists()
+
+
+def test_what_a_runtime_refuses_from_the_start_is_not_our_fault(tmp_path: Path) -> None:
+    path = precision_models.residual(tmp_path / "net.onnx")
+    copy, model = tmp_path / "copy.onnx", onnx.load(path)
+    sound = ModelSource(path=path, label="net")
+    model.graph.node[1].name = model.graph.node[2].name
+    onnx.save(model, copy)
+    with pytest.raises(RewritingFailed, match="opens net and refuses"):
+        open_runtime("ort-cpu", sound.rewritten(copy))
+    with pytest.raises(UnsupportedModel, match=r"^ort-cpu can't open worse: .*two nodes with same node name"):
+        open_runtime("ort-cpu", ModelSource(path=copy, label="worse").rewritten(copy, label="ours"))
+    with pytest.raises(BadModel):
+        open_runtime("ort-cpu", ModelSource(path=tmp_path / "none.onnx"))
 
 
 def test_nan_in_the_float32_model_is_said(tmp_path: Path) -> None:

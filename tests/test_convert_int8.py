@@ -10,7 +10,8 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import precision_models
+from support import foreign_forms, precision_models
+from support.precision_models import NET
 from support.quantised_models import observed, outputs, planned, quantised, sqnr_db
 
 from converters import calibration, graph, int8
@@ -62,6 +63,22 @@ class TestPlacement:
         np.testing.assert_allclose(outputs(tmp_path / "folded.onnx"), want, rtol=1e-4, atol=1e-5)
         assert sqnr_db(want, outputs(quantised(path, tmp_path))) > 25
 
+    @pytest.mark.parametrize("form", foreign_forms.FORMS)
+    def test_a_network_is_quantised_in_whatever_form_it_is_written(self, tmp_path: Path, form: str) -> None:
+        want = outputs(precision_models.residual(tmp_path / "plain.onnx"))
+        foreign = foreign_forms.write(tmp_path / "net.onnx", form)
+        kept = int8.kept_anyway(int8.prepared(graph.load(onnx_gate.check_onnx(foreign)), what="net"))
+        reason = "its input comes out of branch (If), whose other branch calibration may not see"
+        assert kept == ({"fc": reason} if form == "If" else {})
+        plan = planned(foreign, keep_fp32=kept)
+        assert len(plan.layers) == 4 - len(kept)
+        path = quantised(foreign, tmp_path, keep_fp32=kept)
+        assert sqnr_db(want, outputs(path)) > 25
+        whole = [
+            t for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1
+        ]
+        assert len(whole) == len(plan.layers)
+
     def test_kept_layers_stay_in_float32_and_the_rest_does_not(self, tmp_path: Path) -> None:
         path = precision_models.residual(tmp_path / "net.onnx")
         found = Graph(onnx.load(quantised(path, tmp_path, keep_fp32={"conv1", "fc"})))
@@ -103,7 +120,7 @@ class TestNumbers:
             model, names = int8.with_shifts(of, ranges)
             # Measured against the uncorrected float model, whose products have the same biases on both sides.
             means = calibration.mean_values(
-                model, list(names.values()), precision_models.feeds(), folder=tmp_path, what="net"
+                model, list(names.values()), precision_models.feeds(), folder=tmp_path, source=NET
             )
             return {layer: means[name] for layer, name in names.items()}
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from support import precision_models
+from support.precision_models import NET
 
 from converters import calibration, graph, int8, switches
 from resnet_onnx.cli.main import main
@@ -31,7 +32,7 @@ def plan(tmp_path: Path) -> int8.Plan:
 
 @pytest.fixture
 def ranges(plan: int8.Plan, tmp_path: Path) -> dict[str, float]:
-    seen = calibration.observe(plan.model, plan.observed, precision_models.feeds(), folder=tmp_path, what="net")
+    seen = calibration.observe(plan.model, plan.observed, precision_models.feeds(), folder=tmp_path, source=NET)
     return seen.ranges("minmax")
 
 

@@ -92,6 +92,27 @@ def test_uint8_input_takes_bytes_and_gives_the_same_scores(tmp_path: Path, layou
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-5)
 
 
+def test_other_tools_quantise_the_file(tmp_path: Path) -> None:
+    """What a file says of the types of its initialisers would contradict what ONNX Runtime puts in their place."""
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path, ready, dynamic = (tmp_path / f"{name}.onnx" for name in ("net", "ready", "dynamic"))
+    assert main(["export", "--model", "cifar-resnet20", "-o", str(path), "--quiet"]) == 0
+    graph = onnx.load(path).graph
+    assert not {value.name for value in graph.value_info} & {tensor.name for tensor in graph.initializer}
+    assert graph.value_info
+    quant_pre_process(path, ready)
+    quantize_dynamic(path, dynamic)
+    feeds = workflow.sample_feeds(workflow.resolve(workflow.Request(model=str(path))), 4)
+    results = []
+    for one in (path, ready, dynamic):
+        with open_runtime("ort-cpu", ModelSource(path=one)) as opened:
+            results.append(opened.run(feeds)["logits"])
+    assert np.abs(results[1] - results[0]).max() < 1e-4 * np.abs(results[0]).max()
+    assert 0 < np.abs(results[2] - results[0]).max() < 0.1 * np.abs(results[0]).max()
+
+
 def test_a_fixed_batch_is_fixed(tmp_path: Path, capfd: Any) -> None:
     path = tmp_path / "four.onnx"
     code, result = run_json(capfd, "export", "cifar-resnet8", "--batch", "4", "--opset", "21", "-o", str(path))

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from support import precision_models
+from support.precision_models import NET
 from support.quantised_models import outputs, quantised, sqnr_db
 
 from converters import graph, lowering
@@ -248,7 +249,11 @@ def test_an_engine_of_every_precision_builds_for_two_targets(int8_file: Path, tm
     paths = [int8_file]
     for precision in ("fp16", "bf16"):
         made = half.convert(
-            graph.load(onnx_gate.check_onnx(plain)), precision, precision_models.feeds(), folder=tmp_path, what="net"
+            graph.load(onnx_gate.check_onnx(plain)),
+            precision,
+            precision_models.feeds(),
+            folder=tmp_path,
+            source=NET,
         )
         paths.append(tmp_path / f"{precision}.onnx")
         graph.write(paths[-1], made.model, {})

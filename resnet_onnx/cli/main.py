@@ -19,7 +19,7 @@ import click
 
 from resnet_onnx import __version__
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.errors import ToolkitError, is_out_of_memory
+from runtimes.errors import RewritingFailed, ToolkitError, is_out_of_memory, reason
 
 COMMANDS = (
     "demo",
@@ -106,6 +106,8 @@ def _run(context: click.Context, terminal: Terminal) -> int:
         if not terminal.mute:
             terminal.error("interrupted", "interrupted; what was complete is kept", None)
         return INTERRUPTED
+    except RewritingFailed as error:
+        return _internal_error(error, terminal)
     except ToolkitError as error:
         if not (terminal.mute and error.common):
             terminal.error(error.kind, error.message, error.fix)
@@ -137,8 +139,8 @@ def _internal_error(error: Exception, terminal: Terminal) -> int:
         fix = f"please report it with {_write_report(error, terminal)}"
     except OSError as full:
         fix = f"please report it; its traceback could not be written ({full.strerror})"
-    what = " ".join(str(error).split())[:200]
-    terminal.error("fault", f"internal error: {type(error).__name__}: {what}", fix)
+    what = error.message if isinstance(error, ToolkitError) else f"{type(error).__name__}: {reason(error)}"
+    terminal.error("fault", f"internal error: {what}", fix)
     return INTERNAL_ERROR
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.graph import constants_from_nodes, name_of
+from converters.graph import name_of
 from resnet_onnx.parity.budget import UNIT_ROUNDOFF
 from resnet_onnx.parity.metrics import distance
 from resnet_onnx.parity.running import run
 from resnet_onnx.results.parity import FirstDifference, LayerError, Localisation
-from runtimes import files, onnx_gate
+from runtimes import files, onnx_gate, onnx_plain
 from runtimes.spec import Feeds, ModelSource, Target
 
 JUMP = 8.0
@@ -53,7 +53,7 @@ class Graph:
         checked = onnx_gate.check_onnx(path)
         self.path = checked.path
         self._model = onnx.load(str(checked.path))
-        constants_from_nodes(self._model)
+        onnx_plain.constants_from_nodes(self._model)
         graph = self._model.graph
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value.name for value in graph.input if value.name not in self.initializers]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.parity.localize import Graph
 from resnet_onnx.parity.running import run
-from runtimes import files, onnx_gate
+from runtimes import files, onnx_gate, onnx_plain
 from runtimes.errors import UnsupportedModel
 from runtimes.spec import Feeds, ModelSource, Target
 
@@ -136,6 +136,7 @@ def float32_twin(path: Path, target: Path) -> Path:
     from runtimes.reference import widen
 
     model = onnx.load(str(onnx_gate.check_onnx(path).path))
+    onnx_plain.constants_from_nodes(model)
     given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     widen(model, "FLOAT")
     for value in model.graph.input:  # takes what the model takes

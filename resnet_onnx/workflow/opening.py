@@ -54,9 +54,11 @@ def source(
     if form == "engine":
         return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
     path = onnx_path(model)
+    given = ModelSource(path=path, label=model.name)
     if model.precision == "int8" and registry.adapter(runtime).lowers_int8:
-        path = lowered_path(path, runtime)
-    return ModelSource(path=path, label=model.name)
+        lowered = lowered_path(path, runtime)
+        return given if lowered == path else given.rewritten(lowered)
+    return given
 
 
 def _form(model: Model, runtime: str) -> ModelForm:

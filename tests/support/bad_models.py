@@ -232,7 +232,7 @@ BAD: dict[str, tuple[Writer, str]] = {
     ),
     "opset of the future": (_model(lambda: model([RELU], opset=9999)), "opset"),
     "negative opset": (_model(lambda: model([RELU], opset=-3)), "opset"),
-    "IR version of the future": (_with(lambda m: setattr(m, "ir_version", 9999)), "ir_version"),
+    "IR version of the future": (_with(lambda m: setattr(m, "ir_version", 9999)), "IR version 9999, at most"),
     "negative IR version": (_with(lambda m: setattr(m, "ir_version", -1)), ""),
     "huge input": (_model(lambda: model([RELU], inputs=[value("x", [1, 3, 2**40, 2**40])])), "claims"),
     "large input": (_model(lambda: model([RELU], inputs=[value("x", [1, 3, 60_000, 60_000])])), "GiB"),

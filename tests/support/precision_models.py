@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtimes.spec import Feeds
+from runtimes.spec import Feeds, ModelSource
 
 CHANNELS, CLASSES, SIDE = 8, 5, 12
+NET = ModelSource(path=Path("net.onnx"), label="net")
+"""What messages call a network from here, where the file itself is not opened."""
 
 
 def residual(

@@ -10,6 +10,7 @@ import numpy as np
 from converters import calibration, graph, int8
 from runtimes import ModelSource, RuntimeOptions, onnx_gate, open_runtime
 from support import precision_models
+from support.precision_models import NET
 
 
 def planned(path: Path, **options: Any) -> int8.Plan:
@@ -17,7 +18,7 @@ def planned(path: Path, **options: Any) -> int8.Plan:
 
 
 def observed(plan: int8.Plan, folder: Path) -> calibration.Observed:
-    return calibration.observe(plan.model, plan.observed, precision_models.feeds(), folder=folder, what="net")
+    return calibration.observe(plan.model, plan.observed, precision_models.feeds(), folder=folder, source=NET)
 
 
 def quantised(path: Path, folder: Path, *, per_channel: bool = True, **options: Any) -> Path:

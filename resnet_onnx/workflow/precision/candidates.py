@@ -60,7 +60,7 @@ def half_candidate(conversion: Conversion) -> Candidate:
         to,
         conversion.data.calibration(8),
         folder=conversion.folder,
-        what=conversion.model.name,
+        source=conversion.original,
         keep=conversion.config.keep_fp32,
         half_io=conversion.config.half_io,
         progress=conversion.progress,
@@ -78,7 +78,7 @@ class Calibrated:
     Attributes:
         prepared: The float32 ``ModelProto``, ready to be quantised.
         plan: With all layers but those that the user keeps.
-        kept: Names of those.
+        kept: Names of those, and of those that can't be int8, each with the reason.
         method: How ranges come out of it.
         tried: What ``auto`` measured, a row per method.
         ranges: Clipping threshold by value.
@@ -87,7 +87,7 @@ class Calibrated:
 
     prepared: Any
     plan: Plan
-    kept: frozenset[str]
+    kept: Mapping[str, str]
     observed: Observed
     method: Method
     tried: list[dict[str, Any]]
@@ -108,16 +108,17 @@ def calibrated(conversion: Conversion) -> Calibrated:
     conversion.progress("preparing the graph")
     prepared = int8.prepared(graph.load(conversion.source), what=conversion.model.name)
     patterns = conversion.config.keep_fp32
-    kept = frozenset[str]()
+    kept = int8.kept_anyway(prepared)
     if patterns:
-        kept = kept.union(*half.check_patterns(graph.Graph(prepared), patterns, int8.PRODUCTS))
+        asked = set[str]().union(*half.check_patterns(graph.Graph(prepared), patterns, int8.PRODUCTS))
+        kept |= dict.fromkeys(sorted(asked), "asked for")
     plan = int8.plan(prepared, keep_fp32=kept)
     observed = calibration.observe(
         prepared,
         plan.observed,
         conversion.data.calibration(_calibration_batch(prepared, plan)),
         folder=conversion.folder,
-        what=conversion.model.name,
+        source=conversion.original,
         progress=lambda done: conversion.progress(f"calibrating: {done} pictures"),
     )
     method, tried = _choose(conversion, plan, observed)
@@ -142,7 +143,7 @@ def int8_candidate(
     from converters import int8
 
     further_fp32 = further_fp32 or {}
-    reasons = dict.fromkeys(found.kept, "asked for") | dict(further_fp32)
+    reasons = {**found.kept, **further_fp32}
     plan = int8.plan(found.prepared, keep_fp32=set(reasons)) if further_fp32 else found.plan
     ranges, per_channel = found.ranges, conversion.config.per_channel
     final, corrected, sqnr_db = _corrected(conversion, plan, found)
@@ -176,7 +177,7 @@ def _shifts(conversion: Conversion, plan: Plan, ranges: Mapping[str, float]) -> 
     model, names = int8.with_shifts(plan, ranges, per_channel=conversion.config.per_channel)
     feeds = _correcting_feeds(conversion, max(1, _calibration_batch(plan.model, plan) // 2))
     means = calibration.mean_values(
-        model, list(names.values()), feeds, folder=conversion.folder, what=conversion.model.name
+        model, list(names.values()), feeds, folder=conversion.folder, source=conversion.original
     )
     return {layer: means[name] for layer, name in names.items()}
 

@@ -59,6 +59,11 @@ class Conversion:
         """The runtime whose outputs the gate compares: the one that a user meets first, if it runs the precision."""
         return registry.judging_runtime(self.config.to)
 
+    @property
+    def original(self) -> ModelSource:
+        """The float32 model as a source, which messages name."""
+        return ModelSource(path=self.source.path, label=self.model.name)
+
     def compare_one(self, candidate: Any, split: Split, most: int | None = None) -> Comparison:
         """Compares a candidate, as `runtime` opens it, with float32."""
         path = self.draft(candidate, self.runtime)
@@ -70,6 +75,7 @@ class Conversion:
         """Writes a candidate into the working folder, lowered for a runtime where that has a lowering."""
         import onnx
 
+        from converters import graph
         from converters.lowering import lower
 
         self.number += 1
@@ -79,7 +85,7 @@ class Conversion:
             copy.CopyFrom(candidate)
             lower(copy, runtime)
             candidate = copy
-        path.write_bytes(candidate.SerializeToString())
+        graph.draft(path, candidate)
         return path
 
     def mean_difference(self, path: Path, batches: Iterable[Feeds]) -> NDArray[np.float64]:
@@ -88,17 +94,15 @@ class Conversion:
         The batches have to be the same in every call: the mean of float32 is kept.
         """
         options = RuntimeOptions(spin=False)
-        sources = {path: self.runtime}
+        sources = {path: (self.runtime, self.original.rewritten(path))}
         if self._mean is None:
-            sources[self.source.path] = registry.DEFAULT_RUNTIME
+            sources[self.source.path] = (registry.DEFAULT_RUNTIME, self.original)
         means: dict[Path, NDArray[np.float64]] = {}
         samples = 0
         with contextlib.ExitStack() as stack:
             opened = {
-                name: stack.enter_context(
-                    open_runtime(runtime, ModelSource(path=name, label=self.model.name), options=options)
-                )
-                for name, runtime in sources.items()
+                name: stack.enter_context(open_runtime(runtime, source, options=options))
+                for name, (runtime, source) in sources.items()
             }
             for feeds in batches:
                 for name, runtime in opened.items():
@@ -126,19 +130,22 @@ class Conversion:
         batches = self.data.validation() if split == "validation" else self.data.held_out()
         with contextlib.ExitStack() as stack:
 
-            def opened(runtime: str, path: Path, what: str) -> Runtime:
-                source = ModelSource(path=path, label=what)
+            def opened(runtime: str, source: ModelSource) -> Runtime:
                 return stack.enter_context(open_runtime(runtime, source, options=options))
 
             gold: Runtime | None = None
             read = False
-            runtimes = {name: opened(self.runtime, path, f"{self.model.name} ({name})") for name, path in forms.items()}
+            made = {
+                name: self.original.rewritten(path, label=f"{self.model.name} in {self.config.to}")
+                for name, path in forms.items()
+            }
+            runtimes = {name: opened(self.runtime, source) for name, source in made.items()}
             self.computes_in = next(iter(runtimes.values())).recorded.get("computes_in")
             for number, (feeds, count, labels) in enumerate(batches):
                 if split == "validation" and number < len(self._expected):
                     expected = self._expected[number]
                 else:
-                    gold = gold or opened(registry.DEFAULT_RUNTIME, self.source.path, self.model.name)
+                    gold = gold or opened(registry.DEFAULT_RUNTIME, self.original)
                     outputs = gold.run(feeds)
                     expected = [_first(outputs[spec.name], count) for spec in gold.outputs]
                     if split == "validation" and sum(a.nbytes for kept in self._expected for a in kept) < _KEPT_BYTES:

@@ -52,6 +52,11 @@ def convert(
         UsageError: The model is not float32, or the data don't fit it.
         UnsupportedModel: It can't be converted.
     """
+    if model.precision == "fp64":
+        raise UsageError(
+            f"{model.name} computes in float64, and {config.to} is made from float32",
+            fix="export the model in float32; in torch: model.float()",
+        )
     if model.precision != "fp32":
         raise UsageError(
             f"{model.name} is {model.precision} already", fix="convert the float32 model that it was made from"

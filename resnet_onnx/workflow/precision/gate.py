@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from resnet_onnx.parity.budget import LABELLED_NEEDED, LEAST_SQNR_DB
@@ -13,7 +13,7 @@ from resnet_onnx.workflow.precision.candidates import Candidate
 from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.conversion import Conversion
 from runtimes.errors import CheckFailed, UnsupportedModel
-from runtimes.spec import ModelSource, Target
+from runtimes.spec import Target
 
 _MOST_NAMED = 6
 
@@ -115,9 +115,9 @@ def speed(conversion: Conversion, candidate: Candidate) -> dict[str, Any]:
     batch = conversion.model.form.batch or 8
     targets = []
     for runtime in config.runtimes:
-        plain = ModelSource(path=conversion.source.path, label=f"{conversion.model.name} fp32")
-        changed = ModelSource(
-            path=conversion.draft(candidate.model, runtime), label=f"{conversion.model.name} {config.to}"
+        plain = replace(conversion.original, label=f"{conversion.model.name} fp32")
+        changed = plain.rewritten(
+            conversion.draft(candidate.model, runtime), label=f"{conversion.model.name} {config.to}"
         )
         targets += [Target(runtime=runtime, source=plain), Target(runtime=runtime, source=changed)]
     feeds = sample_feeds(conversion.model, batch, seed=config.seed)

@@ -12,7 +12,7 @@ from resnet_onnx.workflow.precision.comparison import Comparison
 from resnet_onnx.workflow.precision.conversion import Conversion
 from runtimes.errors import BadData
 from runtimes.registry import open_runtime
-from runtimes.spec import Feeds, ModelSource, RuntimeOptions
+from runtimes.spec import Feeds, RuntimeOptions
 
 if TYPE_CHECKING:
     from converters.calibration import Observed
@@ -53,16 +53,16 @@ def sensitivity(conversion: Conversion, plan: Plan, ranges: Mapping[str, float])
         Rows of ``layer``, ``sqnr_db`` (infinite where nothing changes) and ``multiply_adds`` of one sample (None where
         its shapes are unknown), the most sensitive layer first.
     """
-    from converters import switches
+    from converters import graph, switches
 
     model, switch_of = switches.switched(plan, ranges, per_channel=conversion.config.per_channel)
     path = conversion.folder / "switched.onnx"
-    path.write_bytes(model.SerializeToString())
+    graph.draft(path, model)
     del model
     feeds, count = _few(conversion)
     off = {name: np.asarray(False) for name in switch_of.values()}
     adds = _multiply_adds(conversion, feeds)
-    source = ModelSource(path=path, label=f"{conversion.model.name} (layers alone)")
+    source = conversion.original.rewritten(path, label=f"{conversion.model.name} (layers alone)")
     rows = []
     with open_runtime("ort-cpu", source, options=RuntimeOptions(spin=False)) as runtime:
         output = runtime.outputs[0].name
