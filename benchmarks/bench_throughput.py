@@ -32,7 +32,7 @@ from resnet_onnx import workflow
 from resnet_onnx.bench.statistics import median_interval
 from resnet_onnx.bench.worker_process import WorkerProcess
 from runtimes import ModelSource, RuntimeOptions, Target
-from runtimes.base import usable_cores
+from runtimes.cores import usable_cores
 
 HAND = {
     "one session, all threads": (1, usable_cores()),

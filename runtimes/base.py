@@ -6,7 +6,6 @@ use after close are settled here. ``docs/adding-a-runtime.md`` walks through it.
 
 from __future__ import annotations
 
-import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.cores import usable_cores
 from runtimes.errors import RuntimeClosed, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import (
     Feeds,
@@ -361,10 +361,3 @@ def parse_device(device: str) -> tuple[str, str]:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
         raise UsageError(f"unknown device '{device}': expected cpu, cuda or cuda:N")
     return kind, index
-
-
-def usable_cores() -> int:
-    """Returns how many CPU cores this process may use (affinity, not the machine's total)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

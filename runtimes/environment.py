@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runtimes.base import usable_cores
+from runtimes.cores import cpu_quota, usable_cores
 from runtimes.errors import RuntimeUnavailable
 
 RECORDED_PACKAGES = (
@@ -84,7 +84,7 @@ def library_versions() -> dict[str, str]:
 def describe_machine() -> dict[str, Any]:
     """Returns CPU, GPUs, memory, system and library versions; loads no heavy library.
 
-    Keys: ``cpu`` (model, usable_cores, instruction_sets, clock_mhz: now, or None where the system does not say),
+    Keys: ``cpu`` (model, usable_cores, quota_cores: of a container or None, instruction_sets, clock_mhz: now or None),
     ``gpu`` (as ``nvidia.describe``), ``memory_bytes``, ``system``, ``python``, ``libraries``.
     """
     import psutil
@@ -96,6 +96,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": {
             "model": model,
             "usable_cores": usable_cores(),
+            "quota_cores": cpu_quota(),
             "instruction_sets": [flag for flag in _INTERESTING_FLAGS if flag in flags],
             "clock_mhz": clock_mhz(),
         },

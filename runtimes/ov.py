@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import onnx_arithmetic, onnx_gate, onnx_types
-from runtimes.base import Prepared, Runtime, usable_cores
+from runtimes.base import Prepared, Runtime
+from runtimes.cores import usable_cores
 from runtimes.environment import load_library, package_version
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UnsupportedModel, is_out_of_memory, reason
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec

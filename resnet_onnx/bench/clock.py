@@ -88,12 +88,12 @@ class Disturbance:
 class Watch:
     """Reads the machine's CPU counters at its start and returns on ``stop`` what others did since.
 
-    The processes `workers` are not others.
+    With `family` the processes that this one started are not others.
     """
 
-    def __init__(self, workers: Sequence[int] = ()) -> None:
+    def __init__(self, *, family: bool = False) -> None:
         self._cores = _watched_cores()
-        self._workers = workers
+        self._family = family
         self._start = self._read()
 
     def _read(self) -> tuple[float, float, float, float, int, int]:
@@ -106,7 +106,8 @@ class Watch:
                 busy += sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
                 stolen += getattr(times, "steal", 0.0)
         own = os.times()
-        now = perf_counter(), busy, stolen, own.user + own.system + sum(map(_cpu_time, self._workers))
+        used = own.user + own.system + (_used_by_children(own) if self._family else 0.0)
+        now = perf_counter(), busy, stolen, used
         return *now, _involuntary_switches(), _throttle_events(self._cores)
 
     def stop(self) -> Disturbance:
@@ -149,15 +150,18 @@ def _throttle_events(cores: frozenset[int] | None) -> int:
     return sum(events.values())
 
 
-def _cpu_time(pid: int) -> float:
-    """Returns the CPU time that a process used so far, in seconds; 0 where it is gone."""
+def _used_by_children(own: os.times_result) -> float:
+    """Returns the CPU time that the children of this process used so far, those that are gone included."""
     import psutil
 
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(times.user + times.system)
+    used = own.children_user + own.children_system
+    for child in psutil.Process().children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:
+            continue
+        used += times.user + times.system
+    return float(used)
 
 
 def _involuntary_switches() -> int:

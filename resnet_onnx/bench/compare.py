@@ -153,6 +153,7 @@ def machine_differences(old: Environment, now: Environment) -> list[str]:
         for what, a, b in (
             ("CPU", old.cpu.model, now.cpu.model),
             ("usable cores", old.cpu.usable_cores, now.cpu.usable_cores),
+            ("quota of cores", old.cpu.quota_cores, now.cpu.quota_cores),
             ("instruction sets", list(old.cpu.instruction_sets), list(now.cpu.instruction_sets)),
             ("GPUs", old.gpu_names(), now.gpu_names()),
             ("system", old.system, now.system),

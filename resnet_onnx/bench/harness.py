@@ -15,7 +15,7 @@ from resnet_onnx.bench.plan import BenchPlan, Scenario
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.worker_process import WorkerProcess
 from runtimes import files
-from runtimes.base import usable_cores
+from runtimes.cores import usable_cores
 from runtimes.errors import ToolkitError
 from runtimes.spec import Feeds, Target
 

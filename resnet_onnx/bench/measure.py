@@ -14,7 +14,7 @@ from dataclasses import replace
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.worker_pool import WorkerPool
-from runtimes.base import usable_cores
+from runtimes.cores import usable_cores
 from runtimes.registry import adapter
 from runtimes.spec import Feeds, Target
 

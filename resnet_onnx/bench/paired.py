@@ -114,11 +114,6 @@ class OpenedSide:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._worker.close()
 
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        return self._worker.pid
-
     def prepare(self) -> None:
         """Waits until it is open, and warms it up; where it can't run the model, ``error`` says why.
 
@@ -323,7 +318,7 @@ def measure_pair(base: Side, new: Side, plan: PairedPlan, *, progress: Progress 
             progress(f"opening and warming up {which} on {side.side.target.runtime}")
             side.prepare()
         if first.error is None and second.error is None:
-            watch = Watch([first.pid, second.pid])
+            watch = Watch(family=True)
             with contextlib.suppress(ContenderFailed):
                 run_pair(
                     first,

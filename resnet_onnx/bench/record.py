@@ -9,7 +9,7 @@ from statistics import median
 from resnet_onnx.bench.clock import Disturbance
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.row import Row
-from resnet_onnx.bench.statistics import PERCENTILES, coefficient_of_variation, percentile
+from resnet_onnx.bench.statistics import PERCENTILES, coefficient_of_variation, percentile, rounded
 from resnet_onnx.results.bench import (
     BenchRow,
     BenchSettings,
@@ -40,6 +40,9 @@ WIDTH_LIMIT = 0.05
 CLOCK_LIMIT = 0.05
 """Share by which a GPU's clock may differ between rounds: as much as ``WIDTH_LIMIT`` allows the times."""
 
+DELIVERED_LIMIT = 0.1
+"""Share by which the delivered rate may differ from the figure of a row, which then says what nobody gets."""
+
 RAW_IN_DOCUMENT = 5_000
 """A row's samples are printed with the result up to this number; the saved file has all of them."""
 
@@ -52,7 +55,7 @@ def unstable_reason(row: Row) -> str | None:
     seen = row.disturbance
     if seen.others_share > OTHERS_LIMIT:
         used = seen.others_share * seen.cores
-        reasons.append(f"other programs used {used:.1f} of {seen.cores} cores")
+        reasons.append(f"other programs used {used:.1f} of {seen.cores} cores{_remedy(row)}")
     if seen.stolen_share > STOLEN_LIMIT:
         reasons.append(f"the hypervisor took {seen.stolen_share * seen.cores:.2g} of {seen.cores} cores away")
     switches = seen.switches_per_s / seen.cores
@@ -62,6 +65,7 @@ def unstable_reason(row: Row) -> str | None:
     if seen.throttled:
         reasons.append(f"the processor lowered its clock {seen.throttled} times for heat")
     reasons += _gpu_problems(row)
+    reasons += _undelivered(row)
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:
         count = 0 if interval is None else int(interval.effective_samples)
@@ -69,6 +73,22 @@ def unstable_reason(row: Row) -> str | None:
     elif interval.relative_half_width > WIDTH_LIMIT:
         reasons.append(f"the 95 % interval is ±{100 * interval.relative_half_width:.0f} %")
     return "; ".join(reasons) or None
+
+
+def _remedy(row: Row) -> str:
+    """Says what helps where one session has a thread on every core: each layer waits for the last of them."""
+    threads, cores = row.target.options.threads, row.disturbance.cores
+    on_all = row.opened is not None and row.opened.device == "cpu" and (threads or cores) >= cores > 1
+    if not on_all or row.streams > 1 or row.harness is not None:
+        return ""
+    return f", and a run on all of them waits for its last thread (--streams {cores} gives each run one)"
+
+
+def _undelivered(row: Row) -> list[str]:
+    speed, delivered = images_per_second(row), delivered_per_second(row)
+    if speed is None or delivered is None or abs(delivered / speed[0] - 1) <= DELIVERED_LIMIT:
+        return []
+    return [f"{rounded(delivered, 3)} img/s were delivered, and the median promises {rounded(speed[0], 3)}"]
 
 
 def _gpu_problems(row: Row) -> list[str]:
@@ -116,6 +136,19 @@ def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | No
     """
     interval = row.seconds_per_run()
     return None if interval is None else interval.rate(row.batch)
+
+
+def delivered_per_second(row: Row) -> float | None:
+    """Returns images of all completed runs over the time that they took, or None where nothing was measured.
+
+    Where it is far below ``images_per_second``, single runs took very long: a container was throttled, or others held
+    the cores.
+    """
+    total_s = float(row.times_ns.sum()) / 1e9
+    if not total_s:
+        return None
+    beside = 1 if row.scenario == "offline" else row.streams
+    return row.batch * row.at_once * beside * row.times_ns.size / total_s
 
 
 def latency_ms(row: Row) -> Latency:
@@ -180,6 +213,7 @@ def result(
         includes_transfers=row.scope == "end-to-end",
         images_per_second=speed[0] if speed else None,
         images_per_second_ci95=speed[1] if speed else None,
+        delivered_images_per_second=delivered_per_second(row),
         latency_ms=latency_ms(row),
         samples=int(times.size),
         effective_samples=interval.effective_samples if interval else 0.0,

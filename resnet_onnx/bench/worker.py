@@ -26,7 +26,8 @@ from resnet_onnx.bench.clock import Slice, Turn, breakdown, sample, sample_sets,
 from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
 from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes import nvidia, onnx_types
-from runtimes.base import Prepared, Runtime, usable_cores
+from runtimes.base import Prepared, Runtime
+from runtimes.cores import usable_cores
 from runtimes.environment import describe_machine
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_target

@@ -300,8 +300,9 @@ def _machine(environment: Environment, rows: Sequence[BenchRow]) -> str:
     cpu = environment.cpu
     sets = {"amx_tile": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
     best = next((text for flag, text in sets.items() if flag in cpu.instruction_sets), "")
+    quota = "" if cpu.quota_cores is None else f" (a quota of {cpu.quota_cores:g})"
     versions = dict.fromkeys(f"{row.runtime} {row.version}" for row in rows if row.version)
-    return " · ".join([", ".join(filter(None, [cpu.model, f"{cpu.usable_cores} cores", best])), *versions])
+    return " · ".join([", ".join(filter(None, [cpu.model, f"{cpu.usable_cores} cores{quota}", best])), *versions])
 
 
 def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:

@@ -45,6 +45,8 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
 def _print_machine(terminal: Terminal, machine: Environment) -> None:
     cpu, gpu = machine.cpu, machine.gpu
     parts = [cpu.model, f"{cpu.usable_cores} usable cores"]
+    if cpu.quota_cores is not None:
+        parts[-1] += f" (a quota of {cpu.quota_cores:g})"
     if cpu.clock_mhz:
         parts.append(f"{cpu.clock_mhz:.0f} MHz now")
     terminal.line(", ".join([*parts, f"{(machine.memory_bytes or 0) / 2**30:.0f} GiB memory"]))

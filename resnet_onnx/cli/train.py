@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Display
     from rich.progress import TaskID
 
+    from resnet_onnx.bench.clock import Disturbance
     from resnet_onnx.models.catalog import CatalogEntry
     from resnet_onnx.results.commands import Train
     from resnet_onnx.training.distributed import ProcessGroup
@@ -171,17 +172,39 @@ def command(
 
 def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tensorboard: bool) -> TrainingResult:
     """Trains, and shows every step on the terminal."""
+    from resnet_onnx.bench.clock import Watch
     from resnet_onnx.training import tensorboard_logs
     from resnet_onnx.training.loop import train
 
+    watch, hinted = Watch(family=True), False
+
     def show(progress: Progress) -> None:
+        nonlocal hinted
         _show(terminal, display, task, progress)
+        if progress.finished is not None and not hinted and group.world_size == 1:
+            hinted = True
+            if hint := _hint(watch.stop(), plan.threads):
+                terminal.note(hint)
         if tensorboard and group.is_main and progress.finished is not None:
             tensorboard_logs.log(plan.out / "tensorboard", progress.finished, progress.done)
 
     with terminal.progress() as display:
         task = display.add_task("training", total=None)
         return train(plan, progress=show, group=group)
+
+
+def _hint(seen: Disturbance, threads: int | None) -> str:
+    """Says what other programs do to a training on the CPU's cores, and what helps; "" where they do little."""
+    from resnet_onnx.bench.record import OTHERS_LIMIT
+
+    if seen.others_share + seen.stolen_share <= OTHERS_LIMIT:
+        return ""
+    busy = (seen.others_share + seen.stolen_share) * seen.cores
+    said = f"other programs used {busy:.1f} of {seen.cores} cores"
+    free = max(1, int(seen.cores - busy))
+    if (threads or seen.cores) <= free:
+        return said
+    return f"{said}: every step waits for its slowest thread, and --threads {free} may train faster"
 
 
 def _document(result: TrainingResult, plan: TrainingPlan, spec: str, plot: Path | None, *, processes: int) -> Train:
@@ -221,10 +244,12 @@ def _recipe(
 
 def _threads(requested: int | None, group: ProcessGroup) -> int | None:
     """Returns the CPU threads of each process: of several on a machine, their part of its cores."""
-    from runtimes.base import usable_cores
+    from runtimes.cores import allowed_cores, usable_cores
 
     if requested is None and group.world_size > 1:
         return max(1, usable_cores() // group.local_world_size)  # torchrun's own default is 1
+    if requested is None and usable_cores() < allowed_cores():
+        return usable_cores()  # torch does not know of a container's quota
     return requested
 
 

@@ -260,7 +260,7 @@ def _environments(documents: Sequence[AnyResult]) -> list[Section]:
 def _environment(environment: Environment) -> list[tuple[str, str]]:
     cpu, memory = environment.cpu, environment.memory_bytes
     lines = [
-        ("CPU", f"{cpu.model}, {cpu.usable_cores} usable cores"),
+        ("CPU", f"{cpu.model}, {cpu.usable_cores} usable cores{_quota(environment)}"),
         ("instruction sets", ", ".join(cpu.instruction_sets)),
         ("GPU", ", ".join(gpu.name for gpu in environment.gpu.gpus) if environment.gpu is not None else ""),
         ("memory", f"{memory / 2**30:.1f} GiB" if memory is not None else ""),
@@ -269,6 +269,11 @@ def _environment(environment: Environment) -> list[tuple[str, str]]:
         ("libraries", ", ".join(f"{name} {version}" for name, version in environment.libraries.items())),
     ]
     return [(name, text or "none") for name, text in lines if text or name == "GPU"]
+
+
+def _quota(environment: Environment) -> str:
+    quota = environment.cpu.quota_cores
+    return "" if quota is None else f", a quota of {quota:g}"
 
 
 def _commands(documents: Sequence[AnyResult]) -> Section:

@@ -127,6 +127,16 @@ def _median(row: BenchRow, table: BenchTable) -> str:
     return significant(p50, p50 * half / row.speed)[0]
 
 
+def _rate(value: float | None) -> str:
+    return UNKNOWN if value is None else rounded(value, 3)
+
+
+def _falls_short(row: BenchRow) -> bool:
+    """Whether a row delivers so much less than its figure that a narrow table has to say it."""
+    delivered = row.delivered_images_per_second
+    return delivered is not None and delivered < 0.9 * row.speed
+
+
 def _milliseconds(time: float | None) -> str:
     return UNKNOWN if time is None else rounded(time, 3)
 
@@ -190,6 +200,12 @@ COLUMNS: tuple[Column, ...] = (
             "images_per_s_low95": lambda row: row.images_per_second_ci95 and row.images_per_second_ci95[0],
             "images_per_s_high95": lambda row: row.images_per_second_ci95 and row.images_per_second_ci95[1],
         },
+    ),
+    Column(
+        heading="delivered",
+        cell=lambda row, table: _rate(row.delivered_images_per_second),
+        shown=lambda table: table.place == "page" or any(map(_falls_short, table.rows)),
+        csv={"delivered_images_per_s": lambda row: row.delivered_images_per_second},
     ),
     Column(heading="p50 ms", cell=_median, csv={"p50_ms": lambda row: row.latency_ms.p50}),
     Column(

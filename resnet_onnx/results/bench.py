@@ -256,6 +256,8 @@ class BenchRow:
         threads: CPU threads that were requested, all streams together; None is all usable cores.
         scenario: ``latency``, ``throughput`` or ``offline``; None in results of earlier versions.
         samples_at_once: Samples handed over together in the offline scenario.
+        delivered_images_per_second: Those of all completed runs over the time that they took; ``images_per_second`` is
+            that of an undisturbed run, with one stream. None in results of earlier versions.
         unprofiled: Why there are no layers although they were requested.
         recorded: Options as the runtime set them.
         placement: How many nodes ran on each provider and device.
@@ -281,6 +283,7 @@ class BenchRow:
     includes_transfers: bool | None = None
     images_per_second: Amount | None
     images_per_second_ci95: tuple[Positive, Positive] | None
+    delivered_images_per_second: Amount | None = None
     latency_ms: Latency
     samples: Whole
     effective_samples: float | None = None

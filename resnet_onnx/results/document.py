@@ -82,12 +82,14 @@ class Cpu:
 
     Attributes:
         usable_cores: Cores that this process may use.
+        quota_cores: Cores' worth of time that a container's quota gives it; None without one.
         instruction_sets: Those that matter to speed.
         clock_mhz: At this moment; None where the system does not say.
     """
 
     model: str
     usable_cores: Count
+    quota_cores: Positive | None = None
     instruction_sets: Sequence[str] = ()
     clock_mhz: int | float | None = None
 

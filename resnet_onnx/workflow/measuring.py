@@ -21,7 +21,7 @@ from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.opening import runnable, target
 from resnet_onnx.workflow.request import UNTUNED, Model
 from runtimes import onnx_gate
-from runtimes.base import usable_cores
+from runtimes.cores import usable_cores
 from runtimes.environment import describe_machine
 from runtimes.errors import UsageError
 from runtimes.spec import Feeds, RuntimeOptions, TensorSpec
