@@ -56,6 +56,11 @@ class ReferenceRuntime(Runtime):
         onnx = load_library("onnx", runtime=self.name, package="resnet-onnx")
         reference = load_library("onnx.reference", runtime=self.name, package="resnet-onnx")
         model = onnx_plain.plain(onnx.load(str(checked.path)))
+        if unknown := unknown_operators(model):
+            raise UnsupportedModel(
+                f"{self.name} does not know {', '.join(unknown[:3])}, which {self.source.name} uses",
+                fix="choose a runtime that does",
+            )
         quantises = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
         opset = _FIRST_QUANTISING_OPSET if quantises else _FIRST_SOUND_OPSET
         if checked.opset < opset:
@@ -94,6 +99,21 @@ class ReferenceRuntime(Runtime):
 
     def _close(self) -> None:
         del self._evaluator
+
+
+def unknown_operators(model: ModelProto) -> list[str]:
+    """Returns the operators of a graph that are neither ONNX's nor local functions, as ``domain:operator``."""
+    import onnx
+
+    own = {(function.domain, function.name) for function in model.functions}
+    found = (
+        f"{node.domain}:{node.op_type}"
+        for node in model.graph.node
+        if node.domain not in ("", "ai.onnx")
+        and (node.domain, node.op_type) not in own
+        and not onnx.defs.has(node.op_type, node.domain)
+    )
+    return list(dict.fromkeys(found))
 
 
 def widen(model: ModelProto, element: str = "DOUBLE") -> None:

@@ -178,3 +178,61 @@ def test_casts_before_each_product_have_the_budget_of_half(tmp_path: Path, capfd
     assert budget["noise"] < 1e-6  # that of float32, whatever the graph casts to
     assert 1e-3 < budget["relative_rmse"] < 1e-2
     assert "scaled by" in budget["reason"]
+
+
+@pytest.fixture
+def optimised(tmp_path: Path) -> tuple[Path, Path]:
+    """A network, and what ONNX Runtime's optimiser writes of it, with operators of its own."""
+    import onnxruntime
+
+    plain, path = foreign_net(tmp_path / "plain.onnx"), tmp_path / "optimised.onnx"
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(path)
+    settings.log_severity_level = 4
+    onnxruntime.InferenceSession(str(plain), settings, providers=["CPUExecutionProvider"])
+    return plain, path
+
+
+def test_a_file_with_a_runtimes_own_operators_asks_for_another_gold(optimised: tuple[Path, Path], capfd: Any) -> None:
+    plain, path = optimised
+    code, result = run_json(capfd, "parity", str(path), "--runtimes", "ort-cpu")
+    assert code == 3
+    assert "com.microsoft:FusedConv" in result["error"]["message"]
+    assert result["error"]["fix"].endswith("--gold MODEL")
+    judged = ("parity", str(path), "--runtimes", "ort-cpu", "--images", "1", "--gold", str(plain))
+    code, result = run_json(capfd, *judged)
+    assert (code, result["passed"]) == (0, True)
+
+
+def quantised_by_operators(plain: Path, path: Path) -> Path:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Noise(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            random = np.random.default_rng(0)
+            self.feeds = iter([{"data": random.standard_normal((4, 3, 32, 32)).astype(np.float32)}] * 2)
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    quantize_static(str(plain), str(path), Noise(), quant_format=QuantFormat.QOperator, per_channel=True)
+    return path
+
+
+def test_the_advice_on_a_model_of_quantised_operators_works(optimised: tuple[Path, Path], capfd: Any) -> None:
+    plain = optimised[0]
+    path = quantised_by_operators(plain, plain.with_name("quantised.onnx"))
+    judged = ("parity", str(path), "--runtimes", "ort-cpu", "--images", "1")
+    code, result = run_json(capfd, *judged)
+    assert code == 3
+    advice = result["error"]["fix"].split(": ")[1].split(";")[0]
+    assert advice == "--gold MODEL --tolerance-for scores=0.1"
+    code, result = run_json(capfd, *judged, *advice.replace("MODEL", str(plain)).split())
+    assert code == (0 if result["results"][0]["relative_rmse"] <= 0.1 else 1)
+    assert result["results"][0]["budget"] == 0.1
+    with_gold = run_json(capfd, *judged, "--gold", str(plain))[1]["error"]["fix"]
+    assert "--tolerance-for scores=0.1" in with_gold
+    assert "--gold" not in with_gold  # which is there already
+    with_tolerance = run_json(capfd, *judged, "--tolerance-for", "scores=0.1")[1]["error"]["fix"]
+    assert with_tolerance.endswith("--gold MODEL")

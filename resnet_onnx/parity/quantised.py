@@ -40,7 +40,7 @@ def without_rounding(path: Path, target: Path) -> Path:
 
     graph = Graph(path)
     model = onnx.load(str(graph.path))
-    _refuse_whole_numbers(path, graph)
+    refuse_whole_numbers(path, graph)
     pairs = {node.output[0]: node for node in graph.nodes if node.op_type == _QUANTISE}
     kept = []
     for node in model.graph.node:
@@ -61,12 +61,16 @@ def without_rounding(path: Path, target: Path) -> Path:
     return target
 
 
-def _refuse_whole_numbers(path: Path, graph: Graph) -> None:
+def refuse_whole_numbers(path: Path, graph: Graph, *, fix: str = "") -> None:
+    """Raises ``UnsupportedModel`` where a graph rounds without Q/DQ; says to type tolerances and `fix`."""
     for node in graph.nodes:
         if node.op_type in _INTEGER_PRODUCTS:
+            by_hand = " ".join([*([fix] if fix else []), *(f"--tolerance-for {name}=0.1" for name in graph.outputs)])
             raise UnsupportedModel(
-                f"{path} computes with whole numbers ({node.op_type}): its rounding and its function are one",
-                fix="quantise it with QuantizeLinear and DequantizeLinear (QDQ), or judge it by --tolerance-for",
+                f"{path} computes with whole numbers ({node.op_type}): its rounding and its function are one, so that "
+                "no budget can be derived",
+                fix=f"say what you allow it, as a relative RMSE: {by_hand}; or quantise it with QuantizeLinear and "
+                "DequantizeLinear (QDQ)",
             )
 
 
@@ -98,7 +102,7 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
     from onnx import numpy_helper
 
     graph = Graph(path)
-    _refuse_whole_numbers(path, graph)
+    refuse_whole_numbers(path, graph)
     constants = {name: numpy_helper.to_array(tensor) for name, tensor in graph.initializers.items()}
     nodes = [n for n in graph.nodes if n.op_type == _QUANTISE and n.input[1] in constants]
     wanted = [n.input[0] for n in nodes if n.input[0] not in graph.inputs]

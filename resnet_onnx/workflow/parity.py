@@ -18,8 +18,14 @@ from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.parity.adversarial import LARGE_BATCH, adversarial_pictures, odd_batches
 from resnet_onnx.parity.budget import Sum
 from resnet_onnx.parity.compare import Comparison, Inputs, ParityReport, Quantisation, Reference, compare
-from resnet_onnx.parity.localize import localize
-from resnet_onnx.parity.quantised import float32_twin, is_quantised, step_error, without_rounding
+from resnet_onnx.parity.localize import Graph, localize
+from resnet_onnx.parity.quantised import (
+    float32_twin,
+    is_quantised,
+    refuse_whole_numbers,
+    step_error,
+    without_rounding,
+)
 from resnet_onnx.parity.records import Records, rebatched
 from resnet_onnx.parity.running import Batches
 from resnet_onnx.parity.summation import sums_of
@@ -32,7 +38,7 @@ from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
 from runtimes import files, onnx_gate, registry
 from runtimes.environment import package_version
-from runtimes.errors import BadData, OutOfMemory, UsageError
+from runtimes.errors import BadData, OutOfMemory, UnsupportedModel, UsageError
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Target
 
 
@@ -71,6 +77,7 @@ def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], No
     Where a large batch does not fit into memory, a smaller one is taken and a note says so.
     """
     sides = _sides(model, plan.gold)
+    _require_known_operators(sides, plan)
     inputs = _inputs(sides, plan)
     try:
         return _judge(sides, plan, inputs, progress)
@@ -178,6 +185,29 @@ def _is_quantised(model: Model) -> bool:
         )
     path = graph_path(model) if model.onnx is not None or model.network is None else None
     return path is not None and is_quantised(path)
+
+
+def _require_known_operators(sides: _Sides, plan: ParityPlan) -> None:
+    """Raises ``UnsupportedModel`` where the truth is a graph that can't be evaluated in float64, with what to type."""
+    import onnx
+
+    from runtimes.reference import unknown_operators
+
+    truth = sides.truth
+    if truth.network is not None and not sides.truth_quantised:
+        return
+    path = onnx_path(truth)
+    unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
+    if not unknown:
+        return
+    other = f"--gold {'MODEL' if plan.gold is None else 'ANOTHER'}"
+    if sides.truth_quantised and not plan.tolerances:
+        refuse_whole_numbers(path, Graph(path), fix=other)
+    raise UnsupportedModel(
+        f"{path} has operators outside of ONNX ({', '.join(unknown[:3])}), as ONNX Runtime's optimiser writes them: "
+        "its graph can't be evaluated in float64 to be its own truth",
+        fix=f"take the truth from the model that it was made from: {other}",
+    )
 
 
 def _gold(sides: _Sides) -> Reference:
