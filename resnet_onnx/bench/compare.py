@@ -302,7 +302,7 @@ def _speed(row: BenchRow) -> Speed | None:
     One stream: from the raw samples. Several share the machine, so that the time of one run says nothing of it: their
     figure comes from the runs completed in each round, as ``bench`` wrote it.
     """
-    if row.streams == 1 and not row.offline and row.raw_ns and any(row.raw_ns):
+    if row.streams == 1 and not row.offline and row.capacity is None and row.raw_ns and any(row.raw_ns):
         times_ns = np.concatenate([np.asarray(part, np.float64) for part in row.raw_ns])
         return median_interval(times_ns).rate(row.batch * 1e9)
     if not row.images_per_second:

@@ -10,8 +10,9 @@ from resnet_onnx.bench.feed_factory import FeedFactory
 from runtimes.errors import UsageError
 from runtimes.spec import Scope
 
-Scenario = Literal["latency", "throughput", "offline"]
-"""One run at a time; several beside each other; or all samples handed over at once, timed until the last is done."""
+Scenario = Literal["latency", "throughput", "offline", "server"]
+"""One run at a time; several beside each other; all samples handed over at once, timed until the last is done; or
+single pictures that arrive at random, answered within a limit."""
 
 PRECISION_TARGET = 0.01
 LONGEST_WARM_UP_S = 5.0
@@ -29,6 +30,7 @@ class BenchPlan:
         scenario: What a sample is; None: ``latency`` with one stream, ``throughput`` with several.
         cut_off: The least growth of throughput, as a fraction, with which the next larger batch is still measured;
             None measures all.
+        limit_s: Of the server scenario: what the 99th percentile from arrival to answer may be.
         profile: Whether each row of one run at a time is profiled by layer after it was measured.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
     """
@@ -41,6 +43,7 @@ class BenchPlan:
     feed_factory: FeedFactory | None = None
     scenario: Scenario | None = None
     cut_off: float | None = None
+    limit_s: float | None = None
     profile: bool = False
     precision_target: float = PRECISION_TARGET
     seed: int = 0
@@ -53,6 +56,11 @@ class BenchPlan:
             raise UsageError(
                 f"{' and '.join(self.feed_factory.includes)} begins in host memory, and the scope is {self.scope}",
                 fix="use the scope end-to-end",
+            )
+        if (self.scenario == "server") != (self.limit_s is not None) or not (self.limit_s is None or self.limit_s > 0):
+            raise UsageError(
+                "the server scenario needs a limit of its 99th percentile above 0, and no other scenario has one",
+                fix="--scenario server --p99 MS",
             )
         if not 0 < self.duration_s < math.inf:
             raise UsageError(f"duration must be a number of seconds above 0, not {self.duration_s}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
+from resnet_onnx.bench.capacity import Found
 from resnet_onnx.bench.clock import Disturbance
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.bench.row import Row
@@ -14,11 +15,13 @@ from resnet_onnx.results.bench import (
     BenchRow,
     BenchSettings,
     Breakdown,
+    CapacityRecord,
     DisturbanceRecord,
     Ends,
     GpuReadings,
     Latency,
     LayerRecord,
+    ServedRate,
     Utilization,
 )
 from resnet_onnx.results.document import ErrorRecord
@@ -66,6 +69,8 @@ def unstable_reason(row: Row) -> str | None:
         reasons.append(f"the processor lowered its clock {seen.throttled} times for heat")
     reasons += _gpu_problems(row)
     reasons += _undelivered(row)
+    if row.capacity is not None:
+        return "; ".join([*reasons, *_unconfirmed(row.capacity)]) or None
     interval = row.seconds_per_run()
     if interval is None or interval.low is None:
         count = 0 if interval is None else int(interval.effective_samples)
@@ -82,6 +87,41 @@ def _remedy(row: Row) -> str:
     if not on_all or row.streams > 1 or row.harness is not None:
         return ""
     return f", and a run on all of them waits for its last thread (--streams {cores} gives each run one)"
+
+
+def _unconfirmed(found: Found) -> list[str]:
+    if found.verdict == "met":
+        return []
+    if not found.rate:
+        return ["even single pictures are answered later than the limit"]
+    return [f"the limit at this rate is {found.verdict}: a longer --duration serves more pictures"]
+
+
+def capacity(row: Row, limit_s: float | None) -> CapacityRecord | None:
+    """Returns what was found in the server scenario, or None in the others."""
+    found = row.capacity
+    if found is None or limit_s is None:
+        return None
+    confirmed = found.confirmation
+    return CapacityRecord(
+        queries_per_second=found.rate,
+        ci95=(found.low, found.high),
+        p99_ms=None if confirmed is None else 1e3 * confirmed.percentile(0.99),
+        limit_ms=1e3 * limit_s,
+        verdict=found.verdict,
+        max_batch=found.policy.max_batch,
+        max_wait_ms=1e3 * found.policy.max_wait_s,
+        trials=[
+            ServedRate(
+                queries_per_second=trial.rate,
+                queries=len(trial.latencies_s),
+                p50_ms=1e3 * trial.percentile(0.5),
+                p99_ms=1e3 * trial.percentile(0.99),
+                confirms=trial.confirms,
+            )
+            for trial in found.trials
+        ],
+    )
 
 
 def _undelivered(row: Row) -> list[str]:
@@ -134,6 +174,9 @@ def images_per_second(row: Row) -> tuple[float, tuple[float, float] | None] | No
 
     With one stream it is batch / median time of a run.
     """
+    found = row.capacity
+    if found is not None:
+        return found.rate, (found.low, found.high) if found.low > 0 else None
     interval = row.seconds_per_run()
     return None if interval is None else interval.rate(row.batch)
 
@@ -145,7 +188,7 @@ def delivered_per_second(row: Row) -> float | None:
     the cores.
     """
     total_s = float(row.times_ns.sum()) / 1e9
-    if not total_s:
+    if not total_s or row.capacity is not None:  # waiting is no work
         return None
     beside = 1 if row.scenario == "offline" else row.streams
     return row.batch * row.at_once * beside * row.times_ns.size / total_s
@@ -189,6 +232,7 @@ def result(
     utilization: Utilization,
     raw: bool,
     layers: Sequence[LayerRecord] | None = None,
+    limit_s: float | None = None,
 ) -> BenchRow:
     """Returns one row as the document has it, with every sample where `raw`, else with up to ``RAW_IN_DOCUMENT``."""
     speed = images_per_second(row)
@@ -208,6 +252,7 @@ def result(
         scenario=row.scenario,
         samples_at_once=round(row.batch * row.at_once) if row.scenario == "offline" else None,
         harness=row.harness,
+        capacity=capacity(row, limit_s),
         scope=row.scope,
         includes=row.includes,
         includes_transfers=row.scope == "end-to-end",
@@ -234,6 +279,15 @@ def result(
         error=None if row.error is None else error_record(row.error),
         raw_ns=[part.times_ns.tolist() for part in row.slices] if raw or times.size <= RAW_IN_DOCUMENT else None,
     )
+
+
+def cost_per_million(row: BenchRow, price: float | None) -> float | None:
+    """Returns what a million pictures cost at a price per hour, or None where one of the two is unknown.
+
+    By the delivered rate where it is known, which is what arrives.
+    """
+    rate = row.delivered_images_per_second or row.images_per_second
+    return None if price is None or not rate else price / 3600 / rate * 1e6
 
 
 def mark(results: Sequence[BenchRow]) -> list[BenchRow]:
@@ -276,6 +330,7 @@ def settings(plan: BenchPlan) -> BenchSettings:
         includes=plan.feed_factory.includes if plan.feed_factory is not None else (),
         pictures=plan.feed_factory.label if plan.feed_factory is not None else None,
         scenario=plan.scenario,
+        limit_ms=None if plan.limit_s is None else 1e3 * plan.limit_s,
         cut_off=plan.cut_off,
         duration_s=plan.duration_s,
         precision_target=plan.precision_target,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.bench.capacity import Found
 from resnet_onnx.bench.clock import Disturbance, Slice
 from resnet_onnx.bench.plan import BenchPlan, Scenario
 from resnet_onnx.bench.statistics import Interval, median_interval, samples_needed
@@ -41,6 +42,7 @@ class Row:
         opened: What the runtime reports of itself, or None where it was never opened.
         cut_off: Why it was not measured although nothing went wrong, or "".
         harness: What another's harness reported of it, or None where it was measured by our own rules.
+        capacity: What was found in the server scenario; its slice has latencies from arrival to answer.
         breakdown: Where the time of a run on a GPU goes, or None on the CPU, where a run is done when it was handed
             over.
     """
@@ -60,6 +62,7 @@ class Row:
     breakdown: Breakdown | None = None
     layers: Sequence[LayerTime] | None = None
     unprofiled: str = ""
+    capacity: Found | None = None
 
     def __str__(self) -> str:
         streams = f", {self.streams} streams" if self.streams > 1 else ""

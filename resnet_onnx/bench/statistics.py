@@ -78,11 +78,11 @@ def percentile(values: Floats, percent: float) -> float | None:
     return float(np.percentile(values, percent))
 
 
-def autocorrelation_time(values: Floats) -> float:
-    """Returns the integrated autocorrelation time τ ≥ 1 of "slower than the median", in samples."""
+def autocorrelation_time(values: Floats, *, threshold: float | None = None) -> float:
+    """Returns the integrated autocorrelation time τ ≥ 1 of "slower than the median", or a threshold, in samples."""
     if values.size < _LEAST_FOR_AUTOCORRELATION:
         return 1.0
-    above = (values > np.median(values)).astype(np.float64)
+    above = (values > (np.median(values) if threshold is None else threshold)).astype(np.float64)
     above -= above.mean()
     size = 1 << (2 * above.size - 1).bit_length()
     spectrum = np.fft.rfft(above, size)

@@ -22,7 +22,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.bench.clock import Slice, Turn, breakdown, sample, sample_sets, turn, warm_up
+from resnet_onnx.bench import serving
+from resnet_onnx.bench.clock import (
+    Disturbance,
+    RealTime,
+    Slice,
+    Turn,
+    Watch,
+    breakdown,
+    sample,
+    sample_sets,
+    turn,
+    warm_up,
+)
 from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
 from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes import nvidia, onnx_types
@@ -41,7 +53,7 @@ SET_S = 0.5
 
 _FEWEST_PER_STREAM = 2
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
 A worker may run in another environment, with another version of this package."""
 
@@ -73,6 +85,7 @@ class Worker:
         self._gpu: nvidia.Gpu | None = None
         self._rows: dict[int, list[Prepared]] = {}
         self._sets: dict[int, int] = {}
+        self._batches: dict[int, Prepared] = {}
 
     def open(self, target: Target) -> Opened:
         """Opens the model."""
@@ -170,6 +183,35 @@ class Worker:
         from resnet_onnx.bench.loadgen import run_loadgen
 
         return run_loadgen(self._opened(), feeds, batch, scenario, duration_s, warm_up_s)
+
+    def prepare_server(
+        self, feeds: Feeds, largest: int, scope: Scope, limit_s: float
+    ) -> dict[int, NDArray[np.float64]]:
+        """Prepares batches of all sizes that a server of at most so many needs; returns seconds of their runs.
+
+        Takes `limit_s` in all, about.
+        """
+        runtime, sizes = self._opened(), serving.batch_sizes(largest)
+        found = {}
+        for size in sizes:
+            prepared = runtime.prepare(enlarge(feeds, runtime.inputs, size), scope=scope)
+            self._batches[size] = prepared
+            warm_up([prepared], limit_s=limit_s / 2 / len(sizes))
+            found[size] = sample([prepared], seconds=limit_s / 2 / len(sizes)).times_ns / 1e9
+        return found
+
+    def serve(self, arrivals_s: list[float], policy: serving.BatchPolicy) -> tuple[NDArray[np.float64], Disturbance]:
+        """Serves pictures that arrive at given moments; returns their latencies in seconds and what others did."""
+        sizes = sorted(self._batches)
+
+        def execute(count: int) -> None:
+            prepared = self._batches[next(size for size in sizes if size >= count)]
+            prepared.enqueue()
+            prepared.synchronize()
+
+        watch = Watch()
+        latencies = serving.serve(arrivals_s, execute, RealTime(), policy)
+        return latencies, watch.stop()
 
     def peaks(self, threads: int) -> Any:
         """Measures the machine's peaks."""

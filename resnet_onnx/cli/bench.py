@@ -26,12 +26,13 @@ from runtimes.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.plan import BenchPlan, Scenario
-    from resnet_onnx.results.bench import BenchRow, HarnessRecord
+    from resnet_onnx.results.bench import BenchRow, CapacityRecord, HarnessRecord
     from resnet_onnx.results.document import Environment
     from resnet_onnx.workflow import Measurement, Model, Request
     from runtimes.spec import RuntimeOptions, Scope
 
 _DEFAULT_MODEL = "resnet50"
+_DURATION_S, _SERVER_S = 5.0, 60.0
 
 
 @make_command("bench", example="resnet-onnx bench resnet50 --runtime torch,ort-cpu,openvino --batch 1,8")
@@ -41,7 +42,9 @@ _DEFAULT_MODEL = "resnet50"
 @click.option("--streams", type=WholeNumbers(), help="Concurrent runs.  [default: 1, or each runtime's own best]")
 @click.option("--threads", type=WholeNumbers(), help="CPU threads, all streams together.  [default: all usable cores]")
 @click.option(
-    "--duration", type=Number(0, min_open=True), default=5.0, show_default=True, help="Seconds a row, at most."
+    "--duration",
+    type=Number(0, min_open=True),
+    help="Seconds a row, at most.  [default: 5; of the server scenario 60]",
 )
 @click.option(
     "--precision-target",
@@ -51,8 +54,17 @@ _DEFAULT_MODEL = "resnet50"
 )
 @click.option(
     "--scenario",
-    type=click.Choice(["latency", "throughput", "offline"]),
-    help="One run at a time, several beside each other, or all samples at once.  [default: by --streams]",
+    type=click.Choice(["latency", "throughput", "offline", "server"]),
+    help="One run at a time, several beside each other, all at once, or arriving at random.  [default: by --streams]",
+)
+@click.option(
+    "--p99",
+    type=Number(0, min_open=True),
+    metavar="MS",
+    help="Of the server scenario: limit of the 99th percentile from arrival to answer.",
+)
+@click.option(
+    "--price", type=Number(0, min_open=True), help="Of the machine per hour: adds what a million pictures cost."
 )
 @click.option(
     "--cut-off",
@@ -88,7 +100,9 @@ def command(
     runtimes: str,
     batch: tuple[int, ...] | None,
     streams: tuple[int, ...] | None,
-    duration: float,
+    duration: float | None,
+    p99: float | None,
+    price: float | None,
     precision_target: float | None,
     scenario: Scenario | None,
     scope: Scope | None,
@@ -119,6 +133,16 @@ def command(
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
     _check_decoding(include, data, scope)
+    _check_server(
+        scenario,
+        p99,
+        streams=streams,
+        cut_off=cut_off,
+        include=include,
+        profile=profile or None,
+        precision_target=precision_target,
+        harness=harness,
+    )
     _check_harness(
         harness,
         harness_logs,
@@ -149,10 +173,11 @@ def command(
                 batches=workflow.batch_sizes(model, batch),
                 streams=chosen_streams,
                 threads=threads or (None,),
-                duration_s=duration,
+                duration_s=duration or (_SERVER_S if scenario == "server" else _DURATION_S),
+                limit_s=None if p99 is None else p99 / 1000,
                 precision_target=precision_target,
                 scenario=scenario,
-                scope=scope or ("device" if include is None and harness is None else "end-to-end"),
+                scope=scope or ("device" if include is None and harness is None and p99 is None else "end-to-end"),
                 feed_factory=workflow.decoding(model, data) if include else None,
                 cut_off=cut_off,
                 profile=profile,
@@ -164,6 +189,7 @@ def command(
             seed=request.seed,
             harness=harness is not None,
             harness_logs=harness_logs,
+            price=price,
         )
         measured = workflow.measure_model(model, plan, progress=status.update)
     _report(terminal, measured, profile=profile, save=save, csv_file=csv_file, markdown=markdown)
@@ -186,6 +212,22 @@ def _check_decoding(include: str | None, data: str | None, scope: Scope | None) 
     if include is not None and scope == "device":
         raise UsageError(
             "--include decode begins with files in host memory, and --scope device was given", fix="leave --scope out"
+        )
+
+
+def _check_server(scenario: str | None, p99: float | None, **given: object) -> None:
+    """Raises ``UsageError`` where the server scenario comes without its limit, or with what contradicts it."""
+    if (scenario == "server") != (p99 is not None):
+        given_one = "--scenario server" if scenario == "server" else "--p99"
+        raise UsageError(
+            f"{given_one} was given alone: a server is measured against the limit of its 99th percentile",
+            fix="--scenario server --p99 MS",
+        )
+    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if scenario == "server" and useless:
+        raise UsageError(
+            f"the server scenario runs one batch at a time as pictures arrive, and {', '.join(useless)} was given",
+            fix="leave it out; --batch is the largest batch that is tried",
         )
 
 
@@ -339,6 +381,7 @@ def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:
     lines += [_loadgen_line(row.runtime, row.harness) for row in rows if row.harness is not None]
     if any(row.pareto for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")
+    lines += [_server_line(row.runtime, row.capacity) for row in rows if row.capacity is not None]
     offline = [row.samples_at_once for row in rows if row.samples_at_once]
     if offline:
         sizes = f"{min(offline):,}" if len(set(offline)) == 1 else f"{min(offline):,} to {max(offline):,}"
@@ -348,6 +391,21 @@ def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:
             f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
         )
     return lines
+
+
+def _server_line(runtime: str, found: CapacityRecord) -> str:
+    """Says what a server of an engine can do."""
+    from resnet_onnx.bench.statistics import rounded
+
+    if not found.queries_per_second:
+        return f"Server on {runtime}: no rate is answered within {found.limit_ms:g} ms."
+    waits = f" that wait up to {rounded(found.max_wait_ms, 2)} ms" if found.max_wait_ms else ""
+    high = rounded(found.ci95[1], 3)
+    return (
+        f"Server on {runtime}: {rounded(found.queries_per_second, 3)} arrivals/s within p99 {found.limit_ms:g} ms "
+        f"({found.verdict}; p99 {rounded(found.p99_ms or 0.0, 3)} ms; broken or always busy at {high}), "
+        f"batches up to {found.max_batch}{waits}; ms are from arrival to answer."
+    )
 
 
 def _loadgen_line(runtime: str, found: HarnessRecord) -> str:

@@ -239,6 +239,18 @@ def roofline(items: Sequence[Point], roofs: Sequence[Roof], *, palette: dict[str
     return _drawn(_PLANE_IN, draw)
 
 
+def load(items: Sequence[Point], *, limit_ms: float, palette: dict[str, str]) -> str:
+    """Draws latency in ms over arrivals a second, a line per runtime; at the limit a line that must not be crossed."""
+
+    def draw(axes: Axes) -> None:
+        _lines(axes, sorted(items, key=lambda item: item.x), palette)
+        axes.axhline(limit_ms, color=BAD, linewidth=1.5, linestyle="--")
+        axes.margins(0.12, 0.18)
+        _plane(axes, "arrivals per second", "latency p99, ms")
+
+    return _drawn(_PLANE_IN, draw)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Course:
     """How a quantity was known better and better.

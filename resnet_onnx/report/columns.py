@@ -224,6 +224,12 @@ COLUMNS: tuple[Column, ...] = (
         csv={"share_of_limit": lambda row: row.roofline.limit_fraction, "limit": lambda row: row.roofline.bound},
     ),
     Column(
+        heading="per million",
+        cell=lambda row, table: _rate(row.cost_per_million),
+        shown=lambda table: any(row.cost_per_million is not None for row in table.rows),
+        csv={"cost_per_million": lambda row: row.cost_per_million},
+    ),
+    Column(
         heading="vs {reference}",
         cell=_ratio,
         shown=lambda table: bool(table.base) if table.place == "page" else table.differ(lambda row: row.runtime),

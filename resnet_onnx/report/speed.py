@@ -94,7 +94,7 @@ class Speed:
         precision = f" {row.precision}" if self._precisions else ""
         count = row.cpu_threads
         threads = f" · {count or 'all'} thread{'' if count == 1 else 's'}" if self._threads else ""
-        threads += " · offline" if row.offline else ""
+        threads += " · offline" if row.offline else " · server" if row.capacity is not None else ""
         threads += f" · LoadGen {row.harness.scenario}" if row.harness else ""
         threads += f" · {row.device}" if self._devices and row.device else ""
         host = " · host" if self._scopes and row.scope != "device" else ""
@@ -112,7 +112,13 @@ class Speed:
         return Section(
             heading=f"How fast is it? {self.title}",
             text=self._conditions(),
-            charts=[*self._bars(palette), *self._front(palette), *self._roofline(palette), *self._spreads(palette)],
+            charts=[
+                *self._bars(palette),
+                *self._front(palette),
+                *self._load(palette),
+                *self._roofline(palette),
+                *self._spreads(palette),
+            ],
             columns=table.headings(),
             rows=table.cells(),
             notes=[
@@ -150,7 +156,7 @@ class Speed:
         return [Chart(svg=charts.bars(bars, unit="images per second", palette=palette), caption=caption)]
 
     def _front(self, palette: dict[str, str]) -> list[Chart]:
-        points = [row for row in self.measured if row.latency_ms.p50 and not row.offline]
+        points = [row for row in self.measured if row.latency_ms.p50 and not row.offline and row.capacity is None]
         if len({(row.batch, row.streams) for row in points}) < 2:
             return []
         # Work that leaves something out would always win.
@@ -169,6 +175,28 @@ class Speed:
             items.append(point)
         caption = "Latency and throughput by batch size. Ringed: nothing here is better in both (the Pareto front)."
         return [Chart(svg=charts.front(items, palette=palette), caption=caption)]
+
+    def _load(self, palette: dict[str, str]) -> list[Chart]:
+        """Draws how the latency of a server grows with its load, a picture for each limit."""
+        found: dict[float, list[Point]] = {}
+        for row in self.measured:
+            for trial in row.capacity.trials if row.capacity is not None else ():
+                point = Point(
+                    line=self.label(row),
+                    series=row.runtime,
+                    x=trial.queries_per_second,
+                    y=trial.p99_ms,
+                    ringed=trial.confirms,
+                )
+                found.setdefault(row.capacity.limit_ms if row.capacity is not None else 0.0, []).append(point)
+        return [
+            Chart(
+                svg=charts.load(points, limit_ms=limit, palette=palette),
+                caption=f"Latency from arrival to answer against load; the dashed line is the limit of {limit:g} ms. "
+                "Ringed: served on fresh arrivals, to confirm.",
+            )
+            for limit, points in found.items()
+        ]
 
     def _roofline(self, palette: dict[str, str]) -> list[Chart]:
         items: list[Point] = []
@@ -196,7 +224,10 @@ class Speed:
         spread = [
             (self.label(row), row.runtime, [time / 1e6 for part in row.raw_ns for time in part])
             for row in self.measured
-            if row.streams == 1 and row.raw_ns and sum(map(len, row.raw_ns)) >= _FEWEST_FOR_SPREAD
+            if row.streams == 1
+            and row.capacity is None
+            and row.raw_ns
+            and sum(map(len, row.raw_ns)) >= _FEWEST_FOR_SPREAD
         ][:_MOST_BARS]
         if not spread:
             return []

@@ -50,6 +50,7 @@ class BenchSettings:
         streams: None is as many as each runtime does best with.
         threads: None is left to the runtime: all cores.
         pictures: What was decoded, or None.
+        limit_ms: Of the server scenario's 99th percentile.
         cut_off: As a fraction.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it.
     """
@@ -61,6 +62,8 @@ class BenchSettings:
     includes: Sequence[str] = ()
     pictures: str | None = None
     scenario: str | None = None
+    limit_ms: Positive | None = None
+    price_per_hour: Positive | None = None
     cut_off: float | None = None
     duration_s: float | None = None
     precision_target: float | None = None
@@ -247,6 +250,52 @@ class HarnessRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedRate:
+    """One rate of arrivals that was served.
+
+    Attributes:
+        queries: Pictures that arrived.
+        p50_ms: From arrival to answer; as `p99_ms`.
+        confirms: Whether it was served to confirm what had been found.
+    """
+
+    queries_per_second: Positive
+    queries: Whole
+    p50_ms: Amount
+    p99_ms: Amount
+    confirms: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityRecord:
+    """The largest rate of single pictures, arriving at random, that was answered within a limit.
+
+    Attributes:
+        queries_per_second: 0 where even single pictures are late.
+        ci95: A rate at which the limit is kept for certain (or 0), and one at which it is broken for certain, or at
+            which the engine is always busy.
+        p99_ms: Of the arrivals that confirmed it; None where none did.
+        limit_ms: What it may be.
+        verdict: ``met``, ``broken`` or ``undecided``, by the confirming arrivals.
+        max_batch: Pictures that the server takes together at most.
+        max_wait_ms: How long the first of them waits for others at most.
+        trials: Every rate that was served, in order.
+    """
+
+    queries_per_second: Amount
+    ci95: tuple[Amount, Amount]
+    p99_ms: Amount | None
+    limit_ms: Positive
+    verdict: str
+    max_batch: Count
+    max_wait_ms: Amount
+    trials: Sequence[ServedRate] = ()
+
+    def __post_init__(self) -> None:
+        check_ends("ci95", self.ci95)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchRow:
     """One runtime at one batch size, number of streams and number of threads.
 
@@ -254,11 +303,13 @@ class BenchRow:
         version: Of the library; None where it never opened.
         device: Where it computed; None where it never opened.
         threads: CPU threads that were requested, all streams together; None is all usable cores.
-        scenario: ``latency``, ``throughput`` or ``offline``; None in results of earlier versions.
+        scenario: ``latency``, ``throughput``, ``offline`` or ``server``; None in results of earlier versions.
+        capacity: Of the server scenario; ``images_per_second`` is its rate, and latencies are from arrival to answer.
         samples_at_once: Samples handed over together in the offline scenario.
         delivered_images_per_second: Those of all completed runs over the time that they took; ``images_per_second`` is
             that of an undisturbed run, with one stream. None in results of earlier versions.
         unprofiled: Why there are no layers although they were requested.
+        cost_per_million: What a million pictures cost at the price per hour that was given, or None.
         recorded: Options as the runtime set them.
         placement: How many nodes ran on each provider and device.
         error: Why it was not measured to its end.
@@ -278,6 +329,7 @@ class BenchRow:
     scenario: str | None = None
     samples_at_once: int | None = None
     harness: HarnessRecord | None = None
+    capacity: CapacityRecord | None = None
     scope: str
     includes: Sequence[str] = ()
     includes_transfers: bool | None = None
@@ -299,6 +351,7 @@ class BenchRow:
     unprofiled: str | None = None
     split: Breakdown | None = None
     gpu: GpuReadings | None = None
+    cost_per_million: Amount | None = None
     recorded: Mapping[str, Any]
     placement: Mapping[str, int] | None = None
     error: ErrorRecord | None

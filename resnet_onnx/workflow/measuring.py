@@ -45,6 +45,7 @@ class MeasuringPlan:
         harness: Whether MLPerf's LoadGen measures in place of our own rounds; streams, scenario and cut-off of
             ``bench`` are then its business, and its scope is ``end-to-end``.
         harness_logs: Folder that keeps its logs, or None.
+        price: Of the machine per hour, or None.
     """
 
     bench: BenchPlan
@@ -55,6 +56,7 @@ class MeasuringPlan:
     seed: int = 0
     harness: bool = False
     harness_logs: Path | None = None
+    price: float | None = None
 
     def __post_init__(self) -> None:
         if not self.runtimes:
@@ -86,6 +88,7 @@ class Measurement:
     peaks: Mapping[int, Peaks | None]
     environment: Environment
     made: str
+    price: float | None = None
 
     def results(self, *, raw: bool) -> list[BenchRow]:
         """Returns the measured rows as the document has them; `raw` with every sample of all of them."""
@@ -109,7 +112,7 @@ class Measurement:
             command=["resnet-onnx", *sys.argv[1:]],
             model=about_model(self.model, self.path),
             environment=replace(self.environment, peaks=peaks),
-            settings=record.settings(self.plan),
+            settings=replace(record.settings(self.plan), price_per_hour=self.price),
             skipped=[SkippedRow(row=str(row), reason=row.cut_off) for row in self.skipped],
             results=self.results(raw=raw),
         )
@@ -128,7 +131,7 @@ class Measurement:
         precision = str(narrow or self.model.precision)
         speed = record.images_per_second(row)
         runs_per_s = speed[0] / row.batch if speed else None
-        return record.result(
+        made = record.result(
             row,
             model=self.model.name,
             precision=precision,
@@ -137,10 +140,12 @@ class Measurement:
                 multiply_adds=work.multiply_adds // row.batch if work else None,
             ),
             raw=raw,
+            limit_s=self.plan.limit_s,
             layers=None
             if row.layers is None
             else beside_ideal(row.layers, self.path, self.shapes[row.batch], peaks, precision),
         )
+        return replace(made, cost_per_million=record.cost_per_million(made, self.price))
 
 
 def measure_model(
@@ -154,6 +159,7 @@ def measure_model(
     """
     from resnet_onnx.bench.harness import measure_by_loadgen
     from resnet_onnx.bench.measure import measure
+    from resnet_onnx.bench.server import measure_capacity
 
     sizes = batch_sizes(model, plan.bench.batches)
     names, left_out = runnable(model, plan.runtimes, chosen_by_all=plan.chosen_by_all, device=plan.device)
@@ -168,6 +174,8 @@ def measure_model(
     if plan.harness:
         _check_single(model)
         rows = measure_by_loadgen(targets, feeds, plan.bench, logs=plan.harness_logs, progress=progress)
+    elif plan.bench.scenario == "server":
+        rows = measure_capacity(targets, feeds, plan.bench, progress=progress)
     else:
         rows = measure(targets, feeds, plan.bench, progress=progress)
     if not any(row.slices for row in rows):
@@ -185,6 +193,7 @@ def measure_model(
         peaks={count: roofline.peaks(count) for count in sorted(counts - {0})},
         environment=typed(Environment, describe_machine()),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        price=plan.price,
     )
 
 
