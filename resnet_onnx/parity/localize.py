@@ -180,7 +180,8 @@ class _Observer:
             )
         self._runs += 1
         path = self._folder / f"{target.runtime}-{self._runs}.onnx"
-        return ModelSource(path=self._graph.exposed(wanted, path), label=target.source.name)
+        whole = ModelSource(path=self._graph.path, label=target.source.name)
+        return whole.rewritten(self._graph.exposed(wanted, path))
 
 
 def localize(

@@ -107,8 +107,8 @@ def step_error(path: Path, feeds: Feeds, *, weights: bool = False) -> float:
     nodes = [n for n in graph.nodes if n.op_type == _QUANTISE and n.input[1] in constants]
     wanted = [n.input[0] for n in nodes if n.input[0] not in graph.inputs]
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
-        exposed = graph.exposed(wanted, Path(folder) / "exposed.onnx")
-        values = dict(next(iter(run(Target(runtime="reference", source=ModelSource(path=exposed)), [feeds]).outputs)))
+        exposed = ModelSource(path=path).rewritten(graph.exposed(wanted, Path(folder) / "exposed.onnx"))
+        values = dict(next(iter(run(Target(runtime="reference", source=exposed), [feeds]).outputs)))
     values |= {name: array for name, array in feeds.items() if name in graph.inputs}
     total = sum(_rounding(constants[n.input[1]], values[n.input[0]]) for n in nodes if n.input[0] in values)
     if weights:

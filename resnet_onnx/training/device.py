@@ -10,7 +10,7 @@ import torch
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.training.distributed import ProcessGroup
 from resnet_onnx.training.recipes import Recipe
-from runtimes.errors import OutOfMemory, RuntimeUnavailable, UsageError, is_out_of_memory
+from runtimes.errors import OutOfMemory, RuntimeUnavailable, UsageError, is_out_of_memory, reason
 
 
 def select_device(recipe: Recipe, entry: CatalogEntry, name: str | None, group: ProcessGroup) -> torch.device:
@@ -64,15 +64,14 @@ def failures_explained(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's CPU allocator has no class of its own, its others derive from it
-        text = " ".join(str(error).split())
         if is_out_of_memory(error):
             raise OutOfMemory(
-                f"the training does not fit into memory: {text[:200]}",
+                f"the training does not fit into memory: {reason(error)}",
                 fix=f"a smaller batch than {recipe.batch_size} (--batch), or smaller pictures (--image-size)",
             ) from error
         if recipe.compile == "on" and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise RuntimeUnavailable(
-                f"torch can't compile the network here: {text[:200]}",
+                f"torch can't compile the network here: {reason(error)}",
                 fix="install a C++ compiler (g++), or leave out compile=on",
             ) from error
         raise

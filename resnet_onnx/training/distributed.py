@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from runtimes.errors import RuntimeUnavailable, ToolkitError, Unavailable, UsageError
+from runtimes.errors import RuntimeUnavailable, ToolkitError, Unavailable, UsageError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ class ProcessGroup:
             if not _is_lost_connection(error):
                 raise
             lost = Unavailable(
-                f"process {self.rank} of {self.world_size} lost another one: {' '.join(str(error).split())[:200]}",
+                f"process {self.rank} of {self.world_size} lost another one: {reason(error)}",
                 fix="see why that one ended; torchrun --max-restarts N goes on from the last checkpoint by itself",
             )
             lost.common = True

@@ -19,7 +19,7 @@ from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training.augmentation import augmented_picture, seed_for
 from resnet_onnx.training.recipes import Recipe
-from runtimes.errors import ToolkitError, Unavailable
+from runtimes.errors import ToolkitError, Unavailable, reason
 
 IN_MEMORY_BYTES = 2 * 2**30
 """Prepared pictures up to this size are kept in memory; CIFAR-10 has 0.15 GiB."""
@@ -136,7 +136,7 @@ def _dead_workers_reported() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise Unavailable(
-            f"a worker process that loads pictures died ({' '.join(str(error).split())[:200]})",
+            f"a worker process that loads pictures died ({reason(error)})",
             fix="it may have run out of memory: use fewer workers (0 loads in this process)",
         ) from error
 

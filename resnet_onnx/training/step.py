@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from resnet_onnx.training.distributed import ProcessGroup
 from resnet_onnx.training.freezing import freeze
 from resnet_onnx.training.recipes import Recipe
-from runtimes.errors import BadWeights
+from runtimes.errors import BadWeights, reason
 
 TensorList = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
@@ -144,4 +144,4 @@ def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     try:
         module.load_state_dict(dict(state), strict=True)
     except RuntimeError as error:
-        raise BadWeights(f"the weights do not fit the network: {' '.join(str(error).split())[:300]}") from error
+        raise BadWeights(f"the weights do not fit the network: {reason(error)}") from error

@@ -251,9 +251,10 @@ def _baselines(truth: Model, threads: int | None, folder: Path) -> list[Referenc
         target = Target(runtime=registry.TORCH_RUNTIME, source=original, options=options)
         return [Reference(target=target, description="torch fp32")]
     path = onnx_path(truth)
+    opened = ModelSource(path=path, label=truth.name)
     if any(each.rounds_to() != "fp32" for each in sums_of(path)):
-        path = float32_twin(path, folder / "float32.onnx")
-    target = Target(runtime="ort-cpu", source=ModelSource(path=path, label=truth.name), options=options)
+        opened = opened.rewritten(float32_twin(path, folder / "float32.onnx"))
+    target = Target(runtime="ort-cpu", source=opened, options=options)
     plain = replace(target, options=RuntimeOptions(threads=1, optimize=False))
     found = [
         Reference(target=plain, description="ort-cpu without fusion"),
@@ -278,7 +279,8 @@ def _quantisation(sides: _Sides, plan: ParityPlan, inputs: Inputs, folder: Path)
         return Quantisation(unrounded=None, steps=step_error(onnx_path(sides.model), first, weights=True))
     # Float32's own error is a ten-thousandth of what rounding to 8 bits does.
     path = onnx_path(sides.truth)
-    target = Target(runtime="ort-cpu", source=ModelSource(path=without_rounding(path, folder / "unrounded.onnx")))
+    opened = ModelSource(path=path, label=sides.truth.name)
+    target = Target(runtime="ort-cpu", source=opened.rewritten(without_rounding(path, folder / "unrounded.onnx")))
     unrounded = Reference(target=target, description="the graph without its rounding")
     return Quantisation(unrounded=unrounded, steps=step_error(path, next(iter(inputs.gold_batches or inputs.batches))))
 
