@@ -15,6 +15,7 @@ from support.precision_models import NET
 from converters import graph, half
 from resnet_onnx import workflow
 from resnet_onnx.cli.main import main
+from resnet_onnx.parity.quantised import float32_twin
 from runtimes import ModelSource, files, onnx_arithmetic, onnx_gate, open_runtime
 from runtimes.errors import BadModel, CheckFailed, RewritingFailed, UnsupportedModel, UsageError
 
@@ -135,6 +136,7 @@ def test_a_network_converts_in_whatever_form_it_is_written(
     want = outputs(precision_models.residual(tmp_path / "plain.onnx"))
     foreign = foreign_forms.write(tmp_path / "net.onnx", form)
     assert relative_rmse(want, outputs(foreign)) < 1e-3  # of "weights stored as fp16"; the others are equal
+    assert relative_rmse(outputs(foreign), outputs(foreign, "reference")) < 1e-5
     made, path = converted(foreign, tmp_path, precision)
     assert not {row.operator for row in made.kept} & {"Conv", "Gemm", "Clip", "Div"}
     graph = onnx.load(path).graph
@@ -142,6 +144,19 @@ def test_a_network_converts_in_whatever_form_it_is_written(
     assert len(half_weights) >= 8
     assert not {value.name for value in graph.value_info} & {tensor.name for tensor in graph.initializer}
     assert 0 < relative_rmse(want, outputs(path, runtime)) < most
+
+
+def test_a_half_model_with_initialisers_as_inputs_has_a_twin_in_float32(tmp_path: Path) -> None:
+    """Parity takes float32's noise from it."""
+    plain = precision_models.residual(tmp_path / "net.onnx", opset=13)
+    path = converted(plain, tmp_path, "fp16", half_io=True)[1]
+    model = onnx.load(path)
+    foreign_forms.FORMS["initialisers as inputs"](model)
+    onnx_gate.manifest_path(path).unlink()
+    onnx.save(model, path)
+    twin = float32_twin(path, tmp_path / "twin.onnx")
+    assert [str(spec.dtype) for spec in onnx_gate.check_onnx(twin).inputs] == ["float16"]
+    assert relative_rmse(outputs(plain), outputs(twin)) < 1e-3
 
 
 def test_operators_of_another_library_are_named_with_the_way_out(tmp_path: Path, capfd: Any) -> None:
