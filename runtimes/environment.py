@@ -119,6 +119,11 @@ def clock_mhz() -> float | None:
     return float(found.current) if found else None
 
 
+def cpu_flags() -> frozenset[str]:
+    """Returns the instruction sets of the CPU by their names in /proc/cpuinfo; empty where the system has none."""
+    return _cpu()[1]
+
+
 def _cpu() -> tuple[str, frozenset[str]]:
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     info = Path("/proc/cpuinfo")

@@ -22,7 +22,7 @@ from support import saved_results
 from support.onnx_models import weights, write_model
 from support.virtual_time import VirtualClock
 
-from resnet_onnx.bench import clock, record, roofline, worker_process
+from resnet_onnx.bench import ceiling, clock, record, roofline, worker_process
 from resnet_onnx.bench.clock import Disturbance, Slice, Watch, sample, sample_sets
 from resnet_onnx.bench.measure import measure
 from resnet_onnx.bench.plan import BenchPlan
@@ -35,6 +35,7 @@ from resnet_onnx.workflow import MeasuringPlan
 from runtimes import files
 from runtimes.errors import BadModel, OutOfMemory, RunFailed, UsageError
 from runtimes.fake import FakeProgram, FakeRuntime
+from runtimes.registry import open_runtime
 from runtimes.spec import ModelSource, RuntimeOptions, Target, TensorSpec
 
 
@@ -771,22 +772,57 @@ def test_an_int8_model_is_set_beside_the_int8_peak() -> None:
     assert roofline.utilization(thin, 100.0, peaks, "int8").limit_fraction == pytest.approx(0.25)
 
 
-def test_the_int8_product_is_computed_with_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtimes.registry import open_runtime
-
-    monkeypatch.setattr(roofline, "_SIDE", 64)
-    path = tmp_path / "product.onnx"
-    path.write_bytes(roofline._int8_product())
-    feeds = {"x": np.full((64, 64), 2, np.uint8)}
+@pytest.mark.parametrize("kernel", [ceiling.Kernel(side=64), ceiling.Kernel(side=8, channels=(64, 64), window=3)])
+def test_an_int8_kernel_is_computed_with_integers(kernel: ceiling.Kernel, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.onnx"
+    path.write_bytes(ceiling.kernel_model(kernel, "int8"))
+    feeds = {"x": np.full(kernel.shapes[0], 2, np.uint8)}
     for name in ("openvino", "ort-cpu"):
         with open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=1)) as runtime:
-            assert runtime.run(feeds)["y"].shape == (64, 64)
+            assert runtime.run(feeds)["y"].shape == kernel.shapes[0]
             if name == "openvino":
-                (product,) = [node for node in runtime.placement() if node.operator in ("FullyConnected", "MatMul")]
+                operators = ("FullyConnected", "MatMul", "Convolution")
+                (product,) = [node for node in runtime.placement() if node.operator in operators]
                 assert product.provider.endswith("I8"), product.provider
 
 
-def test_peaks_are_measured_once_and_again_when_stale() -> None:
+def test_a_kernel_counts_the_operations_that_the_graph_has(tmp_path: Path) -> None:
+    for kernel in ceiling.KERNELS:
+        path = tmp_path / "kernel.onnx"
+        path.write_bytes(ceiling.kernel_model(kernel, "fp32"))
+        work = roofline.count_work(path, {"x": kernel.shapes[0]})
+        assert work is not None
+        assert kernel.operations == 2 * work.multiply_adds
+
+
+def test_the_limit_of_arithmetic_follows_from_cores_width_and_clock() -> None:
+    limits = ceiling.arithmetic_limits
+    assert limits(frozenset({"avx2"}), 3000.0, 4) == {"fp32": 384.0}
+    assert limits(frozenset({"avx2", "avx512f", "avx512_vnni"}), 2000.0, 1) == {"fp32": 128.0, "int8": 512.0}
+    assert limits(frozenset({"avx512f", "amx_int8", "amx_bf16", "avx512_bf16"}), 2000.0, 2) == {
+        "fp32": 256.0, "int8": 8192.0, "bf16": 4096.0,
+    }  # fmt: skip
+    assert limits(frozenset({"avx2"}), None, 4) is None
+    assert limits(frozenset({"asimd"}), 3000.0, 4) is None
+
+
+def test_no_row_is_above_its_ceiling() -> None:
+    """What a row achieved is possible: a measured peak below it was no peak, and the result says what raised it."""
+    low = replace(PEAKS, gflops={"fp32": 10.0}, measured_with={"fp32": "torch, product of 2,048"})
+    assert roofline.raised(low, "fp32", 9.0, "a row") is low
+    found = roofline.raised(low, "fp32", 12.0, "a row")
+    assert found is not None
+    assert (found.gflops, found.measured_with) == ({"fp32": 12.0}, {"fp32": "a row"})
+    assert roofline.raised(None, "fp32", 12.0, "a row") is None
+    cached = roofline.Work(multiply_adds=5_000_000, elements=25_000_000)  # 100 MB a run, from memory 10 ms at least
+    peaks = replace(PEAKS, gflops={"fp32": 100.0}, bandwidth_gbs=10.0)
+    slow, fast = (roofline.utilization(cached, rate, peaks, "fp32") for rate in (50.0, 200.0))
+    assert (slow.bound, slow.limit_fraction) == ("memory", pytest.approx(0.5))
+    assert (fast.bound, fast.limit_fraction) == ("compute", pytest.approx(0.02))
+    assert roofline.raised(low, "fp16", 12.0, "a row") is low
+
+
+def test_peaks_are_measured_once_and_again_when_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     for old in files.cache_dir("peaks").glob("*.json"):
         old.unlink()
     first = roofline.peaks(1)
@@ -794,8 +830,23 @@ def test_peaks_are_measured_once_and_again_when_stale() -> None:
     assert first.gflops["fp32"] > 0.5
     assert first.bandwidth_gbs > 0.1
     assert first.gflops["int8"] > 0.5
-    assert first.measured_with["int8"] in ("torch", "openvino", "ort-cpu")
-    assert first.measured_with["fp32"] == "torch"
+    for precision in ("fp32", "int8"):
+        library, kernel = first.measured_with[precision].split(", ", 1)
+        assert library in ("torch", "openvino", "ort-cpu")
+        assert kernel in map(str, ceiling.KERNELS)
+
+    class Again:
+        """Measuring takes its time: once is enough to see that it can be done."""
+
+        def __init__(self, name: str) -> None: ...
+        def __enter__(self) -> Again:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+        def call(self, method: str, *, threads: int) -> roofline.Peaks:
+            return replace(first, measured_at=time.time())
+
+    monkeypatch.setattr(worker_process, "WorkerProcess", Again)
     (note,) = files.cache_dir("peaks").glob("*.json")
     kept = json.loads(files.read_sealed(note) or b"")
     files.write_sealed(note, json.dumps({**kept, "undisturbed": True, "gflops": {"fp32": 123.0}}).encode())

@@ -1,4 +1,4 @@
-"""How far a result is from what the machine can do: work counted from the graph, peaks measured by large products.
+"""How far a result is from what the machine can do: work counted from the graph, beside measured peaks.
 
 The roofline model: Williams, Waterman, Patterson, "Roofline: an insightful visual performance model", CACM 52(4), 2009.
 A run that does F operations and moves at least B bytes takes at least max(F / peak, B / bandwidth).
@@ -9,34 +9,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from resnet_onnx.bench.clock import Watch
 from resnet_onnx.results.bench import Utilization
-from resnet_onnx.results.document import Peaks
+from resnet_onnx.results.document import Peaks, known
 from runtimes import files
-from runtimes.base import Prepared
 from runtimes.environment import describe_machine
 from runtimes.errors import FileProblem, ToolkitError
 
 FRESH_S, DISTURBED_FRESH_S = 7 * 24 * 3600.0, 600.0
 """A peak is measured anew after a week: a virtual machine may by then run on other hardware under the same name; one
 that others disturbed, after ten minutes."""
-
-_SIDE = 2048
-"""Of the square matrices: 17 GFLOP a product, far beyond any cache, and some 50 ms on two cores."""
-
-_SECONDS_EACH, _COPY_BYTES = 0.4, 2**27
-_DISTURBED = 0.05
-"""Share of the cores that others may use while a peak is measured; beyond it the peak counts as disturbed."""
 
 _SMALL = 1024
 _PRODUCTS = frozenset(
@@ -196,118 +186,6 @@ def _shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tupl
 # ---- the machine's peaks -----------------------------------------------------------------------------------------
 
 
-def measure_peaks(threads: int) -> Peaks:
-    """Measures the peaks in this process: the best of several large matrix products, and of several large copies.
-
-    Floating point is measured with torch alone, whose products are oneDNN's or MKL's. For 8-bit integers no library is
-    the fastest on every CPU, so that the best of torch, OpenVINO and ONNX Runtime counts.
-    """
-    import torch
-
-    torch.set_num_threads(threads)
-    watch = Watch()
-    gflops: dict[str, float] = {}
-    with torch.inference_mode():
-        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            left = torch.randn(_SIDE, _SIDE).to(dtype)
-            right = torch.randn(_SIDE, _SIDE).to(dtype)
-            out = torch.empty_like(left)
-            gflops[precision] = 2 * _SIDE**3 / _best(lambda a=left, b=right, c=out: torch.mm(a, b, out=c)) / 1e9
-        source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
-        target = torch.empty_like(source)
-        bandwidth = 2 * _COPY_BYTES / _best(lambda: target.copy_(source)) / 1e9
-    measured_with = dict.fromkeys(gflops, "torch")
-    int8 = _int8_gops(threads)
-    if int8:
-        measured_with["int8"] = max(int8, key=int8.__getitem__)
-        gflops["int8"] = int8[measured_with["int8"]]
-    return Peaks(
-        gflops=gflops,
-        bandwidth_gbs=bandwidth,
-        threads=threads,
-        measured_at=time.time(),
-        undisturbed=watch.stop().others_share <= _DISTURBED,
-        measured_with=measured_with,
-    )
-
-
-def _int8_gops(threads: int) -> dict[str, float]:
-    """Returns billions of 8-bit operations per second by library, for those that can do such a product here."""
-    import torch
-
-    from runtimes.registry import conversion_runtimes, open_runtime, probe
-    from runtimes.spec import ModelSource, RuntimeOptions
-
-    found = {}
-    operations = 2 * _SIDE**3
-    left, right = (torch.randint(-127, 128, (_SIDE, _SIDE), dtype=torch.int8) for _ in range(2))
-    try:
-        with torch.inference_mode():
-            found["torch"] = operations / _best(lambda: torch._int_mm(left, right)) / 1e9
-    except (RuntimeError, NotImplementedError, AttributeError):
-        pass  # a private function of torch's, and not on every CPU
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "product.onnx"
-        files.write_bytes(path, _int8_product())
-        feeds = {"x": np.resize(np.arange(256, dtype=np.uint8), (_SIDE, _SIDE))}
-        for name in conversion_runtimes("int8"):
-            if not probe(name).available:
-                continue
-            try:
-                with (
-                    open_runtime(name, ModelSource(path=path), options=RuntimeOptions(threads=threads)) as runtime,
-                    runtime.prepare(feeds) as prepared,
-                ):
-
-                    def run(prepared: Prepared = prepared) -> None:
-                        prepared.enqueue()
-                        prepared.synchronize()
-
-                    found[name] = operations / _best(run) / 1e9
-            except ToolkitError:
-                continue  # it has no such product on this CPU
-    return found
-
-
-def _int8_product() -> bytes:
-    """Returns an ONNX model of one product of quantised matrices: unsigned inputs, signed weights, unsigned outputs."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = np.resize(np.arange(-127, 128, dtype=np.int8), (_SIDE, _SIDE))
-    constants = {
-        "one": np.float32(1), "wide": np.float32(2**20), "unsigned": np.uint8(0), "signed": np.int8(0), "w": weights,
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("DequantizeLinear", ["x", "one", "unsigned"], ["x_real"]),
-        helper.make_node("DequantizeLinear", ["w", "one", "signed"], ["w_real"]),
-        helper.make_node("MatMul", ["x_real", "w_real"], ["y_real"]),
-        helper.make_node("QuantizeLinear", ["y_real", "wide", "unsigned"], ["y"]),
-    ]
-    sides = [_SIDE, _SIDE]
-    graph = helper.make_graph(
-        nodes,
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, sides)],
-        [helper.make_tensor_value_info("y", TensorProto.UINT8, sides)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return model.SerializeToString()
-
-
-def _best(function: Any) -> float:
-    """Returns the shortest of the times that fit into ``_SECONDS_EACH``, three at least."""
-    function()
-    times: list[float] = []
-    end = time.perf_counter() + _SECONDS_EACH
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def peaks(threads: int) -> Peaks | None:
     """Returns the machine's peaks, measured in a process or found in the cache; None where they can't be measured."""
     from resnet_onnx.bench.worker_process import WorkerProcess
@@ -319,8 +197,7 @@ def peaks(threads: int) -> Peaks | None:
                 {**machine["cpu"], "clock_mhz": None},  # that of this moment
                 *(machine["libraries"].get(name) for name in ("torch", "openvino", "onnxruntime-gpu", "onnxruntime")),
                 threads,
-                _SIDE,
-                2,
+                3,  # the kernels
             ],
             sort_keys=True,
         ).encode()
@@ -356,6 +233,21 @@ def _higher(a: Peaks, b: Peaks) -> Peaks:
         measured_at=b.measured_at,
         undisturbed=False,
         measured_with={name: (one.measured_with or {}).get(name, "") for name, one in higher.items()},
+        arithmetic_gflops=b.arithmetic_gflops,
+    )
+
+
+def raised(measured: Peaks | None, precision: str, achieved_gflops: float, by: str) -> Peaks | None:
+    """Returns peaks of which that of a precision is at least what something achieved, which proves it to be possible.
+
+    `by` says what achieved it. A ceiling that a row breaks through is not a ceiling.
+    """
+    if measured is None or precision not in measured.gflops or achieved_gflops <= measured.gflops[precision]:
+        return measured
+    return replace(
+        measured,
+        gflops={**measured.gflops, precision: achieved_gflops},
+        measured_with={**(known(measured.measured_with) or {}), precision: by},
     )
 
 
@@ -390,10 +282,14 @@ def utilization(work: Work | None, runs_per_s: float | None, measured: Peaks | N
     least = least_seconds(work, measured, precision)
     if work is None or runs_per_s is None or achieved is None or peak is None or least is None:
         return Utilization(fraction=None, limit_fraction=None, achieved_gflops=achieved, peak_gflops=peak)
+    limit_s, bound = least
+    if runs_per_s * limit_s > 1 and bound == "memory":
+        # What moves faster than memory comes from a cache, and memory is not its limit.
+        limit_s, bound = achieved / peak / runs_per_s, "compute"
     return Utilization(
         fraction=achieved / peak,
-        bound=least[1],
-        limit_fraction=runs_per_s * least[0],
+        bound=bound,
+        limit_fraction=runs_per_s * limit_s,
         achieved_gflops=achieved,
         peak_gflops=peak,
         operations_per_byte=2 * work.multiply_adds / (work.elements * ELEMENT_BYTES[precision]),

@@ -215,7 +215,7 @@ class Worker:
 
     def peaks(self, threads: int) -> Any:
         """Measures the machine's peaks."""
-        from resnet_onnx.bench.roofline import measure_peaks
+        from resnet_onnx.bench.ceiling import measure_peaks
 
         return measure_peaks(threads)
 

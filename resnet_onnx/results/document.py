@@ -137,7 +137,9 @@ class Peaks:
         bandwidth_gbs: Billions of bytes per second that a large copy reads and writes.
         measured_at: Seconds since 1970.
         undisturbed: Whether other programs left the cores alone meanwhile.
-        measured_with: The library that reached the peak, by precision.
+        measured_with: What reached the peak, by precision: the library and its kernel, or a row of the result.
+        arithmetic_gflops: Cores × operations a cycle × highest clock by precision; None where the processor does not
+            tell, UNSET in results of earlier versions.
     """
 
     gflops: Mapping[str, float]
@@ -146,6 +148,7 @@ class Peaks:
     measured_at: float | None = None
     undisturbed: bool = True
     measured_with: Mapping[str, str] | UnsetType = UNSET
+    arithmetic_gflops: Mapping[str, float] | UnsetType | None = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,11 +126,7 @@ class Measurement:
         from resnet_onnx.bench import record
 
         work, peaks = self.work[row.batch], self.peaks.get(cpu_threads(row))
-        # Rows multiply in the file's precision, or in that of torch's autocast.
-        narrow = row.opened.recorded.get("autocast") if row.opened is not None else None
-        precision = str(narrow or self.model.precision)
-        speed = record.images_per_second(row)
-        runs_per_s = speed[0] / row.batch if speed else None
+        precision, runs_per_s = _precision(row, self.model), _runs_per_s(row)
         made = record.result(
             row,
             model=self.model.name,
@@ -190,11 +186,35 @@ def measure_model(
         left_out=left_out,
         work=work,
         shapes=shapes,
-        peaks={count: roofline.peaks(count) for count in sorted(counts - {0})},
+        peaks={count: _ceiling(count, rows, model, work) for count in sorted(counts - {0})},
         environment=typed(Environment, describe_machine()),
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         price=plan.price,
     )
+
+
+def _ceiling(threads: int, rows: Sequence[Row], model: Model, work: Mapping[int, roofline.Work | None]) -> Peaks | None:
+    """Returns the peaks of so many threads, none of which is below what a row with them achieved."""
+    found = roofline.peaks(threads)
+    for row in rows:
+        counted, runs_per_s = work[row.batch], _runs_per_s(row)
+        if counted is not None and runs_per_s is not None and cpu_threads(row) == threads:
+            achieved = 2 * counted.multiply_adds * runs_per_s / 1e9
+            found = roofline.raised(found, _precision(row, model), achieved, f"{row} of {model.name} itself")
+    return found
+
+
+def _precision(row: Row, model: Model) -> str:
+    """Returns what a row multiplies in: the file's precision, or that of torch's autocast."""
+    narrow = row.opened.recorded.get("autocast") if row.opened is not None else None
+    return str(narrow or model.precision)
+
+
+def _runs_per_s(row: Row) -> float | None:
+    from resnet_onnx.bench import record
+
+    speed = record.images_per_second(row)
+    return speed[0] / row.batch if speed else None
 
 
 def batch_sizes(model: Model, requested: Sequence[int] | None = None) -> tuple[int, ...]:
