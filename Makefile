@@ -6,14 +6,14 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu check bench-checks env-pair paired-noise clean
+.PHONY: demo test test-slow test-gpu test-compile check bench-checks env-pair paired-noise clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
 
 # A worker process that crashes ends the run: pytest-xdist would wait forever for the rest of its file.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart 0 -m "not slow and not compiler" $(PYTEST_ARGS)
 
 # What takes longer than the suite's budget allows.
 test-slow: $(STAMP)
@@ -30,6 +30,10 @@ paired-noise: $(STAMP)
 # What needs an NVIDIA GPU; skips itself with the reason where there is none.
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -rs tests/gpu tests/test_runtime_contract.py $(PYTEST_ARGS)
+
+# What compiles with torch.compile, in some ten minutes; needs a C++ compiler and Python's headers.
+test-compile: $(STAMP)
+	$(BIN)/python -m pytest -q -m compiler tests/test_torch_compile.py $(PYTEST_ARGS)
 
 # What only a quiet machine can show, in some 20 minutes: 40 comparisons of the same and ten of 5 % more work, with their
 # counts; what `bench` costs beside a hand-written loop; its throughput beside benchmark_app and the best hand-written one.

@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,9 @@ class Runtime(ABC):
         uses: Names of the fields of ``RuntimeOptions`` that it uses.
         precisions: Precisions of files that it computes on every machine.
         lowers_int8: Whether it opens a portable int8 file in a form of its own, which ``converters.lowering`` makes.
-        in_all: Whether ``all`` includes it and its speed is measured; False where it is too slow for that.
+        built_from: What its engines are built from, where it opens engines: an ONNX file, or a network in torch.
+        in_all: Whether ``all`` includes it; False where it, or making what it opens, is too slow for that.
+        left_out_because: What a user is told where ``all`` leaves it out, and "" for nothing.
         build_advice: What it does where an engine would be built, as the end of a sentence that begins with "it".
         inputs: Specs of the model's inputs, in the model's order.
         outputs: Specs of the model's outputs, in the model's order.
@@ -176,7 +178,9 @@ class Runtime(ABC):
     uses: ClassVar[frozenset[str]] = frozenset({"threads", "streams"})
     precisions: ClassVar[frozenset[str]] = frozenset({"fp32"})
     lowers_int8: ClassVar[bool] = False
+    built_from: ClassVar[Literal["onnx", "torch"]] = "onnx"
     in_all: ClassVar[bool] = True
+    left_out_because: ClassVar[str] = ""
     build_advice: ClassVar[str] = "loads the ONNX file itself"
 
     inputs: tuple[TensorSpec, ...]

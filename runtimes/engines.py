@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,6 +26,7 @@ from runtimes.spec import Profile, ShapeRange, TensorSpec
 SCHEMA = 4
 SUFFIX = ".engine"
 _FOLDER = "engines"
+_WORKPLACE = ".building"
 _AGAIN = "build it again: resnet-onnx build"
 
 
@@ -40,8 +42,8 @@ class EngineKey:
         profile: Accepted shapes by input name.
         precision: What the model's metadata says of its precision.
         tf32: Whether fp32 products may be rounded to TF32.
-        library: ``tensorrt`` or ``tensorrt-rtx``.
-        target: Compute capability it was built for, ``sm86``.
+        library: ``tensorrt``, ``tensorrt-rtx`` or ``torch-compile``.
+        target: Compute capability it was built for, ``sm86``; on a CPU the machine and its instruction sets.
         gpu: Model of the GPU whose timings chose the kernels; "" where none took part.
         options: The other build options, by name.
     """
@@ -167,6 +169,11 @@ def find_or_build(key: EngineKey, build: Callable[[], tuple[bytes, Engine]], *, 
         files.write_bytes(path, plan)
         files.write_json(record_path(path), engine.to_json())
         return engine
+
+
+def workplace(key: EngineKey) -> Path:
+    """Returns the name of a folder in the cache for a builder that needs one; who builds the key has it for itself."""
+    return files.cache_dir(_FOLDER) / f"{key.digest}{_WORKPLACE}"
 
 
 def _lock(path: Path) -> filelock.BaseFileLock:
@@ -371,7 +378,14 @@ def prune_engines(max_bytes: int) -> list[Engine]:
         record_path(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
+    folder = files.cache_root() / _FOLDER
+    for left in folder.glob(f"*{_WORKPLACE}") if folder.is_dir() else ():  # of builders that were killed
+        _remove(left.with_suffix(SUFFIX), _remove_workplace)
     return prune_listed(list_engines(), max_bytes, remove)
+
+
+def _remove_workplace(engine: Path) -> None:
+    shutil.rmtree(engine.with_suffix(_WORKPLACE), ignore_errors=True)
 
 
 def prune_listed(rows: Iterable[Engine], max_bytes: int, remove: Callable[[Path], None]) -> list[Engine]:

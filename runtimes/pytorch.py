@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel, is_out_of_memory, reason
-from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, TorchProgram
+from runtimes.spec import LayerTime, ModelForm, NodePlacement, Scope, TensorSpec, TorchProgram
 
 
 class TorchRuntime(Runtime):
@@ -29,7 +29,7 @@ class TorchRuntime(Runtime):
 
     name = "torch"
     title = "PyTorch, eager"
-    opens = ("torch",)
+    opens: ClassVar[tuple[ModelForm, ...]] = ("torch",)
     uses = frozenset({"threads", "streams", "tf32", "cuda_graph", "exhaustive_search", "channels_last", "autocast"})
     precisions = frozenset({"fp32", "fp16", "bf16"})
     build_advice = "runs the network itself"
@@ -68,6 +68,7 @@ class TorchRuntime(Runtime):
             torch.backends.cuda.matmul.allow_tf32 = options.tf32
             torch.backends.cudnn.benchmark = options.exhaustive_search
         module = program.module.to(self.device).eval()
+        self._channels_last = options.channels_last
         self._module = module.to(memory_format=torch.channels_last) if options.channels_last else module
         self._narrow = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
         self._dtypes = [self._to_device(np.empty(0, spec.dtype)).dtype for spec in program.outputs]
@@ -117,7 +118,7 @@ class TorchRuntime(Runtime):
         else:
             host = self._torch.from_numpy(array if array.flags.writeable else array.copy())
         tensor = host.to(self.device)
-        if self.options.channels_last and tensor.ndim == 4:
+        if self._channels_last and tensor.ndim == 4:
             return tensor.contiguous(memory_format=self._torch.channels_last)
         return tensor
 
@@ -173,7 +174,8 @@ class TorchRuntime(Runtime):
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
         if self.device == "cpu":
             return _PreparedTensors(self, feeds, scope)
-        return (_PreparedGraph if self.options.cuda_graph else _PreparedStream)(self, feeds, scope)
+        replays = self.options.cuda_graph and "cuda_graph" in self.uses
+        return (_PreparedGraph if replays else _PreparedStream)(self, feeds, scope)
 
     def _close(self) -> None:
         del self._module

@@ -22,6 +22,7 @@ from runtimes.spec import ModelSource, RuntimeOptions, Target
 _OWN: Mapping[str, str] = MappingProxyType(
     {
         "torch": "runtimes.pytorch:TorchRuntime",
+        "torch-compile": "runtimes.torch_compile:TorchCompileRuntime",
         "reference": "runtimes.reference:ReferenceRuntime",
         "ort-cpu": "runtimes.ort:OrtCpuRuntime",
         "ort-cuda": "runtimes.ort:OrtCudaRuntime",

@@ -25,6 +25,9 @@ ModelForm = Literal["onnx", "engine", "torch"]
 Autocast = Literal["bf16", "fp16"]
 """What torch may round the inputs of products to."""
 
+CompileMode = Literal["default", "max-autotune"]
+"""How long TorchInductor looks for fast kernels."""
+
 Dimension = int | str
 """A fixed extent, or the name of a symbolic one (``"batch"``)."""
 
@@ -172,6 +175,7 @@ class ModelSource:
         label: What messages call the model.
         made_from: What this program made the file from. A runtime that opens that and refuses the file shows a fault of
             ours, not of the model.
+        built_in: Seconds that building the engine at `path` took just now; None where it was there already.
     """
 
     path: Path | None = None
@@ -179,6 +183,7 @@ class ModelSource:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
     made_from: ModelSource | None = None
+    built_in: float | None = None
 
     def __post_init__(self) -> None:
         if self.path is None and self.factory is None:
@@ -233,6 +238,7 @@ class RuntimeOptions:
             asking its heuristics.
         channels_last: Whether torch and ONNX Runtime's CUDA provider keep pictures as NHWC inside.
         autocast: What torch may round the inputs of products to; None leaves the precision to the model.
+        compile_mode: How long torch.compile looks for fast kernels.
         shapes: Accepted shapes by input name, for a runtime that builds an engine while it opens an ONNX file; without
             them it builds for the shapes as they come.
         trust_engine: Whether an engine that this machine's own cache did not build may be executed; it is code.
@@ -247,6 +253,7 @@ class RuntimeOptions:
     exhaustive_search: bool = field(default=False, metadata={"flag": "--exhaustive-search", "cuda_only": True})
     channels_last: bool = field(default=False, metadata={"flag": "--channels-last"})
     autocast: Autocast | None = field(default=None, metadata={"flag": "--autocast"})
+    compile_mode: CompileMode = field(default="default", metadata={"flag": "--compile-mode"})
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     trust_engine: bool = field(default=False, metadata={"flag": "--trust-engine"})
 
@@ -257,6 +264,8 @@ class RuntimeOptions:
             raise UsageError(f"streams must be at least 1, not {self.streams}")
         if self.autocast not in (None, *get_args(Autocast)):
             raise UsageError(f"autocast is bf16 or fp16, not '{self.autocast}'")
+        if self.compile_mode not in get_args(CompileMode):
+            raise UsageError(f"the compile mode is {' or '.join(get_args(CompileMode))}, not '{self.compile_mode}'")
 
 
 @dataclass(frozen=True, kw_only=True)

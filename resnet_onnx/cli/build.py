@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from runtimes.base import Runtime
     from runtimes.engines import Engine
     from runtimes.onnx_gate import CheckedModel
+    from runtimes.spec import Autocast, CompileMode, RuntimeOptions
 
 
 @make_command("build", example="resnet-onnx build resnet50 --runtime tensorrt-rtx --target sm86 -o resnet50.engine")
 @model_options()
-@click.option("--runtime", required=True, metavar="R", help="tensorrt, tensorrt-rtx; for int8 ort-cpu, openvino.")
+@click.option(
+    "--runtime", required=True, metavar="R", help="tensorrt, tensorrt-rtx, torch-compile; for int8 ort-cpu, openvino."
+)
 @click.option("--target", help="Compute capability to build for (sm86, 8.6); the GPU's here by default.")
 @click.option("--shapes", metavar="NAME:MIN,OPT,MAX", help="Accepted shapes; batches 1 to 64 by default.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Copy the engine there, to deploy it.")
@@ -36,6 +39,14 @@ if TYPE_CHECKING:
 @click.option("--cuda-graph", is_flag=True, help="Keep to one stream, so that a captured graph is one chain.")
 @click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32.")
 @click.option("--no-timing-cache", is_flag=True, help="Don't use what earlier builds measured (tensorrt).")
+@click.option("--autocast", type=click.Choice(["bf16", "fp16"]), help="Round products to that (torch-compile).")
+@click.option("--channels-last", is_flag=True, help="Keep pictures as NHWC inside (torch-compile).")
+@click.option(
+    "--compile-mode",
+    type=click.Choice(["default", "max-autotune"]),
+    help="How long to look for kernels (torch-compile).",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads that it is compiled for (torch-compile).")
 @click.option("--exact", is_flag=True, help="Clip where the portable int8 file clips (ort-cpu, openvino; slower).")
 @click.option("--rebuild", is_flag=True, help="Build even where the engine is in the cache.")
 @device_option
@@ -52,6 +63,10 @@ def command(
     cuda_graph: bool,
     tf32: bool,
     no_timing_cache: bool,
+    autocast: Autocast | None,
+    channels_last: bool,
+    compile_mode: CompileMode | None,
+    threads: int | None,
     exact: bool,
     rebuild: bool,
     device: str | None,
@@ -66,19 +81,35 @@ def command(
     from converters import tensorrt_family
     from resnet_onnx import workflow
     from runtimes import engines, onnx_gate, registry
+    from runtimes.spec import RuntimeOptions
 
     adapter = registry.adapter(runtime)
+    engine_only = {
+        "--target": target, "--shapes": shapes, "--workspace": workspace, "--optimization-level": optimization_level,
+        "--cuda-graph": cuda_graph, "--no-timing-cache": no_timing_cache,
+    }  # fmt: skip
+    compiling = {
+        "--autocast": autocast, "--channels-last": channels_last, "--compile-mode": compile_mode, "--threads": threads,
+    }  # fmt: skip
     if adapter.lowers_int8:
-        engine_only = {
-            "--target": target, "--shapes": shapes, "--workspace": workspace, "--tf32": tf32, "--device": device,
-            "--optimization-level": optimization_level, "--cuda-graph": cuda_graph,
-            "--no-timing-cache": no_timing_cache,
-        }  # fmt: skip
-        _build_lowered(terminal, request, runtime, output, exact, [n for n, v in engine_only.items() if v])
+        misplaced = {**engine_only, **compiling, "--tf32": tf32, "--device": device}
+        _build_lowered(terminal, request, runtime, output, exact, [n for n, v in misplaced.items() if v])
         return
     if exact:
         lowering = " and ".join(registry.runtimes_that(lambda found: found.lowers_int8))
         raise UsageError(f"--exact is for {lowering}: an engine clips where the int8 file does")
+    if adapter.built_from == "torch":
+        _refuse(engine_only, "is for engines, not for what {} compiles", runtime)
+        how = RuntimeOptions(
+            threads=threads,
+            tf32=tf32,
+            autocast=autocast,
+            channels_last=channels_last,
+            compile_mode=compile_mode or "default",
+        )
+        _build_compiled(terminal, request, adapter, output, how, device, rebuild)
+        return
+    _refuse(compiling, "is for torch-compile, not for the engines of {}", runtime)
     library = _library(adapter)
     place = adapter.resolve_device(device)
     profile = tensorrt_family.parse_shapes(shapes) if shapes is not None else None
@@ -90,12 +121,7 @@ def command(
         tf32=tf32,
     )
     _check_output(output, adapter)
-    _check_model(request)
-    problem = early_problem(request)
-    tensorrt_family.require_builder(library, target=target, device=place)
-    if problem is not None:
-        raise problem
-
+    _check_model(request, lambda: tensorrt_family.require_builder(library, target=target, device=place))
     with terminal.status("preparing the model"):
         model = workflow.resolve(request)
         source = onnx_gate.check_onnx(workflow.onnx_path(model))
@@ -115,7 +141,7 @@ def command(
     terminal.emit(_document(built, runtime, model, source, path))
 
 
-def _document(engine: Engine, runtime: str, model: Model, source: CheckedModel, path: Path) -> BuildEngine:
+def _document(engine: Engine, runtime: str, model: Model, source: CheckedModel | None, path: Path) -> BuildEngine:
     from resnet_onnx.results.commands import BuildEngine, EngineLayers
     from resnet_onnx.results.document import FileRecord
     from resnet_onnx.results.writing import typed
@@ -140,7 +166,10 @@ def _document(engine: Engine, runtime: str, model: Model, source: CheckedModel, 
         runtime=runtime,
         model=model.name,
         precision=model.precision,
-        onnx=FileRecord(path=str(source.path), sha256=source.sha256, size_bytes=source.size_bytes),
+        onnx=None
+        if source is None
+        else FileRecord(path=str(source.path), sha256=source.sha256, size_bytes=source.size_bytes),
+        options=key.options,
     )
 
 
@@ -174,6 +203,48 @@ def _build_lowered(
     terminal.emit(made)
 
 
+def _refuse(options: Mapping[str, object], what: str, runtime: str) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(f"{', '.join(given)} {what.format(runtime)}")
+
+
+def _build_compiled(
+    terminal: Terminal,
+    request: Request,
+    adapter: type[Runtime],
+    output: Path | None,
+    options: RuntimeOptions,
+    device: str | None,
+    rebuild: bool,
+) -> None:
+    """Compiles a network ahead of time for a runtime that opens machine code."""
+    from resnet_onnx import workflow
+    from runtimes import engines, registry
+
+    _check_output(output, adapter)
+    _check_model(request, lambda: registry.require(adapter.name, device=device))
+    with terminal.status("preparing the model"):
+        model = workflow.resolve(request)
+        workflow.runnable(model, [adapter.name], chosen_by_all=False, device=device)
+    with terminal.status("compiling: tens of seconds, where it is not in the cache"):
+        built = workflow.build_from_network(model, adapter.name, device, options, (), rebuild=rebuild)
+    path = built.path if output is None else engines.copy_engine(built, _target_file(output, model, built))
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
+    if built.replaced:
+        terminal.note(f"compiled again, because the package in the cache could not be used: {built.replaced}")
+    when = "compiled earlier, from the cache" if built.cached else "compiled now"
+    terminal.line(f"{path}  {size_text(built.size_bytes)}")
+    terminal.line(f"{model.description} · torch.compile of torch {built.key.library_version} · for {built.key.target}")
+    terminal.line(f"{built.seconds:.1f} s to compile ({when}). Key {built.key.digest[:16]}…")
+    if built.key.options["batches"]:
+        terminal.note(f"the network does not leave its batch open: compiled for {built.key.options['batches']} alone")
+    trusted = "" if path == built.path else " --trust-engine"
+    terminal.line(f"Next: resnet-onnx bench {path} --runtime {adapter.name}{trusted}")
+    terminal.emit(_document(built, adapter.name, model, None, path))
+
+
 def _library(adapter: type[Runtime]) -> Any:
     """Returns the library that builds a runtime's engines, which has its name; ``UsageError`` where it has none."""
     from runtimes import registry
@@ -196,17 +267,28 @@ def _check_output(output: Path | None, adapter: type[Runtime]) -> None:
         )
 
 
-def _check_model(request: Request) -> None:
+def _check_model(request: Request, require: Callable[[], object]) -> None:
+    """Checks usage, then that what builds is there, then the model."""
     from runtimes.registry import engine_suffixes
 
     if request.model is not None and Path(request.model).suffix.lower() in engine_suffixes():
         raise UsageError(
             f"{request.model} is an engine already; engines are built from ONNX files, networks and checkpoints"
         )
+    problem = early_problem(request)
+    require()
+    if problem is not None:
+        raise problem
 
 
 def _target_file(output: Path, model: Model, built: Engine) -> Path:
-    return output / f"{model.name}-{built.key.target}.engine" if output.is_dir() else output
+    from runtimes import registry
+
+    if not output.is_dir():
+        return output
+    if built.key.library in registry.runtimes_that(lambda found: found.built_from == "torch"):
+        return output / f"{model.name}{registry.adapter(built.key.library).suffixes[0]}"
+    return output / f"{model.name}-{built.key.target}.engine"
 
 
 @contextmanager

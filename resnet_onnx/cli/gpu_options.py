@@ -60,8 +60,16 @@ def tuning_options(function: F) -> F:
     decorated: Any = run
     for option in (
         click.option("--trust-engine", is_flag=True, help="Execute an engine that was not built here; it is code."),
-        click.option("--autocast", type=click.Choice(["bf16", "fp16"]), help="torch: round products to bf16 or fp16."),
-        click.option("--channels-last", is_flag=True, help="torch, ort-cuda: keep pictures as NHWC inside."),
+        click.option(
+            "--compile-mode",
+            type=click.Choice(["default", "max-autotune"]),
+            default="default",
+            help="torch-compile: how long kernels are looked for.",
+        ),
+        click.option(
+            "--autocast", type=click.Choice(["bf16", "fp16"]), help="torch, torch-compile: round products to that."
+        ),
+        click.option("--channels-last", is_flag=True, help="torch(-compile), ort-cuda: keep pictures as NHWC."),
         click.option("--exhaustive-search", is_flag=True, help="torch, ort-cuda: cuDNN tries every algorithm."),
         click.option("--cuda-graph", is_flag=True, help="NVIDIA: capture a run once and replay it."),
         click.option("--tf32", is_flag=True, help="NVIDIA: let fp32 products be rounded to TF32."),
@@ -76,7 +84,7 @@ def check_tuning(tuning: RuntimeOptions, names: Sequence[str], *, device: str | 
     from runtimes.registry import adapter, runtimes_that
 
     for field in fields(tuning):
-        if "flag" not in field.metadata or not getattr(tuning, field.name):
+        if "flag" not in field.metadata or getattr(tuning, field.name) == field.default:
             continue
         here = [name for name in names if field.name in adapter(name).uses]
         where = ""

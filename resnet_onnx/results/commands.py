@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypedDict
 
 from resnet_onnx.results.convert import Export
@@ -103,9 +103,10 @@ class BuildEngine(Document):
         key: SHA-256 of everything that changes it.
         seconds: How long it took to build, now or when the cached one was made.
         replaced: Why an engine in the cache was built again, or "".
-        target: Compute capability, ``sm86``.
+        target: Compute capability, ``sm86``; of compiled code the machine and its instruction sets.
         shapes: Accepted shapes by input.
-        onnx: What it was built from.
+        onnx: What it was built from; None where that is a network in torch.
+        options: How compiled code was compiled.
     """
 
     kind: ClassVar[str] = "build"
@@ -128,7 +129,8 @@ class BuildEngine(Document):
     runtime: str
     model: str
     precision: str
-    onnx: FileRecord
+    onnx: FileRecord | None
+    options: Mapping[str, int | bool | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from resnet_onnx.workflow.decoding import decoding
 from resnet_onnx.workflow.feeds import feeds_of, sample_feeds, specs
 from resnet_onnx.workflow.measuring import Measurement, MeasuringPlan, batch_sizes, measure_model
 from resnet_onnx.workflow.onnx_form import export, graph_path, onnx_path
-from resnet_onnx.workflow.opening import runnable, source, tuned
+from resnet_onnx.workflow.opening import build_from_network, runnable, source, tuned
 from resnet_onnx.workflow.pairs import PairsPlan, compare_models
 from resnet_onnx.workflow.parity import ParityPlan, check_parity, gold_reference, localize_parity
 from resnet_onnx.workflow.precision import ConversionConfig, build_lowered, convert, default_output, export_half
@@ -27,6 +27,7 @@ __all__ = [
     "ParityPlan",
     "Request",
     "batch_sizes",
+    "build_from_network",
     "build_lowered",
     "check_parity",
     "check_request",

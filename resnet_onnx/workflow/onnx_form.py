@@ -44,7 +44,7 @@ def export(model: Model, path: Path) -> Export:
         batch=form.batch,
         opset=form.opset or torch_export.DEFAULT_OPSET,
     )
-    _keep_weights(network)  # first: where the cache can't be written, nothing else is either
+    keep_weights(network)  # first: where the cache can't be written, nothing else is either
     module = wrapped(network, form)
     batches = [torch.from_numpy(feeds[INPUT_NAME]) for feeds in _verification_feeds(model)]
     verification = torch_export.write_verified(
@@ -58,7 +58,7 @@ def export(model: Model, path: Path) -> Export:
             runtime=DEFAULT_RUNTIME,
             bound=SAME_FUNCTION,
         ),
-        metadata=_metadata(network, form, options.opset),
+        metadata=network_metadata(network, replace(form, opset=options.opset)),
         manifest={"made_by": f"resnet-onnx {__version__}", "network": network.name},
     )
     checked = onnx_gate.check_onnx(path)
@@ -83,7 +83,7 @@ def export(model: Model, path: Path) -> Export:
     )
 
 
-def _keep_weights(network: Network) -> None:
+def keep_weights(network: Network) -> None:
     """Keeps the source weights in the cache, so that torch and the gold can be rebuilt from the ONNX file alone."""
     import shutil
 
@@ -110,12 +110,13 @@ def _evaluate_on_ort(path: Path, feeds: Sequence[Feeds]) -> list[dict[str, NDArr
         return [runtime.run(batch) for batch in feeds]
 
 
-def _metadata(network: Network, form: OnnxForm, opset: int) -> dict[str, str]:
+def network_metadata(network: Network, form: OnnxForm) -> dict[str, str]:
+    """Returns what a file says of the network in it: architecture, preprocessing, labels, form and tools."""
     tools = {name: package_version(name) for name in ("torch", "onnx", "onnxscript")}
     return {
         METADATA_PREFIX + "network": json.dumps(network.to_json(), ensure_ascii=False),
         METADATA_PREFIX + "form": json.dumps(form.to_json()),
-        METADATA_PREFIX + "tools": json.dumps({"resnet-onnx": __version__, "opset": opset, **tools}),
+        METADATA_PREFIX + "tools": json.dumps({"resnet-onnx": __version__, "opset": form.opset, **tools}),
         "precision": "fp32",
     }
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_onnx.workflow.feeds import specs
-from resnet_onnx.workflow.onnx_form import onnx_path
+from resnet_onnx.workflow.onnx_form import keep_weights, network_metadata, onnx_path
 from resnet_onnx.workflow.request import INPUT_NAME, OUTPUT_NAME, Model, need_network
+from resnet_onnx.workflow.weights import digest
 from runtimes import onnx_gate, registry
+from runtimes.engines import Engine
 from runtimes.errors import RuntimeUnavailable, ToolkitError, UnsupportedModel, UsageError
 from runtimes.spec import (
     ENGINE_BATCHES,
@@ -52,7 +54,9 @@ def source(
         _check_engine_of(model.engine, runtime)
         return ModelSource(path=model.engine, label=model.name)
     if form == "engine":
-        return ModelSource(path=_engine(model, runtime, device, options or RuntimeOptions(), batches), label=model.name)
+        made = build_from_network if _from_network(runtime) else _engine
+        built = made(model, runtime, device, options or RuntimeOptions(), batches)
+        return ModelSource(path=built.path, label=model.name, built_in=None if built.cached else built.seconds)
     path = onnx_path(model)
     given = ModelSource(path=path, label=model.name)
     if model.precision == "int8" and registry.adapter(runtime).lowers_int8:
@@ -119,7 +123,49 @@ def _check_engine_of(engine: Path, runtime: str) -> None:
         raise UsageError(f"{engine} is an engine of {library}, not of {runtime}", fix=f"--runtime {library}")
 
 
-def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOptions, batches: Sequence[int]) -> Path:
+def _from_network(runtime: str) -> bool:
+    """Whether what a runtime opens is made from a network in torch."""
+    adapter = registry.adapter(runtime)
+    return "torch" in adapter.opens or ("engine" in adapter.opens and adapter.built_from == "torch")
+
+
+def build_from_network(
+    model: Model,
+    runtime: str,
+    device: str | None,
+    options: RuntimeOptions,
+    batches: Sequence[int],
+    *,
+    rebuild: bool = False,
+) -> Engine:
+    """Compiles the network of a model into what a runtime opens, or finds it in the cache.
+
+    Where the network does not leave the batch open, it is compiled for `batches`, 1 and 8.
+
+    Raises:
+        UsageError: The weights are not at hand.
+        UnsupportedModel: The model is int8, or the network can't be compiled.
+    """
+    from converters.torch_compile import Compilation, build_package
+
+    program = _torch_program(model, **_torch_dtype(model, runtime))
+    network = need_network(model)
+    keep_weights(network)
+    arguments = {name: value for name, value in program.arguments.items() if name not in ("network", "form")}
+    identity = {"network": {**network.to_json(), "weights_source": ""}, "form": model.form.to_json(), **arguments}
+    job = Compilation(
+        source=program,
+        identity=digest(identity),
+        precision=model.precision,
+        options=options,
+        device=registry.adapter(runtime).resolve_device(device),
+        batches=(1, ENGINE_BATCHES[1], *batches),
+        metadata=network_metadata(network, model.form),
+    )
+    return build_package(job, rebuild=rebuild)
+
+
+def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOptions, batches: Sequence[int]) -> Engine:
     from converters.tensorrt_family import EngineOptions, build_engine
 
     path = onnx_path(model)
@@ -131,7 +177,7 @@ def _engine(model: Model, runtime: Any, device: str | None, options: RuntimeOpti
             fix=f"build an engine and give it as MODEL: resnet-onnx build {path} --runtime {runtime} --shapes …",
         ) from problem
     how = EngineOptions(tf32=options.tf32, cuda_graph=options.cuda_graph)
-    return build_engine(path, library=runtime, shapes=shapes, options=how, device=device or "cuda:0").path
+    return build_engine(path, library=runtime, shapes=shapes, options=how, device=device or "cuda:0")
 
 
 def profile(inputs: Sequence[TensorSpec], batches: Sequence[int]) -> Profile:
@@ -196,14 +242,14 @@ def runnable(
     """
     forms = {name: _form(model, name) for name in names}
     if not chosen_by_all:
-        for name, form in forms.items():
-            if form == "torch":
-                source(model, name)  # says why it can't be opened
+        for name in names:
+            if model.engine is None and _from_network(name):
+                _torch_dtype(model, name)  # says why it can't be opened
         return list(names), []
     left_out: dict[str, str] = {}
     if model.network is None:
         why = "the torch weights of this file are not at hand; --weights names them"
-        left_out = {name: why for name, form in forms.items() if form == "torch"}
+        left_out = {name: why for name in names if _from_network(name)}
     if model.precision != "fp32" or model.network is None:  # not every runtime has every operator in every precision
         for name in names:
             if name not in left_out and forms[name] != "engine":
