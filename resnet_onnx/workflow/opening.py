@@ -263,4 +263,9 @@ def runnable(
     if not rest:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise RuntimeUnavailable(f"no runtime is left that can open this model: {reasons}", fix="resnet-onnx doctor")
+    left_out |= {
+        name: registry.adapter(name).left_out_because
+        for name in registry.runtimes_that(lambda found: bool(found.left_out_because) and not found.in_all)
+        if name not in names and model.network is not None and registry.probe(name, device=device).available
+    }
     return rest, [f"{name} ({reason})" for name, reason in left_out.items()]
