@@ -11,7 +11,7 @@ KINDS = {
     "random": "notes on random weights",
     "onnx": "exported models",
     "lowered": "int8 models in the form of one runtime",
-    "engines": "engines built for TensorRT and TensorRT for RTX",
+    "engines": "engines of TensorRT and TensorRT for RTX, packages of torch-compile",
     ort_gpu.CACHE_FOLDER: "engines that ONNX Runtime built",
     "downloads": "downloaded weights",
     "datasets": "downloaded data sets",
