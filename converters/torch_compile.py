@@ -86,7 +86,8 @@ def _key(
 ) -> engines.EngineKey:
     """Returns the key of a package; `tools` are the versions of torch and of the C++ compiler."""
     options = job.options
-    streams = options.streams or 1
+    cores = options.threads or usable_cores()
+    streams = options.streams or (cores if job.device == "cpu" else 2)  # as Runtime._default_streams
     return engines.EngineKey(
         model_sha256=job.identity,
         profile=_profile(program.inputs, batches),
@@ -96,7 +97,7 @@ def _key(
         library_version=tools[0],
         target=adapter.target_here(job.device),
         options={
-            "threads": max(1, (options.threads or usable_cores()) // streams),
+            "threads": max(1, cores // streams),
             "channels_last": options.channels_last,
             "autocast": options.autocast or "",
             "compile_mode": options.compile_mode,

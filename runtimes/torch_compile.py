@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from runtimes import engines, environment, files, nvidia
 from runtimes.environment import load_library
-from runtimes.errors import BadFeeds, BadModel, RuntimeUnavailable, UnsupportedModel
+from runtimes.errors import BadFeeds, BadModel, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.pytorch import TorchRuntime
 from runtimes.spec import LayerTime, NodePlacement, TensorSpec
 
@@ -74,6 +74,12 @@ class TorchCompileRuntime(TorchRuntime):
             self._torch.backends.cuda.matmul.allow_tf32 = record.key.tf32
         how = record.key.options
         self._threads = int(how["threads"])
+        if self.options.threads is not None and self._threads != self._threads_per_stream:
+            raise UsageError(
+                f"{self.source.name} was compiled for {self._threads} threads to a stream, "
+                f"not for {self.options.threads} threads over {self.streams} streams",
+                fix=f"--threads {self._threads * self.streams}, or leave --threads out",
+            )
         self._channels_last = bool(how["channels_last"])
         self._narrow = None  # the package has its casts
         self._batches, self._programs = self._load(package, record)

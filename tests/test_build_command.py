@@ -429,7 +429,7 @@ def test_commands_refuse_such_an_option_before_anything_else(
 ) -> None:
     code, found = call(capfd, command[0], "nowhere.onnx", *command[1:], "--runtime", "ort-cpu", "--tf32")
     assert code == 2
-    assert found["error"]["message"].startswith("--tf32 is for torch, ort-cuda")
+    assert found["error"]["message"].startswith("--tf32 is for torch, torch-compile, ort-cuda")
 
 
 def test_a_tuned_measurement_records_what_was_set(capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,9 @@ from converters.torch_compile import Compilation, build_package
 from resnet_onnx.cli.main import main
 from runtimes import engines, files, registry, torch_compile
 from runtimes.base import Runtime
-from runtimes.errors import BadFeeds, BadModel, RuntimeUnavailable, UnsupportedModel
+from runtimes.errors import BadFeeds, BadModel, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import ModelSource, RuntimeOptions, ShapeRange, TensorSpec, TorchProgram
-from runtimes.testing import CASES, Case, RuntimeContract, assert_matches
+from runtimes.testing import CASES, RuntimeContract, assert_matches
 from runtimes.torch_compile import TorchCompileRuntime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,8 +149,13 @@ class TestTorchCompile(RuntimeContract):
     runtime: ClassVar[type[Runtime]] = TorchCompileRuntime
     unsupported = MappingProxyType({"fragile": "a package accepts every shape that it was compiled for"})
 
-    def source(self, case: Case, folder: Path) -> ModelSource:
-        return ModelSource(path=build_package(job(case.name)).path, label=case.name)
+    def _open(self, case: str, options: RuntimeOptions | None = None) -> Runtime:
+        """Threads and streams are what a package is compiled for."""
+        if case in self.unsupported:
+            pytest.skip(self.unsupported[case])
+        options = options or ONE_THREAD
+        built = build_package(job(case, options=options))
+        return TorchCompileRuntime(ModelSource(path=built.path, label=case), device="cpu", options=options)
 
 
 def job(case: str, **changes: Any) -> Compilation:
@@ -172,6 +177,13 @@ def only_small() -> TorchProgram:
 
 def _rest(spec: TensorSpec) -> tuple[Any, ...]:
     return spec.dtype, spec.shape
+
+
+@pytest.mark.compiler
+def test_threads_are_those_that_it_was_compiled_for() -> None:
+    built = build_package(job("several"))
+    with pytest.raises(UsageError, match="compiled for 1 threads to a stream, not for 2 threads over 1 streams"):
+        TorchCompileRuntime(ModelSource(path=built.path), device="cpu", options=RuntimeOptions(threads=2))
 
 
 @pytest.mark.compiler
