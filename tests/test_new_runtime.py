@@ -111,7 +111,7 @@ def test_there_is_nothing_to_build_for_it(net: str, capfd: pytest.CaptureFixture
 
 def test_an_option_is_refused_that_it_does_not_declare(net: str, capfd: pytest.CaptureFixture[str]) -> None:
     error = run(capfd, "bench", net, "--runtime", NAME, "--autocast", "bf16", code=2)["error"]
-    assert error["message"] == f"--autocast is for torch, and {NAME} would not use it"
+    assert error["message"] == f"--autocast is for torch, torch-compile, and {NAME} would not use it"
     error = run(capfd, "bench", net, "--runtime", "openvino", "--channels-last", code=2)["error"]
     assert NAME in error["message"]
 
