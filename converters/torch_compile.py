@@ -18,9 +18,9 @@ import numpy as np
 
 from runtimes import engines, onnx_types
 from runtimes import torch_compile as adapter
-from runtimes.base import usable_cores
+from runtimes.cores import usable_cores
 from runtimes.environment import load_library
-from runtimes.errors import OutOfMemory, UnsupportedModel, is_out_of_memory
+from runtimes.errors import OutOfMemory, UnsupportedModel, is_out_of_memory, reason
 from runtimes.spec import ModelSource, Profile, RuntimeOptions, ShapeRange, TensorSpec, TorchProgram
 
 USUAL, LARGEST = 8, 65_536
@@ -163,8 +163,8 @@ class _Build:
         except Exception as error:  # a compiler's: of many kinds, and none of them documented
             what = f"torch.compile can't compile {self._job.source.name}"
             if is_out_of_memory(error) or isinstance(error, MemoryError):
-                raise OutOfMemory(f"{what}: {error}") from error
-            raise UnsupportedModel(f"{what}: {_reason(error)}") from error
+                raise OutOfMemory(f"{what}: {reason(error)}") from error
+            raise UnsupportedModel(f"{what}: {reason(error)}") from error
 
     def _compile(self, batch: int | None) -> Any:
         import torch
@@ -189,7 +189,7 @@ class _Build:
                 exported = torch.export.export(module, inputs, dynamic_shapes=(shapes,))
             except Exception as error:
                 if batch is None and dims:
-                    raise _FixedError(_reason(error)) from error
+                    raise _FixedError(reason(error)) from error
                 raise
             return torch._inductor.aot_compile(
                 exported.module(check_guards=False), inputs, options=self._configuration(torch)
@@ -262,9 +262,3 @@ def _compiler_cache(key: engines.EngineKey) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the first sentence of a compiler's exception, without its advice and traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
