@@ -194,7 +194,7 @@ def _half_places(node: NodeProto, graph: Graph, types: Mapping[str, int], precis
 
 
 def _able(node: NodeProto, graph: Graph, types: Mapping[str, int], precision: Half) -> bool:
-    """Returns whether all float32 outputs of a node follow the type of inputs that can be half."""
+    """Returns whether all float32 outputs of a node follow the type of inputs that can be half; a shape has no type."""
     schema = _schema(node, graph)
     if schema is None or captured(node):
         return False
@@ -203,7 +203,8 @@ def _able(node: NodeProto, graph: Graph, types: Mapping[str, int], precision: Ha
     outputs = [
         _formal(schema.outputs, place).type_str for place, name in enumerate(node.output) if is_float32(types, name)
     ]
-    return bool(places) and bool(outputs) and all(kind in follows for kind in outputs)
+    whole = node.op_type in ("Shape", "Size")
+    return bool(places) and (whole or bool(outputs)) and all(kind in follows for kind in outputs)
 
 
 # ---- what half precision does not hold -------------------------------------------------------------------------------
