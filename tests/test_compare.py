@@ -279,6 +279,12 @@ def test_rows_of_other_threads_are_told_apart(tmp_path: Path, capfd: pytest.Capt
     assert [found["threads"] for found in json.loads(out)["rows"]] == [1, 2]
 
 
+def test_a_byte_order_mark_is_read_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = Path(saved(tmp_path / "base.json", document(row(noisy(1)))))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert run(capfd, str(path), str(path))[0] == 0
+
+
 def with_row(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {**document, "results": [{**document["results"][0], **changes}]}
 
@@ -286,7 +292,7 @@ def with_row(document: dict[str, Any], **changes: Any) -> dict[str, Any]:
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "cut off": (lambda d: json.dumps(d)[:-50], "not complete JSON"),
     "empty": (lambda d: "", "not complete JSON"),
-    "NaN": (lambda d: json.dumps(d).replace('"samples": 320', '"samples": NaN'), "malformed: invalid character"),
+    "NaN": (lambda d: json.dumps(d).replace('"samples": 320', '"samples": NaN'), "NaN is not a number in JSON"),
     "no object": (lambda d: [1, 2], "not a result of resnet-onnx"),
     "foreign": (lambda d: {"hello": "world"}, "not a result of resnet-onnx"),
     "another kind": (lambda d: {**d, "kind": "doctor"}, "not a result of resnet-onnx"),

@@ -5,6 +5,8 @@ The form of the files is described in ``docs/result-schema.md``.
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +66,8 @@ def read(path: Path, *, kinds: Sequence[str] = KINDS) -> AnyResult:
     except ValueError as error:
         if not _is_text(content):
             raise BadData(f"{path}: not text in UTF-8, expected a JSON file that --save wrote") from error
+        if number := _no_number(content, error):
+            raise BadData(f"{path}: {number} is not a number in JSON, and --save writes none") from error
         raise BadData(f"{path}: not complete JSON: {error}", fix="it may have been cut off; make it again") from error
     if isinstance(found, Bench):
         for index, row in enumerate(found.results):
@@ -118,11 +122,18 @@ def _load(path: Path) -> bytes:
         size = path.stat().st_size
         if size > LARGEST_BYTES:
             raise BadData(f"{path}: {size / 2**30:.1f} GiB, expected a result of at most 1 GiB")
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError as error:
         raise BadData(f"{path}: no such file", fix=_save_fix(KINDS)) from error
     except OSError as error:
         raise BadData(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+def _no_number(content: bytes, error: ValueError) -> str:
+    """Returns the ``NaN`` or ``Infinity`` where JSON's reader gave up, or ""."""
+    place = re.search(r"\(byte (\d+)\)", str(error))
+    found = re.compile(rb"-?(NaN|Infinity)").match(content, int(place[1])) if place else None
+    return found[0].decode() if found else ""
 
 
 def _is_text(content: bytes) -> bool:
