@@ -68,6 +68,7 @@ def test_the_document_has_what_outside_checks_read(tmp_path: Path) -> None:
     assert rows[0]["placement"].keys() == {"CPUExecutionProvider, cpu"}
     assert len(found["model"]["sha256"]) == 64
     assert found["environment"]["cpu"]["usable_cores"] >= 1
+    assert found["notes"] == ["cifar-resnet20: random weights: good for throughput and parity, not for predictions"]
     assert found["command"][:3] == ["resnet-onnx", "bench", "cifar-resnet20"]
     assert (found["schema"], found["kind"]) == (1, "bench")
     kept = json.loads(saved.read_text())

@@ -399,6 +399,7 @@ class Bench(Document):
         made: UTC, ISO 8601.
         tool: The program and its version.
         command: What was typed.
+        notes: What the user should know of how the model was read; an earlier version's result has none.
     """
 
     kind: ClassVar[str] = "bench"
@@ -410,4 +411,5 @@ class Bench(Document):
     environment: Environment
     settings: BenchSettings
     skipped: Sequence[SkippedRow] = ()
+    notes: Sequence[str] | UnsetType = UNSET
     results: Annotated[Sequence[BenchRow], Meta(min_length=1)]

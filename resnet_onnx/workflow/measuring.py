@@ -114,6 +114,7 @@ class Measurement:
             environment=replace(self.environment, peaks=peaks),
             settings=replace(record.settings(self.plan), price_per_hour=self.price),
             skipped=[SkippedRow(row=str(row), reason=row.cut_off) for row in self.skipped],
+            notes=[f"{self.model.name}: {note}" for note in self.model.notes],
             results=self.results(raw=raw),
         )
 
