@@ -15,6 +15,7 @@ from resnet_onnx.data.batches import Batches, decoded_picture
 from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.feeds import filled, picture_input, with_channels
 from resnet_onnx.data.labels import ClassOrder
+from resnet_onnx.data.scores import find_scores
 from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.document import SkippedPicture
@@ -48,7 +49,6 @@ class EvaluationPlan:
             Krizhevsky, Sutskever and Hinton (2012), section 4.1, average "the predictions made by the network's
             softmax layer"; arXiv:1512.03385, section 3.4, tests so. None is 1.
         scales: Average over whole pictures with these shorter sides, pixels, in place of crops; see ``evaluate``.
-        resize: Shorter side of each picture before it is cropped, pixels; None is the model's own.
         limit: At most so many pictures, spread evenly over the data set; None takes all.
         workers: Processes that decode; 0 decodes between the runs, None chooses by the number of pictures.
         skip_bad: Whether pictures that can't be decoded are left out, counted and named, instead of ending everything.
@@ -65,7 +65,6 @@ class EvaluationPlan:
     batch_size: int = 32
     crops: Crops | None = None
     scales: tuple[int, ...] = ()
-    resize: int | None = None
     limit: int | None = None
     workers: int | None = None
     skip_bad: bool = False
@@ -78,7 +77,7 @@ class EvaluationPlan:
             raise UsageError(f"the number of pictures must be at least 1, not {self.limit}")
         if self.crops not in (None, *get_args(Crops)):
             raise UsageError(f"the number of crops is 1 or 10, not {self.crops}")
-        for option, value in (("--crops", self.crops), ("--resize", self.resize), ("--workers", self.workers)):
+        for option, value in (("--crops", self.crops), ("--workers", self.workers)):
             if self.scales and value is not None:
                 raise UsageError(
                     f"--scales looks at whole pictures, and {option} was given", fix="leave one of them out"
@@ -107,8 +106,9 @@ class PictureModel:
     """A runtime seen as a function from pictures to class scores, whatever form of input its model takes.
 
     Args:
-        runtime: An opened runtime whose model has one input for pictures; its first output holds the scores.
+        runtime: An opened runtime whose model has one input for pictures.
         preprocessing: The model's.
+        scores: Name of the output that holds the scores, where the model has several; None where only one can.
 
     Attributes:
         name: The model's, for messages.
@@ -120,13 +120,15 @@ class PictureModel:
 
     Raises:
         BadModel: The model's input or output does not have the form of a picture classifier's.
+        UsageError: Several outputs could hold the scores.
     """
 
-    def __init__(self, runtime: Runtime, preprocessing: Preprocessing) -> None:
+    def __init__(self, runtime: Runtime, preprocessing: Preprocessing, *, scores: str | None = None) -> None:
         self._runtime, self._preprocessing = runtime, preprocessing
         self.name, self.runtime, self.device = runtime.source.name, runtime.name, runtime.device
         self._input = picture_input(with_channels(runtime.inputs), self.name)
-        self._output = runtime.outputs[0]
+        named = scores if len(runtime.outputs) > 1 else None
+        self._output = find_scores(runtime.outputs, self.name, named=named).settled()
         side = preprocessing.image_size
         if self._input.size not in (None, side):
             raise BadModel(
@@ -136,7 +138,7 @@ class PictureModel:
             )
         batch, *rest = self._output.shape or (0,)
         if not rest or any(extent != 1 for extent in rest[1:]):
-            raise BadModel(f"{self.name}: first output {self._output} is not [batch, classes]")
+            raise BadModel(f"{self.name}: output {self._output} is not [batch, classes]")
         self.classes = rest[0] if isinstance(rest[0], int) else None
         self.any_size = self._input.size is None
         batches = self._input.spec.shape[0], batch
@@ -171,6 +173,7 @@ def evaluate(
     plan: EvaluationPlan,
     *,
     class_map: NDArray[np.int64],
+    scores: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measures accuracy on a labelled data set.
@@ -184,9 +187,10 @@ def evaluate(
         runtime: The opened model; beside worker processes it is best opened with ``RuntimeOptions(spin=False)``. For
             scales it takes pictures of any height and width.
         dataset: Labelled pictures, those that ``plan.data`` names.
-        preprocessing: The model's, with ``plan.resize``.
+        preprocessing: The model's.
         plan: What is looked at, and how.
         class_map: int64 [classes of the set], the model's output for each class (``labels.match_classes``).
+        scores: Name of the output that holds them; needed where several could, see ``data.scores.find_scores``.
         progress: Called after each batch.
 
     Raises:
@@ -194,7 +198,7 @@ def evaluate(
         BadPicture: A picture can't be decoded, and ``plan.skip_bad`` is not set.
         BadModel: The model is not a picture classifier, takes one size only where there are scales, or has too few
             outputs for `class_map`.
-        UsageError: All crops of a picture would be the same.
+        UsageError: All crops of a picture would be the same, or several outputs could hold the scores.
         Unavailable: A worker process died.
     """
     size = preprocessing.image_size
@@ -207,7 +211,7 @@ def evaluate(
     need_labels(dataset)
     if plan.limit is not None and plan.limit < len(dataset):
         dataset = dataset.subset(np.arange(plan.limit, dtype=np.int64) * len(dataset) // plan.limit)
-    model = PictureModel(runtime, preprocessing)
+    model = PictureModel(runtime, preprocessing, scores=scores)
     if plan.scales and (not model.any_size or model.fixed_batch is not None):
         raise BadModel(f"{model.name}: does not take pictures of any size, as scales need")
     if model.classes is not None and int(class_map.max()) >= model.classes:

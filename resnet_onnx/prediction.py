@@ -59,9 +59,9 @@ def predict(
     preprocessing: Preprocessing,
     *,
     labels: Sequence[str] | None = None,
+    scores: str | None = None,
     top_k: int = 5,
     skip_bad: bool = False,
-    workers: int = 0,
     progress: Progress | None = None,
 ) -> Predictions:
     """Predicts the classes of pictures.
@@ -71,43 +71,42 @@ def predict(
         sources: Picture files and folders (with everything below them, in sorted order), or a set of pictures.
         preprocessing: The model's.
         labels: A name per output; without it classes are named by their index.
+        scores: Name of the output that holds them; needed where several could, see ``data.scores.find_scores``.
         top_k: Classes a picture; at most as many as the model has.
         skip_bad: Leave pictures out that can't be decoded, counted and named, instead of raising.
-        workers: Processes that decode.
         progress: Called after each batch.
 
     Raises:
         BadData: A source is not there or holds no picture, or none could be decoded.
         BadPicture: A picture can't be decoded, and `skip_bad` is not set.
         BadModel: The model is not a picture classifier, or gave NaN or Inf.
-        UsageError: `top_k` is below 1, or the labels are not as many as the outputs.
+        UsageError: `top_k` is below 1, the labels are not as many as the scores, or several outputs could hold these.
     """
     if top_k < 1:
         raise UsageError(f"the number of classes to show must be at least 1, not {top_k}")
     pictures = sources if isinstance(sources, PictureSet) else picture_files(sources)
-    model = PictureModel(runtime, preprocessing)
+    model = PictureModel(runtime, preprocessing, scores=scores)
     found: list[PredictionRecord] = []
     positions: list[int] = []
     with Batches(
         pictures,
         preprocessing,
         batch_size=model.fixed_batch or min(_BATCH, len(pictures)),
-        workers=workers,
         skip_bad=skip_bad,
     ) as batches:
         for batch in batches:
-            scores = model.scores(batch.pictures)
-            if labels is not None and len(labels) != scores.shape[1]:
+            rows = model.scores(batch.pictures)
+            if labels is not None and len(labels) != rows.shape[1]:
                 raise UsageError(
-                    f"{runtime.source.name}: has {scores.shape[1]} outputs and {len(labels)} labels",
+                    f"{runtime.source.name}: has {rows.shape[1]} outputs and {len(labels)} labels",
                     fix="give the model's own labels",
                 )
-            unusable = (np.isnan(scores) | np.isposinf(scores)).any(axis=1)
+            unusable = (np.isnan(rows) | np.isposinf(rows)).any(axis=1)
             if unusable.any():
                 name = batch.names[int(unusable.argmax())]
                 raise BadModel(f"{runtime.source.name}: gave NaN or Inf for {name}", fix="check it with parity")
             positions += batch.indices.tolist()
-            for name, row in zip(batch.names, probabilities(scores), strict=True):
+            for name, row in zip(batch.names, probabilities(rows), strict=True):
                 likeliest = np.argsort(-row, kind="stable")[:top_k].tolist()
                 top = tuple(
                     Candidate(

@@ -7,7 +7,7 @@ import functools
 import json
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,8 @@ class CheckedModel:
         metadata: Its ``metadata_props``.
         opset: Version of the default operator set.
         inputs: Without initialisers.
+        outputs: Those that are tensors of numbers.
+        odd_outputs: What the other outputs are, in words, by their places among all; no runtime computes them here.
         external_data: Names of its external data files, relative to its folder.
         has_manifest: Whether a manifest lay beside it and agreed.
     """
@@ -98,6 +100,7 @@ class CheckedModel:
     outputs: tuple[TensorSpec, ...]
     external_data: tuple[str, ...]
     has_manifest: bool
+    odd_outputs: Mapping[int, str] = field(default_factory=dict)
 
 
 def check_onnx(path: Path) -> CheckedModel:
@@ -179,6 +182,11 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
         outputs=outputs,
         external_data=tuple(external),
         has_manifest=manifest is not None,
+        odd_outputs={
+            place: f"'{value.name}' is {kind}"
+            for place, value in enumerate(model.graph.output)
+            if (kind := onnx_types.odd_kind(value)) is not None
+        },
     )
     return checked, stamps
 
@@ -288,16 +296,17 @@ def _check_graph(path: Path, model: ModelProto) -> None:
     initialised = {t.name for t in graph.initializer}
     if not [i for i in graph.input if i.name not in initialised]:
         raise BadModel(f"{path} has no inputs: there is nothing to run it on")
+    odd = {value.name: kind for value in graph.output if (kind := onnx_types.odd_kind(value)) is not None}
+    inputs = [(value.name, kind) for value in graph.input if (kind := onnx_types.odd_kind(value)) is not None]
+    for name, kind in inputs or (odd.items() if len(odd) == len(graph.output) else ()):
+        raise BadModel(
+            f"{path}: the {'input' if inputs else 'output'} '{name}' is {kind}, expected a tensor of numbers"
+            + ("" if inputs else ", and so is no other output"),
+            fix="export it without ZipMap" if any(node.op_type == "ZipMap" for node in graph.node) else None,
+        )
     for value in (*graph.input, *graph.output):
-        if not value.type.HasField("tensor_type"):
-            kind = value.type.WhichOneof("value") or "nothing"
-            raise BadModel(f"{path}: '{value.name}' is a {kind}; only tensors are supported as inputs and outputs")
-        element = onnx_types.element_name(value.type.tensor_type.elem_type)
-        if element not in onnx_types.DTYPES:
-            raise BadModel(
-                f"{path}: '{value.name}' has elements of type {element}; supported are {', '.join(onnx_types.DTYPES)}"
-            )
-        _check_value(path, value)
+        if value.name not in odd:
+            _check_value(path, value)
     for value in graph.input:
         if any(d.WhichOneof("value") == "dim_value" and d.dim_value == 0 for d in value.type.tensor_type.shape.dim):
             raise BadModel(f"{path}: the input '{value.name}' has a dimension of 0: there is nothing to run on")

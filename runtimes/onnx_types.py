@@ -56,7 +56,7 @@ def element_name(element: int) -> str:
 
 
 def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and outputs."""
+    """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and of its outputs that hold numbers."""
     initialised = {t.name for t in model.graph.initializer}
 
     def one(value: ValueInfoProto) -> TensorSpec:
@@ -66,7 +66,16 @@ def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
         return spec(value.name, element, shape)
 
     inputs = tuple(one(value) for value in model.graph.input if value.name not in initialised)
-    return inputs, tuple(one(value) for value in model.graph.output)
+    return inputs, tuple(one(value) for value in model.graph.output if odd_kind(value) is None)
+
+
+def odd_kind(value: ValueInfoProto) -> str | None:
+    """Returns what an input or output is that is not a tensor of numbers, in words; None for one that is."""
+    if not value.type.HasField("tensor_type"):
+        kind = value.type.WhichOneof("value")
+        return f"a {kind.removesuffix('_type').replace('_', ' ')}" if kind else "of no type"
+    element = element_name(value.type.tensor_type.elem_type)
+    return None if element in DTYPES else f"a tensor of type {element}"
 
 
 def recorded_precision(precision: str, computes_in: str, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -91,7 +91,9 @@ class OrtRuntime(Runtime):
             ort_gpu.check_placement(self._placement(), self.provider, runtime=self.name, model=self.source.name)
         self._turns = itertools.cycle((self._session, *self._more_sessions))
         inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        outputs = tuple(
+            _spec(value) for place, value in enumerate(self._session.get_outputs()) if place not in checked.odd_outputs
+        )
         return inputs, outputs, {
             "provider": self.provider,
             "provider_options": providers[self.provider],
@@ -144,12 +146,13 @@ class OrtRuntime(Runtime):
         return self._run_on(self._session, feeds)
 
     def _run_on(self, session: Any, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        names = [spec.name for spec in self.outputs]
         try:
             if any(s.dtype == onnx_types.BFLOAT16 for s in (*self.inputs, *self.outputs)):
                 values = {n: self._value(a, "cpu", 0) for n, a in feeds.items()}
-                arrays = [v.numpy() for v in session.run_with_ort_values(None, values, self._run_options())]
+                arrays = [v.numpy() for v in session.run_with_ort_values(names, values, self._run_options())]
             else:
-                arrays = session.run(None, feeds, self._run_options())
+                arrays = session.run(names, feeds, self._run_options())
         except Exception as error:
             raise self._run_error(error) from error
         return {s.name: np.asarray(a) for s, a in zip(self.outputs, arrays, strict=True)}

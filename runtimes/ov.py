@@ -57,6 +57,8 @@ class OpenVINORuntime(Runtime):
         checked = onnx_gate.check_onnx(self.source.path)
         self._ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
         self._path = checked.path
+        count = len(checked.outputs) + len(checked.odd_outputs)
+        self._places = [place for place in range(count) if place not in checked.odd_outputs]
         precision = onnx_arithmetic.graph_precision(checked.path)
         self._settings = {
             "INFERENCE_PRECISION_HINT": self._hint(precision),
@@ -148,8 +150,8 @@ class OpenVINORuntime(Runtime):
 
     def _results(self, request: Any) -> dict[str, NDArray[Any]]:
         arrays = {}
-        for index, spec in enumerate(self.outputs):
-            tensor = request.get_output_tensor(index)
+        for place, spec in zip(self._places, self.outputs, strict=True):
+            tensor = request.get_output_tensor(place)
             data = tensor.data.view(onnx_types.BFLOAT16) if spec.dtype == onnx_types.BFLOAT16 else tensor.data
             arrays[spec.name] = np.array(data, copy=True)
         return arrays

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
-from PIL import Image, features
+from PIL import features
 
-from resnet_onnx.cli.main import main
 from resnet_onnx.data import listing
 from resnet_onnx.data.datasets import open_dataset, open_splits
 from resnet_onnx.data.formats import format_of, is_picture, left_out_note
@@ -35,33 +30,14 @@ from resnet_onnx.data.labels import (
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.training.splits import open_training_data
 from runtimes.errors import BadData, BadPicture, FileProblem, UsageError
+from tests.support.colours import COLOURS, PLAIN, Files, Run, classes, colour_model, encoded, write_folder
 
-COLOURS = [(80 * (i % 4), 80 * (i // 4), 40 * (i % 3)) for i in range(12)]
-"""Twelve colours that the model of these tests tells apart."""
 WORDS = ("ash", "birch", "cedar", "dogwood", "elm", "fir", "gum", "hazel", "ilex", "juniper", "kauri", "larch")
 LINES = ("one", "two", "three")
 
 
-def encoded(colour: int, form: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    options: dict[str, Any] = {"quality": 95} if form in ("JPEG", "AVIF") else {}
-    Image.new("RGB", (8, 8), COLOURS[colour]).save(out, form, **options)
-    return out.getvalue()
-
-
 def heic() -> bytes:
     return b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
-
-
-Files = Mapping[str, bytes]
-
-
-def write_folder(root: Path, files: Files) -> Path:
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
 
 
 def write_zip(root: Path, files: Files) -> Path:
@@ -77,51 +53,9 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Files],
     return lambda files: request.param(tmp_path / "set", files)  # type: ignore[no-any-return]
 
 
-def classes(names: Sequence[str], prefix: str = "", count: int = 2) -> dict[str, bytes]:
-    """Class folders; the colour is that of the name's place."""
-    return {f"{prefix}{name}/{i}.png": encoded(place) for place, name in enumerate(names) for i in range(count)}
-
-
-def colour_model(path: Path, outputs: Sequence[int]) -> Path:
-    """A classifier: output k is highest for colour outputs[k], by the distance of the mean colour."""
-    centres = np.asarray([COLOURS[colour] for colour in outputs], np.float32) / 255
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["mean"]),
-            helper.make_node("Gemm", ["mean", "w", "b"], ["scores"], transB=1),
-        ],
-        "colours",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", len(outputs)])],
-        [
-            onnx.numpy_helper.from_array(200 * centres, "w"),
-            onnx.numpy_helper.from_array(-100 * (centres**2).sum(axis=1), "b"),
-        ],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
-
-
-class Run:
-    """What a command gave."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], *line: object) -> None:
-        self.code = main([*map(str, line), "--json"])
-        out, self.stderr = capfd.readouterr()
-        self.result: dict[str, Any] = json.loads(out)
-
-    @property
-    def error(self) -> str:
-        return f"{self.result['error']['message']} | {self.result['error']['fix']}"
-
-
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
     return lambda *line: Run(capfd, *line)
-
-
-PLAIN = ("--mean", "0", "--std", "1")
 
 
 @pytest.fixture

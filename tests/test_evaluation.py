@@ -227,7 +227,6 @@ class TestData:
     [
         ({"crops": 5}, "the number of crops is 1 or 10, not 5"),
         ({"scales": (8,), "crops": 1}, "--scales looks at whole pictures, and --crops was given"),
-        ({"scales": (8,), "resize": 9}, "and --resize was given"),
         ({"scales": (8,), "workers": 0}, "and --workers was given"),
     ],
 )

@@ -374,12 +374,14 @@ class TestCommand:
         [
             (["--crops", "10"], "shorter side is resized to 32 leave nothing to choose", "--resize 36"),
             (["--crops", "3"], "'3' is not one of '1', '10'", "evaluate --help"),
-            (["--resize", "31"], "--resize 31 leaves less than the 32×32 that", None),
+            (["--resize", "31"], "--resize 31 leaves less than the 32×32 that", "--resize 32 or more"),
+            (["--resize", "0"], "0 is not in the range 1<=x<=4096", "evaluate --help"),
             (["--scales", "abc"], "'abc' is not a list of whole numbers like 224,256,384,480,640", "evaluate --help"),
             (["--scales", "32,40"], "--scales runs on torch only, not on ort-cpu:", "--runtime torch"),
             (["--scales", "4", "--runtime", "torch"], "scales from 8 to 4096 pixels, not 4", None),
             (["--scales", "32", "--runtime", "torch", "--crops", "10"], "--crops was given", "leave one of them out"),
             (["--scales", "32", "--runtime", "torch", "--workers", "2"], "--workers was given", "leave one"),
+            (["--scales", "32", "--runtime", "torch", "--resize", "34"], "--resize was given", "leave one"),
         ],
     )
     def test_what_makes_no_sense(

@@ -48,9 +48,6 @@ _CROPS: Mapping[str | None, Crops | None] = {None: None, "1": 1, "10": 10}
     help="The centre of each picture, or the mean over corners, centre and their mirror images.  [default: 1]",
 )
 @click.option(
-    "--resize", type=click.IntRange(1, 4096), help="Shorter side before the crops, pixels; the model's own by default."
-)
-@click.option(
     "--scales",
     type=WholeNumbers("224,256,384,480,640"),
     help="The mean over whole pictures with these shorter sides, pixels; torch only. The paper's: 224,256,384,480,640.",
@@ -86,7 +83,7 @@ def command(
 
     names = registry.parse_names(runtimes, device=device)
     if scales is not None:
-        _check_whole_pictures(names)
+        _check_whole_pictures(names, request)
     plan = EvaluationPlan(
         device=device,
         options=replace(tuning, threads=threads),
@@ -112,7 +109,7 @@ def command(
             show = partial(_show, progress, progress.add_task(name, total=None))
             found = workflow.evaluate_on(model, name, plan, progress=show)
             results.append(found.row)
-    document = _document(model, plan, results, notes=[*notes, *found.notes])
+    document = _document(model, plan, results, resize=request.resize, notes=[*notes, *found.notes])
     _print(terminal, model, document)
     for note in found.notes:
         terminal.note(note)
@@ -121,10 +118,12 @@ def command(
     terminal.emit(document)
 
 
-def _check_whole_pictures(names: Sequence[str]) -> None:
-    """Raises ``UsageError`` for runtimes that take pictures of one size only."""
+def _check_whole_pictures(names: Sequence[str], request: Request) -> None:
+    """Raises ``UsageError`` for runtimes that take pictures of one size only, and for what is for crops."""
     from runtimes import registry
 
+    if request.resize is not None:
+        raise UsageError("--scales looks at whole pictures, and --resize was given", fix="leave one of them out")
     others = [name for name in names if "torch" not in registry.adapter(name).opens]
     if others:
         able = ", ".join(registry.runtimes_that(lambda found: "torch" in found.opens))
@@ -134,7 +133,9 @@ def _check_whole_pictures(names: Sequence[str]) -> None:
         )
 
 
-def _document(model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow], *, notes: Sequence[str]) -> Evaluate:
+def _document(
+    model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow], *, resize: int | None, notes: Sequence[str]
+) -> Evaluate:
     from resnet_onnx.results.evaluate import Evaluate
 
     crops, views = plan.crops or 1, f"scales {', '.join(map(str, plan.scales))}"
@@ -146,7 +147,7 @@ def _document(model: Model, plan: EvaluationPlan, results: Sequence[EvaluateRow]
         data=plan.data,
         views=views,
         crops=None if plan.scales else crops,
-        resize=plan.resize,
+        resize=resize,
         scales=plan.scales or None,
         **{field.name: getattr(results[0], field.name) for field in fields(results[0])},
         notes=notes,

@@ -154,6 +154,10 @@ weights_entry_option = click.option(
     "--weights-entry", metavar="NAME", help="Which network of a weights file that holds several (EMA …)."
 )
 
+resize_option = click.option(
+    "--resize", type=click.IntRange(1, 4096), help="Shorter side before the crop, pixels; the model's own by default."
+)
+
 
 def model_options(*, required: bool = True, argument: bool = True) -> Callable[[F], F]:
     """Adds MODEL and what can be said about it; the command gets one ``request``.
@@ -180,6 +184,10 @@ def model_options(*, required: bool = True, argument: bool = True) -> Callable[[
             click.option("--shortcut", type=click.Choice(["A", "B", "C"]), help="The paper's shortcut option."),
             click.option("--variant", type=click.Choice(["v1", "v1.5"]), help="Stride in the 1×1 (v1) or 3×3 (v1.5)."),
             click.option("--image-size", type=click.IntRange(1), help="Side of the input picture, pixels."),
+            resize_option,
+            click.option(
+                "--output-name", metavar="NAME", help="Output that holds the scores, of a model with several."
+            ),
             click.option(
                 "--labels",
                 metavar="FILE|imagenet|cifar10",
@@ -218,9 +226,11 @@ def _request(kwargs: dict[str, Any]) -> Request:
         variant=kwargs.pop("variant"),
         shortcut=kwargs.pop("shortcut"),
         image_size=kwargs.pop("image_size"),
+        resize=kwargs.pop("resize"),
         mean=kwargs.pop("mean"),
         std=kwargs.pop("std"),
         labels=kwargs.pop("labels"),
+        output_name=kwargs.pop("output_name"),
     )
 
 

@@ -12,6 +12,7 @@ from resnet_onnx.cli.options import (
     OutputFile,
     Triple,
     make_command,
+    resize_option,
     threads_option,
     training_data_option,
     weights_entry_option,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     "--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Any other field of the recipe; repeat it."
 )
 @click.option("--image-size", type=click.IntRange(8, 4096), help="Side of the input picture, pixels.")
+@resize_option
 @click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255.")
 @click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255.")
 @click.option("--weights", metavar="imagenet|PATH", help="Start from trained weights; a fitting head is kept.")
@@ -87,6 +89,7 @@ def command(
     sync_batch_norm: bool,
     assignments: tuple[str, ...],
     image_size: int | None,
+    resize: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
     weights: str | None,
@@ -135,7 +138,7 @@ def command(
             curves.check_format(plot)
         if tensorboard:
             tensorboard_logs.load()
-        entry = workflow.training_entry(name, image_size=image_size, mean=mean, std=std)
+        entry = workflow.training_entry(name, image_size=image_size, resize=resize, mean=mean, std=std)
         if recipe_name:
             lookup_recipe(recipe_name)  # a wrong name is refused before any data is opened or downloaded
         pictures = open_training_data(spec)

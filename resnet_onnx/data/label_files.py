@@ -49,6 +49,14 @@ class Labels:
     ids: tuple[str | None, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    def fits(self, outputs: int) -> bool:
+        """Returns whether these are the labels of a model with so many outputs; see ``for_outputs``."""
+        try:
+            self.for_outputs(outputs, "")
+        except UsageError:
+            return False
+        return True
+
     def for_outputs(self, outputs: int | None, argument: str) -> Labels:
         """Returns the labels of a model with so many outputs (None: not known).
 

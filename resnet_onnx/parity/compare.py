@@ -84,6 +84,7 @@ class Comparison:
         precision: Of a file that is not quantised, ``fp32``, ``fp16`` or ``bf16``.
         tolerances: Relative RMSE allowed by output name, where the user set it in place of the derived budget.
         original: The network that a quantised model was made from, in float64; its distance is reported.
+        scores: The targets' output whose highest value is the top-1; None where only one can be.
         gold_key: What gold's outputs depend on besides the inputs; with it they are kept in the cache.
     """
 
@@ -96,6 +97,7 @@ class Comparison:
     precision: str = "fp32"
     tolerances: Mapping[str, float] = field(default_factory=dict)
     original: Reference | None = None
+    scores: str | None = None
     gold_key: str | None = None
 
     def arithmetic(self, target: Target) -> str:
@@ -242,14 +244,13 @@ def _outcomes(
             references.gold,
             budgets[comparison.arithmetic(target)],
             names=comparison.inputs.names,
-            version=ran.version,
-            recorded=ran.recorded,
-            seconds=ran.seconds,
+            scores=comparison.scores,
         )
+        outcome = replace(outcome, version=ran.version, recorded=ran.recorded, seconds=ran.seconds)
         if comparison.gold.itself:
             outcome = replace(outcome, reason=f"{outcome.reason}; {AGAINST_ITSELF}")
         if original is not None:
-            outcome = replace(outcome, original=distance_from_original(original, ran.outputs))
+            outcome = replace(outcome, original=distance_from_original(original, ran.outputs, comparison.scores))
         outcomes.append(outcome)
     return outcomes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,11 @@ class Outcome:
     Attributes:
         relative_rmse: The worst output's; infinite where an output is missing, misshapen or not finite.
         top1_agreement: Fraction of pictures decided as gold does, or None where the output does not hold scores.
-        decisions: Of the first output, or None.
+        decisions: Of the output that holds scores, or None.
         original: Of a quantised model, how far it is from the network it was made from; else None.
     """
 
     runtime: str
-    version: str
     passed: bool
     relative_rmse: float
     budget: float
@@ -35,8 +34,9 @@ class Outcome:
     reason: str
     distances: Mapping[str, Distance]
     decisions: Decisions | None
-    recorded: Mapping[str, Any]
-    seconds: float
+    version: str = ""
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
     original: OriginalDistance | None = None
 
 
@@ -73,13 +73,12 @@ def judge(
     budgets: Mapping[str, Budget],
     *,
     names: Sequence[str],
-    version: str = "",
-    recorded: Mapping[str, Any] | None = None,
-    seconds: float = 0.0,
+    scores: str | None = None,
 ) -> Outcome:
     """Judges the outputs of one runtime, batch by batch, against gold's: as sets of names, shapes, and numbers.
 
-    A missing, extra or misshapen output fails, and so does a NaN or Inf on either side.
+    A missing, extra or misshapen output fails, and so does a NaN or Inf on either side. Top-1 is that of the output
+    named `scores`; without a name, of the only one that can hold scores.
     """
     missing: dict[str, None] = {}
     extra: dict[str, None] = {}
@@ -90,6 +89,7 @@ def judge(
         for name, truth in theirs.items():
             if name in ours:
                 tallies.setdefault(name, _Tally(truth)).add(truth, ours[name])
+    scores = _scores(tallies, scores)
     problems: list[str] = []
     if missing:
         problems.append(f"output {', '.join(missing)} is missing")
@@ -109,7 +109,7 @@ def judge(
             problems.append(f"'{name}' has NaN or Inf ({who}), first in {_named(names, measured.worst_index)}")
             continue
         problems += _number_problems(name, tally, measured, budgets[name], names)
-        if chosen is None and tally.decisions is not None:
+        if name == scores and tally.decisions is not None:
             chosen = tally.decisions.total(measured.max_abs_per_picture, multiple=MARGIN_MULTIPLE)
             if chosen.unexcused:
                 who = ", ".join(_named(names, index) for index in chosen.unexcused[:3])
@@ -120,7 +120,6 @@ def judge(
     passed = not problems
     return Outcome(
         runtime=runtime,
-        version=version,
         passed=passed,
         relative_rmse=error,
         budget=budget.relative_rmse,
@@ -128,9 +127,12 @@ def judge(
         reason=_praise(runtime, error, budget, chosen) if passed else "; ".join(problems),
         distances=distances,
         decisions=chosen,
-        recorded=recorded or {},
-        seconds=seconds,
     )
+
+
+def _scores(tallies: Mapping[str, _Tally], named: str | None) -> str | None:
+    able = [name for name, tally in tallies.items() if tally.decisions is not None]
+    return named if named in able else able[0] if len(able) == 1 and named is None else None
 
 
 def _number_problems(name: str, tally: _Tally, measured: Distance, budget: Budget, names: Sequence[str]) -> list[str]:
@@ -166,20 +168,21 @@ def _praise(runtime: str, error: float, budget: Budget, chosen: Decisions | None
     return text
 
 
-def distance_from_original(original: Records, found: Records) -> OriginalDistance:
-    """Returns how far the first output is from that of the original."""
+def distance_from_original(original: Records, found: Records, scores: str | None = None) -> OriginalDistance:
+    """Returns how far an output is from that of the original: that with the scores, or the first."""
     distances, choices = DistanceSum(), DecisionSum()
-    scores = False
+    decides = False
     for exact, ours in zip(original, found, strict=True):
-        a, b = next(iter(exact.values())), next(iter(ours.values()))
+        name = scores if scores in exact and scores in ours else None
+        a, b = (outputs[name or next(iter(outputs))] for outputs in (exact, ours))
         if a.shape != b.shape:
             return OriginalDistance(relative_rmse=float("inf"), top1_agreement=None)
         distances.add(a, b)
-        scores = _are_scores(a)
-        if scores:
+        decides = _are_scores(a)
+        if decides:
             choices.add(a, b)
     whole = distances.total()
     return OriginalDistance(
         relative_rmse=whole.relative_rmse,
-        top1_agreement=choices.total(whole.max_abs_per_picture, multiple=0.0).agreement if scores else None,
+        top1_agreement=choices.total(whole.max_abs_per_picture, multiple=0.0).agreement if decides else None,
     )

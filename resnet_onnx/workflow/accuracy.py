@@ -12,7 +12,6 @@ from resnet_onnx.models.configs import VGGConfig
 from resnet_onnx.workflow.feeds import need_preprocessing
 from resnet_onnx.workflow.opening import target, whole_picture_source
 from resnet_onnx.workflow.request import UNTUNED, Model, need_network, refuse_special
-from resnet_onnx.workflow.resolving import classes_of
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadPicture, UsageError
 from runtimes.registry import open_runtime, open_target
@@ -51,11 +50,7 @@ def evaluate_on(
     preprocessing = need_preprocessing(model)
     if plan.scales:
         check_scales(model, plan.scales)
-    if plan.resize is not None:
-        side = preprocessing.image_size
-        if plan.resize < side:
-            raise UsageError(f"--resize {plan.resize} leaves less than the {side}×{side} that {model.name} takes")
-        preprocessing = replace(preprocessing, resize=plan.resize)
+    scores = model.scores.settled().name
     dataset = _test_pictures(plan.data)
     if plan.workers is None and not plan.scales:
         few = min(len(dataset), plan.limit or len(dataset)) < _WORTH_WORKERS
@@ -69,7 +64,9 @@ def evaluate_on(
     with opened:
         match = match_pictures(model, class_count(model, opened), dataset, plan.class_order)
         with skip_bad_named():
-            found = evaluate(opened, dataset, preprocessing, plan, class_map=match.outputs, progress=progress)
+            found = evaluate(
+                opened, dataset, preprocessing, plan, class_map=match.outputs, scores=scores, progress=progress
+            )
     return replace(found, row=replace(found.row, classes_by=match.by), notes=(*dataset.notes, *match.notes))
 
 
@@ -119,14 +116,13 @@ def skip_bad_named() -> Iterator[None]:
 def class_count(model: Model, opened: Runtime) -> int:
     """Returns how many scores a picture gets; a black one is looked at where the file leaves that open.
 
-    Raises ``BadModel`` for what is not a picture classifier.
+    Raises ``BadModel`` for what is not a picture classifier, and ``UsageError`` where several outputs could hold the
+    scores.
     """
     from resnet_onnx.evaluation import PictureModel
 
-    classes = classes_of(opened.outputs)
-    if classes is None:
-        classes = PictureModel(opened, need_preprocessing(model)).warm_up(1).shape[1]
-    return classes
+    seen = PictureModel(opened, need_preprocessing(model), scores=model.scores.settled().name)
+    return seen.classes or seen.warm_up(1).shape[1]
 
 
 def predict_on(
@@ -149,11 +145,19 @@ def predict_on(
     from resnet_onnx.prediction import predict
 
     preprocessing = need_preprocessing(model)
+    scores = model.scores.settled().name
     for image in images:
         refuse_special(image, BadPicture)
     pictures = picture_files(images)
     skip = skip_bad or len(pictures) > 1
     with _open_for_pictures(model, runtime, device, options, 1) as opened:
         return predict(
-            opened, pictures, preprocessing, labels=model.labels, top_k=top, skip_bad=skip, progress=progress
+            opened,
+            pictures,
+            preprocessing,
+            labels=model.labels,
+            scores=scores,
+            top_k=top,
+            skip_bad=skip,
+            progress=progress,
         )

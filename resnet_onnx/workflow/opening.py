@@ -223,11 +223,11 @@ def _half_input(model: Model) -> str | None:
 
 
 def tensor_names(model: Model) -> tuple[str, str]:
-    """Returns the names of the input and of the first output in the ONNX form of a model."""
+    """Returns the names of the input and of the output that holds the scores in the ONNX form of a model."""
     if model.onnx is None:
         return INPUT_NAME, OUTPUT_NAME
     checked = onnx_gate.check_onnx(model.onnx)
-    return checked.inputs[0].name, checked.outputs[0].name
+    return checked.inputs[0].name, (model.scores.output or checked.outputs[0]).name
 
 
 def runnable(

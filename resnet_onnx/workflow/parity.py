@@ -106,7 +106,7 @@ def _judge(sides: _Sides, plan: ParityPlan, inputs: Inputs, progress: Callable[[
     ]
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as folder:
         quantisation = _quantisation(sides, plan, inputs, Path(folder))
-        return compare(
+        report = compare(
             Comparison(
                 gold=replace(gold, description=", ".join(filter(None, (plan.gold, gold.description)))),
                 gold_key=_gold_key(truth, gold.target.runtime),
@@ -118,9 +118,14 @@ def _judge(sides: _Sides, plan: ParityPlan, inputs: Inputs, progress: Callable[[
                 precision=_budget_precision(model),
                 tolerances=plan.tolerances,
                 original=original,
+                scores=model.scores.output.name if model.scores.output else None,
             ),
             progress=progress,
         )
+    problem = model.scores.problem
+    if isinstance(problem, UsageError):  # every output is compared all the same
+        report = replace(report, notes=(*report.notes, f"top-1 was not compared: {problem.message} ({problem.fix})"))
+    return report
 
 
 @dataclass(frozen=True)

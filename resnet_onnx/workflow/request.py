@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from resnet_onnx.data.scores import UNSETTLED, Scores
 from resnet_onnx.models import catalog
 from resnet_onnx.models.configs import Shortcut, Variant
 from resnet_onnx.models.network import Network
@@ -56,7 +57,9 @@ class Request:
         name: ``--model``: the architecture of a weights file.
         weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
         weights_entry: ``--weights-entry``: which of several networks in a weights file.
+        resize: ``--resize``: shorter side of a picture before it is cropped, pixels.
         labels: ``--labels``: a file, ``imagenet`` or ``cifar10``.
+        output_name: ``--output-name``: the output that holds the scores.
     """
 
     model: str | None = None
@@ -67,9 +70,11 @@ class Request:
     variant: Variant | None = None
     shortcut: Shortcut | None = None
     image_size: int | None = None
+    resize: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     labels: str | None = None
+    output_name: str | None = None
     form: OnnxForm = OnnxForm()
 
 
@@ -84,6 +89,7 @@ class Model:
         form: The ONNX form: that of the file, or the one to export.
         inputs: Specs of the ONNX inputs, or () where nothing was exported yet.
         preprocessing: From a picture to the input, or None for a model that takes no pictures.
+        scores: The output that holds the scores of the classes.
         label_ids: WordNet ids in the order of `labels`, where ``--labels`` has them; or None.
         trained: Whether predictions mean anything; None where it is not known.
         notes: What the user should read before the result.
@@ -96,6 +102,7 @@ class Model:
     form: OnnxForm = OnnxForm()
     inputs: tuple[TensorSpec, ...] = ()
     preprocessing: Preprocessing | None = None
+    scores: Scores = UNSETTLED
     labels: tuple[str, ...] | None = None
     label_ids: tuple[str | None, ...] | None = None
     precision: str = "fp32"

@@ -12,12 +12,22 @@ import numpy as np
 
 from resnet_onnx.data.feeds import find_picture_input, with_channels
 from resnet_onnx.data.labels import match_classes, read_labels
+from resnet_onnx.data.scores import Scores, class_axis, find_scores
 from resnet_onnx.models import catalog
 from resnet_onnx.models.configs import check_image_size
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import input_spec
-from resnet_onnx.workflow.request import METADATA_PREFIX, Model, OnnxForm, Request, check_request, entry_of, kind_of
+from resnet_onnx.workflow.request import (
+    METADATA_PREFIX,
+    OUTPUT_NAME,
+    Model,
+    OnnxForm,
+    Request,
+    check_request,
+    entry_of,
+    kind_of,
+)
 from resnet_onnx.workflow.weights import (
     catalog_labels,
     fitted_weights,
@@ -85,11 +95,13 @@ def _resolve(request: Request) -> Model:
 
 
 def _from_network(network: Network, notes: tuple[str, ...], request: Request) -> Model:
+    output = TensorSpec(OUTPUT_NAME, np.dtype(np.float32), ("batch", network.config.num_classes))
     return Model(
         name=network.name,
         network=network,
         form=request.form,
         preprocessing=network.preprocessing,
+        scores=find_scores([output], network.name, named=request.output_name),
         labels=network.labels,
         trained=network.trained,
         notes=(*_notes(network), *notes),
@@ -154,6 +166,8 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
     else:
         kept = files.find_by_content("weights", ".safetensors", sha)
         torch_form = None if kept is None else replace(network, weights=kept)
+    classes = network.config.num_classes
+    scores = find_scores(checked.outputs, path.stem, named=request.output_name, fits=lambda count: count == classes)
     return Model(
         name=path.stem,
         onnx=path,
@@ -161,10 +175,11 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         form=onnx_form,
         inputs=checked.inputs,
         preprocessing=network.preprocessing,
+        scores=scores,
         labels=network.labels,
         precision=_precision(checked),
         trained=network.trained,
-        notes=_notes(network),
+        notes=(*_notes(network), *_output_notes(checked, scores)),
     )
 
 
@@ -241,12 +256,16 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
     if request.weights is not None:
         if request.name is None:
             raise UsageError("--weights beside a foreign ONNX file needs its architecture", fix="add --model NAME")
-        named = replace(request, model=None, labels=None, image_size=None)
+        named = replace(request, model=None, labels=None, image_size=None, resize=None, output_name=None)
         found, left_out = fitted_weights(named, Path(request.weights))
         network = overridden(found, replace(request, labels=None))
         notes += left_out
         preprocessing = preprocessing and network.preprocessing
-    labels = overridden_labels(request, classes_of(checked.outputs), None)
+    fits = None if request.labels is None else read_labels(request.labels).fits
+    scores = find_scores(checked.outputs, checked.path.stem, named=request.output_name, fits=fits)
+    notes += _output_notes(checked, scores)
+    classes = class_axis(scores.output) if scores.output is not None else None
+    labels = overridden_labels(request, classes if isinstance(classes, int) else None, None)
     return Model(
         name=checked.path.stem,
         onnx=checked.path,
@@ -254,6 +273,7 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         form=form,
         inputs=checked.inputs,
         preprocessing=preprocessing,
+        scores=scores,
         labels=labels,
         precision=_precision(checked),
         notes=tuple(notes),
@@ -275,27 +295,26 @@ def _with_channels(checked: onnx_gate.CheckedModel) -> tuple[TensorSpec, ...]:
     return known if rgb else checked.inputs
 
 
-def classes_of(outputs: Sequence[TensorSpec]) -> int | None:
-    """Returns how many scores the first output has per picture, or None where the model leaves it open.
-
-    Scores may come as [batch, class] or, from networks that end in a pooling, as [batch, class, 1, 1].
-    """
-    shape = outputs[0].shape
-    if len(shape) < 2 or not isinstance(shape[1], int) or any(extent != 1 for extent in shape[2:]):
-        return None
-    return shape[1]
+def _output_notes(checked: onnx_gate.CheckedModel, scores: Scores) -> tuple[str, ...]:
+    """Returns which outputs are left aside, in words."""
+    odd = "; ".join(checked.odd_outputs.values())
+    return (
+        *([f"not read, since it holds no numbers: output {odd}"] if odd else []),
+        *([scores.note] if scores.note else []),
+    )
 
 
 def training_entry(
     name: str,
     *,
     image_size: int | None = None,
+    resize: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> catalog.CatalogEntry:
     """Returns a network of the catalog with the preprocessing that a training requests."""
     entry = catalog.lookup(name)
-    asked = Request(image_size=image_size, mean=mean, std=std)
+    asked = Request(image_size=image_size, resize=resize, mean=mean, std=std)
     preprocessing = overridden_preprocessing(entry.preprocessing, asked)
     check_image_size(entry.config, entry.name, preprocessing.image_size)
     return replace(entry, preprocessing=preprocessing)

@@ -39,6 +39,14 @@ def overridden_preprocessing(base: Preprocessing, request: Request) -> Preproces
             raise UsageError(f"image size {request.image_size} is out of range: {low} to {high} pixels")
         changes["image_size"] = request.image_size
         changes["resize"] = max(request.image_size, round(base.resize * request.image_size / base.image_size))
+    if request.resize is not None:
+        side = changes.get("image_size", base.image_size)
+        if request.resize < side:
+            raise UsageError(
+                f"--resize {request.resize} leaves less than the {side}×{side} that the model takes",
+                fix=f"--resize {side} or more",
+            )
+        changes["resize"] = request.resize
     if request.mean is not None:
         changes["mean"] = request.mean
     if request.std is not None:

@@ -199,7 +199,7 @@ def _corrected(conversion: Conversion, plan: Plan, found: Calibrated) -> tuple[P
     layers = int8.corrected(plan, {layer: found.shifts[layer] for layer in plan.layers if layer in found.shifts})
     plans = {"": plan, "layers": layers}
     forms = {name: drafted(one) for name, one in plans.items()}
-    last = _last_layer(plan)
+    last = _last_layer(plan, conversion.deciding)
     if last is not None:
         feeds = _correcting_feeds(conversion, _calibration_batch(plan.model, plan))
         shift = conversion.mean_difference(forms["layers"], feeds)
@@ -212,13 +212,12 @@ def _corrected(conversion: Conversion, plan: Plan, found: Calibrated) -> tuple[P
     return plans[best], best, compared[best].sqnr_db
 
 
-def _last_layer(plan: Plan) -> str | None:
-    """Returns the product that makes the first output, where there is one and the output is [sample, channel]."""
+def _last_layer(plan: Plan, output: str) -> str | None:
+    """Returns the product that makes an output, where there is one and the output is [sample, channel]."""
     from converters import int8
     from converters.graph import Graph, name_of, shapes
 
     graph = Graph(plan.model)
-    output = graph.outputs[0]
     rank = len(shapes(plan.model).get(output, ()))
     return next((name_of(n) for n in int8.products(graph) if n.output[0] == output and rank == 2), None)
 

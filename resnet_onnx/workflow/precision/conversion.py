@@ -64,6 +64,16 @@ class Conversion:
         """The float32 model as a source, which messages name."""
         return ModelSource(path=self.source.path, label=self.model.name)
 
+    @property
+    def deciding(self) -> str:
+        """The output whose highest value is a decision: that with the scores, or the first where that is not known."""
+        return (self.model.scores.output or self.source.outputs[0]).name
+
+    def _ordered(self, outputs: Mapping[str, NDArray[Any]], count: int | None) -> list[NDArray[Any]]:
+        """Returns the outputs of the first `count` samples, the deciding one first."""
+        names = [self.deciding, *(spec.name for spec in self.source.outputs if spec.name != self.deciding)]
+        return [_first(outputs[name], count) for name in names]
+
     def compare_one(self, candidate: Any, split: Split, most: int | None = None) -> Comparison:
         """Compares a candidate, as `runtime` opens it, with float32."""
         path = self.draft(candidate, self.runtime)
@@ -89,7 +99,7 @@ class Conversion:
         return path
 
     def mean_difference(self, path: Path, batches: Iterable[Feeds]) -> NDArray[np.float64]:
-        """Returns the mean of a candidate's first output less that of float32, float64 [channels].
+        """Returns the mean of a candidate's deciding output less that of float32, float64 [channels].
 
         The batches have to be the same in every call: the mean of float32 is kept.
         """
@@ -106,7 +116,7 @@ class Conversion:
             }
             for feeds in batches:
                 for name, runtime in opened.items():
-                    found = runtime.run(feeds)[runtime.outputs[0].name]
+                    found = runtime.run(feeds)[self.deciding]
                     means[name] = means.get(name, 0.0) + found.astype(np.float64).sum(axis=0)
                 samples += len(found)
         if self._mean is None:
@@ -147,13 +157,13 @@ class Conversion:
                 else:
                     gold = gold or opened(registry.DEFAULT_RUNTIME, self.original)
                     outputs = gold.run(feeds)
-                    expected = [_first(outputs[spec.name], count) for spec in gold.outputs]
+                    expected = self._ordered(outputs, count)
                     if split == "validation" and sum(a.nbytes for kept in self._expected for a in kept) < _KEPT_BYTES:
                         self._expected.append(expected)
                 for name, runtime in runtimes.items():
                     cast = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in runtime.inputs}
                     outputs = runtime.run(cast)
-                    found[name].add(expected, [_first(outputs[s.name], count) for s in runtime.outputs], labels)
+                    found[name].add(expected, self._ordered(outputs, count), labels)
                 read = True
                 images = next(iter(found.values())).images
                 self.progress(f"comparing with fp32: {images} pictures")

@@ -96,7 +96,7 @@ def convert(
         "agreement_images": result.comparison.images,
         "agreement_runtime": conversion.runtime,
         "agreement_computed_in": conversion.computes_in,
-        "notes": [*(f"{model.name}: {note}" for note in model.notes), *data.notes],
+        "notes": [*(f"{model.name}: {note}" for note in model.notes), *data.notes, *_undecided(conversion)],
         "skipped": [{"image": name, "reason": reason} for name, reason in sorted(data.skipped.items())],
         "size_ratio": written.size_bytes / _total_bytes(source),
         "size_bytes": written.size_bytes,
@@ -109,6 +109,14 @@ def convert(
         **candidate.shown,
     }
     return typed(Convert, found)
+
+
+def _undecided(conversion: Conversion) -> list[str]:
+    """Returns what to know of a conversion whose decisions may be read from the wrong output."""
+    problem = conversion.model.scores.problem
+    if not isinstance(problem, UsageError):
+        return []
+    return [f"decisions were compared on the first output, {conversion.deciding}: {problem.message} ({problem.fix})"]
 
 
 def _half(conversion: Conversion) -> ConversionResult:

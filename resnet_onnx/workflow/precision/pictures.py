@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.data.feeds import filled
+from resnet_onnx.data.scores import class_axis
 from resnet_onnx.parity.budget import LABELLED_NEEDED
 from resnet_onnx.workflow.accuracy import class_count, match_pictures
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, takes_pictures
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision.config import ConversionConfig
 from resnet_onnx.workflow.request import Model, refuse_special
-from resnet_onnx.workflow.resolving import classes_of
-from runtimes import onnx_gate
 from runtimes.errors import BadData, BadModel, BadPicture, UnsupportedModel, UsageError
 from runtimes.registry import open_runtime
 from runtimes.spec import Feeds, ModelSource
@@ -104,12 +103,12 @@ class Pictures:
         self._validation = train.subset(validation[:_VALIDATION])
         self._held_out = held_out
         if held_out.labelled and len(held_out) >= LABELLED_NEEDED and self._model.trained is not False:
-            path = onnx_path(self._model)
             # Labels that don't name the model's outputs say nothing of it; the noise of the outputs still does.
             try:
-                classes = classes_of(onnx_gate.check_onnx(path).outputs)
-                if classes is None:
-                    with open_runtime("ort-cpu", ModelSource(path=path, label=self._model.name)) as opened:
+                classes = class_axis(self._model.scores.settled())
+                if not isinstance(classes, int):
+                    source = ModelSource(path=onnx_path(self._model), label=self._model.name)
+                    with open_runtime("ort-cpu", source) as opened:
                         classes = class_count(self._model, opened)
                 match = match_pictures(self._model, classes, held_out, config.class_order)
             except (BadData, BadModel) as error:

@@ -65,7 +65,7 @@ def sensitivity(conversion: Conversion, plan: Plan, ranges: Mapping[str, float])
     source = conversion.original.rewritten(path, label=f"{conversion.model.name} (layers alone)")
     rows = []
     with open_runtime("ort-cpu", source, options=RuntimeOptions(spin=False)) as runtime:
-        output = runtime.outputs[0].name
+        output = conversion.deciding
         expected = runtime.run({**feeds, **off})[output][:count]
         for number, (layer, switch) in enumerate(switch_of.items(), 1):
             conversion.progress(f"measuring layers alone: {number} of {len(switch_of)}")
