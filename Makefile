@@ -6,7 +6,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-compile check bench-checks env-pair paired-noise clean
+.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study env-pair paired-noise clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
@@ -35,15 +35,19 @@ test-gpu: $(STAMP)
 test-compile: $(STAMP)
 	$(BIN)/python -m pytest -q -m compiler tests/test_torch_compile.py $(PYTEST_ARGS)
 
-# What only a quiet machine can show, in some 20 minutes: 40 comparisons of the same and ten of 5 % more work, with their
-# counts; what `bench` costs beside a hand-written loop; its throughput beside benchmark_app and the best hand-written one.
+# What only a quiet machine can show, in some 20 minutes: ten pairs compared in turns, every second of 5 % more work; what
+# `bench` costs beside a hand-written loop; its throughput beside benchmark_app and the best hand-written one.
 bench-checks: $(STAMP)
 	@failed=0; \
-	$(BIN)/python -m pytest -q -s -n 0 -m slow tests/test_compare.py || failed=1; \
+	$(BIN)/python benchmarks/compare_study.py --check 10 || failed=1; \
 	$(BIN)/python benchmarks/bench_overhead.py || failed=1; \
 	$(BIN)/python benchmarks/bench_throughput.py --model resnet50 --batch 1,8 || failed=1; \
 	$(BIN)/python benchmarks/bench_throughput.py --model cifar-resnet20 || failed=1; \
 	exit $$failed
+
+# 120 pairs compared in turns, left alone and beside a neighbour, in pieces of at most 30 minutes: run it again to go on.
+compare-study: $(STAMP)
+	$(BIN)/python benchmarks/compare_study.py --minutes 30
 
 check: $(STAMP)
 	$(BIN)/ruff check

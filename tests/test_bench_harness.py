@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from support.virtual_time import VirtualClock
 
-from resnet_onnx.bench.loadgen import FEWEST_QUERIES, run_loadgen, verdict
+from resnet_onnx.bench.loadgen import FEWEST_QUERIES, ServerRules, run_loadgen, verdict
+from resnet_onnx.bench.serving import BatchPolicy
 from runtimes.errors import RunFailed
 from runtimes.fake import FakeProgram, FakeRuntime
 from runtimes.spec import ModelSource, RuntimeOptions, TensorSpec
@@ -56,32 +57,58 @@ def loadgen() -> Any:
 def test_single_stream_computes_one_sample_a_query() -> None:
     with fake(streams=1) as runtime:
         found = run_loadgen(runtime, SAMPLES, 1, "SingleStream", 0.2, 0.1)
-    assert found.reported["valid"] is True
-    assert found.reported["scenario"] == "SingleStream"
-    assert found.reported["queries"] == found.reported["samples"] == found.part.times_ns.size >= FEWEST_QUERIES
-    assert found.reported["settings"]["min_duration_ms"] == 200
-    assert found.reported["official"]["min_duration_ms"] == 600_000
-    measured = SEEN[-found.reported["samples"] :]
+    assert found.reported.valid is True
+    assert found.reported.scenario == "SingleStream"
+    assert found.reported.queries == found.reported.samples == found.part.times_ns.size >= FEWEST_QUERIES
+    assert found.reported.settings.min_duration_ms == 200
+    assert found.reported.official.min_duration_ms == 600_000
+    measured = SEEN[-found.reported.samples :]
     assert {tuple(array[0]) for array in measured} == {tuple(row) for row in SAMPLES["x"]}
     # LoadGen's clock starts before ours and ends after it; half of the queries, one after the other, fit into the run.
-    p50_ms = found.reported["latency_ms"]["p50"]
+    p50_ms = found.reported.latency_ms.p50
     assert np.median(found.part.times_ns) / 1e6 <= p50_ms
-    assert p50_ms * found.reported["queries"] / 2 <= 1e3 * found.part.spent_s
+    assert p50_ms * found.reported.queries / 2 <= 1e3 * found.part.spent_s
 
 
 @pytest.mark.usefixtures("loadgen")
 def test_offline_hands_everything_over_at_once_in_batches() -> None:
     with fake(streams=2) as runtime:
         found = run_loadgen(runtime, SAMPLES, 4, "Offline", 0.2, 0.1)
-    assert found.reported["queries"] == found.part.times_ns.size == 1
+    assert found.reported.queries == found.part.times_ns.size == 1
     assert all(array.shape == (4, 2) for array in SEEN)
-    runs = -(-found.reported["samples"] // 4)
+    runs = -(-found.reported.samples // 4)
     assert len(SEEN) >= runs
     seconds = found.part.times_ns[0] / 1e9
-    assert found.warm_up.at_once * 4 == found.reported["samples"]
-    samples, per_s = found.reported["samples"], found.reported["samples_per_second"]
+    assert found.warm_up.at_once * 4 == found.reported.samples
+    samples, per_s = found.reported.samples, found.reported.samples_per_second
     assert samples / found.part.spent_s <= per_s <= samples / seconds
     assert "MLPerf Results Summary" in found.logs["mlperf_log_summary.txt"].decode()
+
+
+@pytest.mark.usefixtures("loadgen")
+def test_multi_stream_asks_eight_samples_at_once() -> None:
+    with fake(streams=1) as runtime:
+        found = run_loadgen(runtime, SAMPLES, 8, "MultiStream", 0.2, 0.1)
+    assert found.reported.scenario == "MultiStream"
+    assert found.reported.samples == 8 * (found.reported.queries or 0) == 8 * found.part.times_ns.size
+    assert all(array.shape == (8, 2) for array in SEEN)
+
+
+@pytest.mark.usefixtures("loadgen")
+def test_a_server_batches_what_waits_and_loadgen_judges_its_limit() -> None:
+    policy = BatchPolicy(max_batch=4, max_wait_s=0.005)
+    with fake(streams=1) as runtime:
+        rules = ServerRules(rate=800.0, limit_s=10.0, policy=policy)
+        found = run_loadgen(runtime, SAMPLES, 4, "Server", 1.0, 0.1, rules)
+        assert found.reported.valid
+        assert found.reported.target_per_second == 800
+        assert found.part.times_ns.size == found.reported.samples
+        assert {len(array) for array in SEEN} <= {1, 2, 4}
+        assert len(SEEN) < (found.reported.samples or 0), "several together"
+        assert found.part.times_ns.max() < 10e9
+        rules = ServerRules(rate=800.0, limit_s=0.001, policy=policy)
+        late = run_loadgen(runtime, SAMPLES, 4, "Server", 1.0, 0.1, rules)
+    assert not late.reported.valid, "a run alone takes 2 ms"
 
 
 @pytest.mark.usefixtures("loadgen")
@@ -113,6 +140,9 @@ def test_the_verdict_is_read_from_the_log() -> None:
     assert verdict(text)["latency_ms"]["p90"] == 2.5
     with pytest.raises(RunFailed, match="without a verdict"):
         verdict("")
+    summary = "Early Stopping Result:\n * Only processed 51 queries.\n * Need 662.\n\nAdditional Stats"
+    assert verdict(LINE % ("result_validity", '"INVALID"'), summary)["reason"] == "Only processed 51 queries. Need 662."
+    assert verdict(LINE % ("result_validity", '"VALID"'), summary)["reason"] is None
 
 
 @pytest.mark.usefixtures("loadgen")

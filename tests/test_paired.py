@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from onnx import helper
 from support.onnx_models import weights, write_model
 
-from resnet_onnx.bench import worker
+from resnet_onnx.bench import loadgen, worker
 from resnet_onnx.bench.always_valid import ERROR, RatioInterval, RatioSequence, log_wealth
 from resnet_onnx.bench.clock import Turn
 from resnet_onnx.bench.compare import row_failures
@@ -348,9 +348,7 @@ def sent_types() -> Iterator[type]:
             for hint in typing.get_type_hints(annotation).values():
                 yield from walk(hint)
 
-    import resnet_onnx.bench.loadgen  # noqa: F401  (a name of the annotations)
-
-    names = {**vars(worker), "Harnessed": object, "MLPerfScenario": str}
+    names = {**vars(loadgen), **vars(worker)}
     for name, method in vars(worker.Worker).items():
         if not name.startswith("_"):
             for hint in typing.get_type_hints(method, globalns=names).values():

@@ -33,7 +33,7 @@ _TRIAL_SHARE = 0.5
 """Share of the time that bracketing may take; the rest confirms."""
 _CONFIRMING = (0.5, 0.3, 0.2)
 """Shares of what is left for each attempt to confirm; the error is divided among them."""
-_BACK = 0.95
+_BACK = 0.9
 
 
 class Served(Protocol):

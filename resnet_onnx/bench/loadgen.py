@@ -1,4 +1,4 @@
-"""MLPerf's LoadGen on a runtime: its queries, its clock, its verdict; SingleStream and Offline.
+"""MLPerf's LoadGen on a runtime: its queries, its clock, its verdict.
 
 LoadGen decides when a sample is queried, takes the time itself, and reports VALID or INVALID. Its rules: Reddi et al.,
 "MLPerf Inference Benchmark", ISCA 2020 (arXiv:1911.02549), and mlcommons/inference_policies. An official run lasts 600
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.clock import Slice, Watch, warm_up
+from resnet_onnx.bench.serving import BatchPolicy, batch_sizes
 from resnet_onnx.results.bench import HarnessRecord, WarmUp
 from resnet_onnx.results.writing import typed
 from runtimes.base import Prepared, Runtime
@@ -29,14 +30,22 @@ from runtimes.environment import load_library, package_version
 from runtimes.errors import RunFailed
 from runtimes.spec import Feeds
 
-MLPerfScenario = Literal["SingleStream", "Offline"]
+MLPerfScenario = Literal["SingleStream", "MultiStream", "Offline", "Server"]
+
+SAMPLES_PER_QUERY = 8
+"""Of MultiStream (mlcommons/inference_policies)."""
 
 FEWEST_QUERIES = 64
 """What LoadGen's early stopping needs to estimate the 90th percentile of SingleStream."""
 
+FEWEST_SERVED = 459
+"""What early stopping needs in Server where none is late: 1 − 0.99ⁿ reaches 99 %."""
+
 OFFICIAL: Mapping[MLPerfScenario, Mapping[str, int]] = {
     "SingleStream": {"min_duration_ms": 600_000, "min_query_count": 1024},
+    "MultiStream": {"min_duration_ms": 600_000},
     "Offline": {"min_duration_ms": 600_000, "samples": 24_576},
+    "Server": {"min_duration_ms": 600_000},
 }
 """What a submission of the resnet benchmark has to keep (mlperf.conf of LoadGen, and the Inference rules)."""
 
@@ -45,7 +54,7 @@ _MARGIN = 1.2
 warm-up must not end too early to be valid."""
 
 _LOGS = ("mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json")
-_DETAIL = "mlperf_log_detail.txt"
+_DETAIL, _SUMMARY = "mlperf_log_detail.txt", "mlperf_log_summary.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +71,35 @@ class Harnessed:
     logs: Mapping[str, bytes]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerRules:
+    """What LoadGen's Server is to ask, and how the engine takes it.
+
+    Attributes:
+        rate: Queries a second, of one sample each.
+        limit_s: Of the 99th percentile of their latency.
+    """
+
+    rate: float
+    limit_s: float
+    policy: BatchPolicy
+
+
 def require_loadgen() -> Any:
     """Returns the module of LoadGen; raises ``RuntimeUnavailable`` where it is not installed."""
     return load_library("mlperf_loadgen", runtime="--harness mlperf", package="resnet-onnx[mlperf]")
 
 
 def run_loadgen(
-    runtime: Runtime, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float
+    runtime: Runtime,
+    feeds: Feeds,
+    batch: int,
+    scenario: MLPerfScenario,
+    duration_s: float,
+    warm_up_s: float,
+    server: ServerRules | None = None,
 ) -> Harnessed:
-    """Runs LoadGen on a runtime opened for one stream (SingleStream) or as many as it does best with (Offline).
+    """Runs LoadGen on a runtime opened for one stream, or as many as it does best with (Offline).
 
     Samples are those of `feeds` by number; each query's are copied into the input of a prepared run, so that every
     sample is really computed, end to end. LoadGen measures for `duration_s` at least.
@@ -80,17 +109,12 @@ def run_loadgen(
         RunFailed: A run failed, or LoadGen wrote no verdict.
     """
     loadgen = require_loadgen()
-    lanes = [_Lane(runtime, feeds, batch) for _ in range(runtime.streams)]
-    warm = warm_up([lane.prepared for lane in lanes], limit_s=warm_up_s)
-    per_s = batch * len(lanes) / warm.run_s
-    settings = loadgen.TestSettings()
-    settings.scenario = getattr(loadgen.TestScenario, scenario)
-    settings.mode = loadgen.TestMode.PerformanceOnly
-    settings.min_duration_ms = int(1000 * duration_s)
-    settings.min_query_count = FEWEST_QUERIES if scenario == "SingleStream" else 1
-    settings.offline_expected_qps = per_s * _MARGIN
+    sizes = (batch,) * runtime.streams if server is None else batch_sizes(server.policy.max_batch)
+    lanes = [_Lane(runtime, feeds, size) for size in sizes]
+    warm = warm_up([lane.prepared for lane in lanes[-runtime.streams :]], limit_s=warm_up_s)
+    settings = _settings(loadgen, scenario, duration_s, batch * runtime.streams / warm.run_s, server)
     count = min(len(array) for array in feeds.values())
-    system = _System(loadgen, lanes)
+    system = _System(loadgen, lanes) if server is None else _ServerSystem(loadgen, lanes, server.policy)
     with tempfile.TemporaryDirectory() as folder:
         output = loadgen.LogOutputSettings()
         output.outdir = folder
@@ -113,10 +137,11 @@ def run_loadgen(
     times = np.array(system.times_ns, np.int64)
     runs = system.samples / batch
     reported = {
-        **verdict(logs.get(_DETAIL, b"").decode(errors="replace")),
+        **verdict(*(logs.get(name, b"").decode(errors="replace") for name in (_DETAIL, _SUMMARY))),
         "scenario": scenario,
         "loadgen": package_version("mlcommons-loadgen"),
         "samples": system.samples,
+        "target_per_second": None if server is None else server.rate,
         "settings": {"min_duration_ms": settings.min_duration_ms, "min_query_count": settings.min_query_count},
         "official": dict(OFFICIAL[scenario]),
     }
@@ -128,6 +153,26 @@ def run_loadgen(
         reported=typed(HarnessRecord, reported),
         logs=logs,
     )  # fmt: skip
+
+
+def _settings(
+    loadgen: Any, scenario: MLPerfScenario, duration_s: float, expected_per_s: float, server: ServerRules | None
+) -> Any:
+    """Returns LoadGen's settings of a run."""
+    settings = loadgen.TestSettings()
+    settings.scenario = getattr(loadgen.TestScenario, scenario)
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = int(1000 * duration_s)
+    settings.min_query_count = {"SingleStream": FEWEST_QUERIES, "Server": FEWEST_SERVED}.get(scenario, 1)
+    settings.offline_expected_qps = expected_per_s * _MARGIN
+    settings.multi_stream_samples_per_query = SAMPLES_PER_QUERY
+    # It makes up its queries beforehand, as many as such a latency lets fit into the duration.
+    settings.multi_stream_expected_latency_ns = round(1e9 * SAMPLES_PER_QUERY / expected_per_s / _MARGIN)
+    if server is not None:
+        settings.server_target_qps = server.rate
+        settings.server_target_latency_ns = round(1e9 * server.limit_s)
+        settings.server_target_latency_percentile = 0.99
+    return settings
 
 
 class _Lane:
@@ -198,14 +243,71 @@ class _System:
             thread.join()
 
 
+class _ServerSystem:
+    """A server with dynamic batching: one thread that takes what waits, as ``serving.serve`` does."""
+
+    def __init__(self, loadgen: Any, lanes: Sequence[_Lane], policy: BatchPolicy) -> None:
+        self._loadgen, self._lanes, self._policy = loadgen, lanes, policy
+        self._arrived: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+        self.times_ns: list[int] = []
+        self.samples = 0
+        self.error: Exception | None = None
+
+    def issue(self, samples: list[Any]) -> None:
+        """Called by LoadGen with the sample of one query."""
+        now = perf_counter_ns()
+        self.samples += len(samples)
+        for sample in samples:
+            self._arrived.put((now, sample))
+
+    def _work(self) -> None:
+        while (first := self._arrived.get()) is not None:
+            taken, over = self._with_others(first)
+            lane = next(lane for lane in self._lanes if lane.batch >= len(taken))
+            if self.error is None:
+                try:
+                    lane.run([sample.index for _, sample in taken])
+                except Exception as error:  # LoadGen takes no errors; raised after the run
+                    self.error = error
+            done = perf_counter_ns()
+            self.times_ns += [done - arrived for arrived, _ in taken]
+            response = self._loadgen.QuerySampleResponse
+            self._loadgen.QuerySamplesComplete([response(sample.id, 0, 0) for _, sample in taken])
+            if over:
+                return
+
+    def _with_others(self, first: tuple[int, Any]) -> tuple[list[tuple[int, Any]], bool]:
+        """Returns the first with those that wait or arrive while it may wait, and whether that was the end."""
+        taken, until_ns = [first], first[0] + round(1e9 * self._policy.max_wait_s)
+        while len(taken) < self._policy.max_batch:
+            left_s = (until_ns - perf_counter_ns()) / 1e9
+            try:
+                following = self._arrived.get(timeout=left_s) if left_s > 0 else self._arrived.get_nowait()
+            except queue.Empty:
+                break
+            if following is None:
+                return taken, True
+            taken.append(following)
+        return taken, False
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._arrived.put(None)
+        self._thread.join()
+
+
 @dataclass
 class _Query:
     arrived_ns: int
     left: int
 
 
-def verdict(detail: str) -> dict[str, Any]:
+def verdict(detail: str, summary: str = "") -> dict[str, Any]:
     """Reads LoadGen's verdict and figures from its detailed log, as ``HarnessRecord`` has them.
+
+    Where that gives no reason, early stopping may have one, which only the summary has.
 
     Raises:
         RunFailed: The log has no verdict.
@@ -221,11 +323,19 @@ def verdict(detail: str) -> dict[str, Any]:
                 continue  # a line that was cut off, or another program's
     if "result_validity" not in found:
         raise RunFailed("LoadGen ended without a verdict in its log")
-    per_s = found.get("result_samples_per_second", found.get("result_qps_without_loadgen_overhead"))
+    figures = (
+        "result_samples_per_second",
+        "result_completed_samples_per_sec",
+        "result_qps_without_loadgen_overhead",
+    )
+    per_s = next((found[key] for key in figures if key in found), None)
     offline = "result_samples_per_second" in found
+    valid = found["result_validity"] == "VALID"
+    _, _, early = summary.partition("Early Stopping Result:")
+    early = "" if valid else early.partition("\n\n")[0].replace("*", "")
     return {
-        "valid": found["result_validity"] == "VALID",
-        "reason": " ".join(str(found.get("result_invalid_reason", "")).split()) or None,
+        "valid": valid,
+        "reason": " ".join(f"{found.get('result_invalid_reason', '')} {early}".split()) or None,
         "queries": found.get("result_query_count"),
         "samples_per_second": per_s,
         "latency_ms": {

@@ -94,7 +94,9 @@ def _unconfirmed(found: Found) -> list[str]:
         return []
     if not found.rate:
         return ["even single pictures are answered later than the limit"]
-    return [f"the limit at this rate is {found.verdict}: a longer --duration serves more pictures"]
+    if found.verdict == "broken":
+        return ["the limit was broken at every rate that was to be confirmed: batches took longer than they had before"]
+    return ["whether the limit is kept at this rate is undecided: a longer --duration serves more pictures"]
 
 
 def capacity(row: Row, limit_s: float | None) -> CapacityRecord | None:

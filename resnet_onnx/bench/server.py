@@ -55,13 +55,18 @@ def measure_capacity(
             )
             rows.append(row)
             try:
-                _measure(row, feeds, plan, progress)
+                find_row_capacity(row, feeds, plan, progress)
             except ToolkitError as error:
                 row.error = error
     return rows
 
 
-def _measure(row: Row, feeds: Feeds, plan: BenchPlan, progress: Progress) -> None:
+def find_row_capacity(row: Row, feeds: Feeds, plan: BenchPlan, progress: Progress) -> None:
+    """Opens a row's target in a process of its own and finds its capacity, by the plan's limit.
+
+    Raises:
+        ToolkitError: It can't be opened, or failed.
+    """
     assert plan.limit_s is not None
     with WorkerProcess(row.target.runtime) as worker:
         progress(f"opening {row}")

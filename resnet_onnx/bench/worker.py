@@ -46,14 +46,14 @@ from runtimes.registry import open_target
 from runtimes.spec import Feeds, LayerTime, Scope, Target, TensorSpec
 
 if TYPE_CHECKING:
-    from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario
+    from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario, ServerRules
 
 SET_S = 0.5
 """Least time of a set in the offline scenario: its end, where streams wait for the last one, then hardly counts."""
 
 _FEWEST_PER_STREAM = 2
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
 A worker may run in another environment, with another version of this package."""
 
@@ -177,12 +177,18 @@ class Worker:
         return tuple(runtime.profile(enlarge(feeds, runtime.inputs, batch), runs=runs))
 
     def loadgen(
-        self, feeds: Feeds, batch: int, scenario: MLPerfScenario, duration_s: float, warm_up_s: float
+        self,
+        feeds: Feeds,
+        batch: int,
+        scenario: MLPerfScenario,
+        duration_s: float,
+        warm_up_s: float,
+        server: ServerRules | None = None,
     ) -> Harnessed:
         """Runs MLPerf's LoadGen."""
         from resnet_onnx.bench.loadgen import run_loadgen
 
-        return run_loadgen(self._opened(), feeds, batch, scenario, duration_s, warm_up_s)
+        return run_loadgen(self._opened(), feeds, batch, scenario, duration_s, warm_up_s, server)
 
     def prepare_server(
         self, feeds: Feeds, largest: int, scope: Scope, limit_s: float

@@ -84,7 +84,11 @@ _DURATION_S, _SERVER_S = 5.0, 60.0
 )
 @click.option("--data", metavar="D", help="Pictures to decode: a folder or a .zip; two sample photos by default.")
 @click.option("--profile", is_flag=True, help="Time of each layer beside its own ideal: where the missing share goes.")
-@click.option("--harness", type=click.Choice(["mlperf"]), help="Measure by MLPerf LoadGen: SingleStream and Offline.")
+@click.option(
+    "--harness",
+    type=click.Choice(["mlperf"]),
+    help="Measure by MLPerf LoadGen: SingleStream, MultiStream, Offline; Server with --p99.",
+)
 @click.option(
     "--harness-logs", type=OutputFile(folder=True, file=False), help="Folder that keeps the harness's own logs."
 )
@@ -141,14 +145,13 @@ def command(
         include=include,
         profile=profile or None,
         precision_target=precision_target,
-        harness=harness,
     )
     _check_harness(
         harness,
         harness_logs,
         streams=streams,
         threads=threads,
-        scenario=scenario,
+        scenario=None if scenario == "server" else scenario,
         cut_off=cut_off,
         include=include,
         profile=profile or None,

@@ -170,6 +170,12 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(heading="batch", cell=lambda row, table: str(row.batch), csv={"batch": lambda row: row.batch}),
     Column(
+        heading="scenario",
+        cell=lambda row, table: row.loadgen or row.scenario or UNKNOWN,
+        places=("terminal",),
+        shown=lambda table: any(row.harness is not None or row.capacity is not None for row in table.rows),
+    ),
+    Column(
         heading="streams",
         cell=lambda row, table: str(row.streams),
         shown=lambda table: any(row.streams > 1 for row in table.rows),

@@ -233,6 +233,7 @@ class HarnessRecord:
 
     Attributes:
         reason: Why it is not valid, or None.
+        target_per_second: Queries a second that its Server asked; None in the other scenarios.
         settings: As they were.
         official: As a submission needs them.
     """
@@ -245,6 +246,7 @@ class HarnessRecord:
     scenario: str
     loadgen: str | None = None
     samples: int | None = None
+    target_per_second: float | None = None
     settings: HarnessSettings | None = None
     official: HarnessSettings | None = None
 

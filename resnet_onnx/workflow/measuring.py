@@ -155,6 +155,7 @@ def measure_model(
         ToolkitError: Not one row could be measured; the first one's error.
     """
     from resnet_onnx.bench.harness import measure_by_loadgen
+    from resnet_onnx.bench.loadgen import SAMPLES_PER_QUERY
     from resnet_onnx.bench.measure import measure
     from resnet_onnx.bench.server import measure_capacity
 
@@ -166,7 +167,8 @@ def measure_model(
     targets = [
         target(model, name, device=plan.device, options=plan.options, batches=plan.bench.batches) for name in names
     ]
-    shapes = {size: _shapes(feeds, specs(model), size) for size in {1, *sizes}}
+    counted = {1, *sizes, *((SAMPLES_PER_QUERY,) if plan.harness else ())}
+    shapes = {size: _shapes(feeds, specs(model), size) for size in counted}
     work = {size: roofline.count_work(path, found) if path else None for size, found in shapes.items()}
     if plan.harness:
         _check_single(model)
