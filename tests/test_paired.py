@@ -10,9 +10,8 @@ import re
 import site
 import subprocess
 import sys
-import typing
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,9 +22,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from support import protocol
 from support.onnx_models import weights, write_model
 
-from resnet_onnx.bench import loadgen, worker
 from resnet_onnx.bench.always_valid import ERROR, RatioInterval, RatioSequence, log_wealth
 from resnet_onnx.bench.clock import Turn
 from resnet_onnx.bench.compare import row_failures
@@ -335,35 +334,11 @@ def test_a_side_whose_process_dies_is_named() -> None:
     assert "ended with exit code 9" in found.new.error.message
 
 
-def sent_types() -> Iterator[type]:
-    """Every dataclass that goes between parent and worker, by the annotations of the worker's methods."""
-    seen: set[type] = set()
-
-    def walk(annotation: Any) -> Iterator[type]:
-        for part in typing.get_args(annotation):
-            yield from walk(part)
-        if isinstance(annotation, type) and is_dataclass(annotation) and annotation not in seen:
-            seen.add(annotation)
-            yield annotation
-            for hint in typing.get_type_hints(annotation).values():
-                yield from walk(hint)
-
-    names = {**vars(loadgen), **vars(worker)}
-    for name, method in vars(worker.Worker).items():
-        if not name.startswith("_"):
-            for hint in typing.get_type_hints(method, globalns=names).values():
-                yield from walk(hint)
-
-
 def test_who_changes_what_is_sent_changes_the_version_of_the_protocol() -> None:
     """Another environment may have another version of this package: it has to be told apart."""
-    methods = sorted(name for name in vars(worker.Worker) if not name.startswith("_"))
-    sent = {kind.__name__: [field.name for field in fields(kind)] for kind in sent_types()}
-    text = json.dumps([methods, dict(sorted(sent.items()))])
-    assert len(sent) > 10
-    known = json.loads((Path(__file__).parent / "support" / "protocol.json").read_text())
-    assert known["sent"] == json.loads(text), "raise worker.PROTOCOL and write tests/support/protocol.json anew"
-    assert known["protocol"] == worker.PROTOCOL
+    now, known = protocol.described(), json.loads(protocol.FILE.read_text())
+    assert len(now["sent"][1]) > 10
+    assert now == known, "raise PROTOCOL of bench/worker.py, then: python tests/support/protocol.py"
 
 
 # ---- the command ----

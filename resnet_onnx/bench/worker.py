@@ -53,7 +53,7 @@ SET_S = 0.5
 
 _FEWEST_PER_STREAM = 2
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
 A worker may run in another environment, with another version of this package."""
 
