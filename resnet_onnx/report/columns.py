@@ -210,7 +210,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         heading="delivered",
         cell=lambda row, table: _rate(row.delivered_images_per_second),
-        shown=lambda table: table.place == "page" or any(map(_falls_short, table.rows)),
+        shown=lambda table: any(
+            row.delivered_images_per_second is not None if table.place == "page" else _falls_short(row)
+            for row in table.rows
+        ),
         csv={"delivered_images_per_s": lambda row: row.delivered_images_per_second},
     ),
     Column(heading="p50 ms", cell=_median, csv={"p50_ms": lambda row: row.latency_ms.p50}),
