@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes import onnx_gate, onnx_plain
+from runtimes import onnx_gate, onnx_graph, onnx_plain
 from runtimes.errors import BadModel, RewritingFailed, UnsupportedModel, reason
 
 if TYPE_CHECKING:
@@ -156,12 +156,10 @@ def load(checked: onnx_gate.CheckedModel) -> ModelProto:
     Raises:
         UnsupportedModel: It is too large to be written as one file.
     """
-    import onnx
-
     size = checked.size_bytes + sum((checked.path.parent / name).stat().st_size for name in checked.external_data)
     if size > MAX_BYTES:
         raise UnsupportedModel(f"{checked.path} has {size / 2**30:.1f} GiB, more than fits into one ONNX file (2 GiB)")
-    return onnx.load(str(checked.path))
+    return onnx_gate.load_model(checked)
 
 
 def at_opset(model: ModelProto, opset: int, *, what: str) -> ModelProto:
@@ -240,7 +238,7 @@ def _fold_casts(model: ModelProto) -> None:
 def _name_nodes_apart(model: ModelProto) -> None:
     """Gives nodes of one name different ones: bodies of functions bring theirs to every place of a call."""
     taken: set[str] = set()
-    for node in onnx_plain.nodes_within(model.graph.node):
+    for node in onnx_graph.all_nodes(model.graph.node):
         name, number = node.name, 1
         while node.name and node.name in taken:
             number += 1
@@ -252,7 +250,7 @@ def _refuse_unknown_operators(model: ModelProto, what: str) -> None:
     import onnx
 
     found: dict[tuple[str, str], list[str]] = {}
-    for node in onnx_plain.nodes_within(model.graph.node):
+    for node in onnx_graph.all_nodes(model.graph.node):
         if node.domain and not onnx.defs.has(node.op_type, node.domain):
             found.setdefault((node.domain, node.op_type), []).extend(name for name in node.output if name)
     if not found:
@@ -269,15 +267,13 @@ def _refuse_unknown_operators(model: ModelProto, what: str) -> None:
 
 
 def _inferred(model: ModelProto) -> ModelProto:
-    import onnx
-
-    bare = onnx_gate.without_weights(model)
-    found = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    bare = onnx_graph.without_weights(model)
+    found = onnx_graph.propagated(bare)
     ranks = _ranks_of_products(model, found)
     if not ranks:
         return found
     bare.graph.value_info.extend(ranks)
-    return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    return onnx_graph.propagated(bare)
 
 
 def _ranks_of_products(model: ModelProto, inferred: ModelProto) -> list[ValueInfoProto]:

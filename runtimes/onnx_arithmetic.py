@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtimes import onnx_gate
+from runtimes import onnx_gate, onnx_graph
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ def computation(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -
     import onnx
 
     checked = onnx_gate.check_onnx(path)
-    model = _inlined(onnx.load(str(checked.path), load_external_data=False))
+    model = onnx.load(str(checked.path), load_external_data=False)
+    onnx_graph.respell(model)
+    model = _inlined(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value.name for value in model.graph.input if value.name not in constants]
     return _Reader(_with_types(model, shapes or {}), inputs).read()

@@ -6,18 +6,18 @@ import contextlib
 import functools
 import json
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtimes import onnx_types
+from runtimes import onnx_graph, onnx_types
 from runtimes.errors import BadModel, reason
 from runtimes.files import atomic_file, sha256_file, write_json
 from runtimes.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 MANIFEST_SUFFIX = ".manifest.json"
 MANIFEST_SCHEMA = 1
@@ -84,11 +84,13 @@ class CheckedModel:
         size_bytes: Of the model file alone.
         metadata: Its ``metadata_props``.
         opset: Version of the default operator set.
-        inputs: Without initialisers.
+        inputs: Without initialisers. Where the graph is bound to a batch that its input leaves open, they have that.
         outputs: Those that are tensors of numbers.
         odd_outputs: What the other outputs are, in words, by their places among all; no runtime computes them here.
         external_data: Names of its external data files, relative to its folder.
         has_manifest: Whether a manifest lay beside it and agreed.
+        training: What in it computes as in training.
+        notes: What the user should know of the graph, one sentence each.
     """
 
     path: Path
@@ -101,6 +103,8 @@ class CheckedModel:
     external_data: tuple[str, ...]
     has_manifest: bool
     odd_outputs: Mapping[int, str] = field(default_factory=dict)
+    training: onnx_graph.TrainingMode = field(default_factory=onnx_graph.TrainingMode)
+    notes: tuple[str, ...] = ()
 
 
 def check_onnx(path: Path) -> CheckedModel:
@@ -160,6 +164,7 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
     if foreign:
         raise BadModel(f"{path} is {foreign}, expected an ONNX model", fix=_FOREIGN_FIX.get(foreign))
     model = _parse(path)
+    onnx_graph.respell(model)
     _check_graph(path, model)
     external = _check_external_data(path, model)
     stamps = {name: _stamp(path.parent / name, follow=False) for name in external}
@@ -172,12 +177,21 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
     _check_sizes(path, model)
     _run_checker(path, model, bool(external))
     inputs, outputs = onnx_types.model_specs(model)
+    training = onnx_graph.training_mode(model)
+    notes = training.notes
+    batch = onnx_graph.baked_batch(model)
+    if batch is not None:
+        inputs, outputs = (tuple(_with_batch(spec, batch) for spec in specs) for specs in (inputs, outputs))
+        notes += (
+            f"its input leaves the batch open, and its graph is bound to {batch} (a reshape to a fixed size, most "
+            f"likely): it runs in batches of {batch}",
+        )
     checked = CheckedModel(
         path=path,
         sha256=digest,
         size_bytes=size,
         metadata={p.key: p.value for p in model.metadata_props},
-        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+        opset=onnx_graph.opset_of(model),
         inputs=inputs,
         outputs=outputs,
         external_data=tuple(external),
@@ -187,8 +201,25 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
             for place, value in enumerate(model.graph.output)
             if (kind := onnx_types.odd_kind(value)) is not None
         },
+        training=training,
+        notes=notes,
     )
     return checked, stamps
+
+
+def _with_batch(spec: TensorSpec, batch: int) -> TensorSpec:
+    opened = bool(spec.shape) and isinstance(spec.shape[0], str)
+    return replace(spec, shape=(batch, *spec.shape[1:])) if opened else spec
+
+
+def load_model(checked: CheckedModel) -> ModelProto:
+    """Reads a model that passed the gate, its external data included, in ONNX's own spelling (``respell``)."""
+    import onnx
+
+    model = onnx.load(str(checked.path))
+    onnx_graph.respell(model)
+    onnx_graph.fill_in(model)
+    return model
 
 
 def _read_manifest(model: Path) -> dict[str, Any] | None:
@@ -293,8 +324,7 @@ def _check_graph(path: Path, model: ModelProto) -> None:
         raise BadModel(
             f"{path} holds a graph with {len(graph.node)} nodes and {len(graph.output)} outputs, expected some"
         )
-    initialised = {t.name for t in graph.initializer}
-    if not [i for i in graph.input if i.name not in initialised]:
+    if not onnx_graph.fed(model):
         raise BadModel(f"{path} has no inputs: there is nothing to run it on")
     odd = {value.name: kind for value in graph.output if (kind := onnx_types.odd_kind(value)) is not None}
     inputs = [(value.name, kind) for value in graph.input if (kind := onnx_types.odd_kind(value)) is not None]
@@ -319,7 +349,7 @@ def _check_depth(path: Path, model: ModelProto) -> None:
     waiting = [(node, 0) for nodes in (model.graph.node, *(f.node for f in model.functions)) for node in nodes]
     while waiting:
         node, depth = waiting.pop()
-        graphs = _subgraphs(node)
+        graphs = onnx_graph.subgraphs(node)
         if graphs and depth == MAX_GRAPH_DEPTH:
             raise BadModel(f"{path}: its graphs nest more than {MAX_GRAPH_DEPTH} deep, at node '{node.name}'")
         waiting.extend((inner, depth + 1) for graph in graphs for inner in graph.node)
@@ -327,7 +357,7 @@ def _check_depth(path: Path, model: ModelProto) -> None:
 
 def _check_functions(path: Path, model: ModelProto) -> None:
     """Functions that call functions may grow tenfold with every level, and libraries expand them all."""
-    bodies = {(f.domain, f.name, f.overload): list(_all_nodes(f.node)) for f in model.functions}
+    bodies = {(f.domain, f.name, f.overload): list(onnx_graph.all_nodes(f.node)) for f in model.functions}
     sizes: dict[tuple[str, str, str], int] = {}
 
     def size(nodes: list[NodeProto], callers: tuple[tuple[str, str, str], ...]) -> int:
@@ -345,22 +375,9 @@ def _check_functions(path: Path, model: ModelProto) -> None:
         return total
 
     if bodies:
-        total = size(list(_all_nodes(model.graph.node)), ())
+        total = size(list(onnx_graph.all_nodes(model.graph.node)), ())
         if total > MAX_EXPANDED_NODES:
             raise BadModel(f"{path}: its functions expand to {total} nodes, at most {MAX_EXPANDED_NODES} are accepted")
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yields nodes and the nodes of their subgraphs."""
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        waiting.extend(inner for graph in _subgraphs(node) for inner in graph.node)
-
-
-def _subgraphs(node: NodeProto) -> list[GraphProto]:
-    return [graph for item in node.attribute for graph in (*([item.g] if item.HasField("g") else []), *item.graphs)]
 
 
 def _check_value(path: Path, value: ValueInfoProto) -> None:
@@ -406,8 +423,10 @@ class _External:
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yields every TensorProto: initialisers and attributes of the graph, its subgraphs and its functions."""
-    nodes = list(_all_nodes([*model.graph.node, *(node for function in model.functions for node in function.node)]))
-    for graph in (model.graph, *(inner for node in nodes for inner in _subgraphs(node))):
+    nodes = list(
+        onnx_graph.all_nodes([*model.graph.node, *(node for function in model.functions for node in function.node)])
+    )
+    for graph in (model.graph, *(inner for node in nodes for inner in onnx_graph.subgraphs(node))):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
@@ -506,7 +525,9 @@ _BITS = {
 
 
 def _check_sizes(path: Path, model: ModelProto) -> None:
-    """Every tensor kept in the file has as many elements as its shape says."""
+    """Every tensor kept in the file has as many elements as its shape says, and no sparse one claims too many."""
+    for sparse in model.graph.sparse_initializer:
+        _check_dims(path, sparse.values.name, list(sparse.dims), bits=_BITS.get(sparse.values.data_type, 8))
     for tensor in _tensors(model):
         count = _check_dims(path, tensor.name, list(tensor.dims), bits=_BITS.get(tensor.data_type, 8))
         if tensor.external_data or tensor.data_location == tensor.EXTERNAL:
@@ -526,42 +547,31 @@ def _check_sizes(path: Path, model: ModelProto) -> None:
 def _run_checker(path: Path, model: ModelProto, external: bool) -> None:
     import onnx
 
+    shapeless = [v for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
+    for value in shapeless:  # the checker insists on what shape inference finds anyway
+        value.type.tensor_type.shape.SetInParent()
     try:
-        if external:
-            onnx.checker.check_model(str(path))
-        else:
-            onnx.checker.check_model(model)
-        inferred = onnx.shape_inference.infer_shapes(
-            without_weights(model), check_type=True, strict_mode=True, data_prop=True
-        )
+        # Weights outside the file were looked at already, and the checker would look for them in this folder.
+        onnx.checker.check_model(onnx_graph.without_weights(model) if external else model)
+        for value in shapeless:
+            value.type.tensor_type.ClearField("shape")
+        inferred = onnx_graph.inferred(onnx_graph.without_weights(model), strict=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise BadModel(
             f"{path} is not a valid ONNX model: {reason(error)}", fix="export it again, or report it to its maker"
         ) from error
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         _check_value(path, value)
+    for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        _complete(value, found)
 
 
-_SMALL = 1024
-
-
-def without_weights(model: ModelProto) -> ModelProto:
-    """Returns a copy of a ``ModelProto`` in which large weights are inputs, so that shape inference copies none."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.ir_version = model.ir_version
-    copy.opset_import.extend(model.opset_import)
-    copy.functions.extend(model.functions)
-    graph = copy.graph
-    graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    named = {i.name for i in graph.input}
-    for tensor in model.graph.initializer:
-        if len(tensor.raw_data) <= _SMALL and tensor.data_location != tensor.EXTERNAL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in named:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return copy
+def _complete(value: ValueInfoProto, found: ValueInfoProto) -> None:
+    """Gives an output the extents that it does not say and that shape inference finds."""
+    tensor, better = value.type.tensor_type, found.type.tensor_type
+    if not tensor.HasField("shape"):
+        tensor.shape.CopyFrom(better.shape)
+        return
+    for mine, theirs in zip(tensor.shape.dim, better.shape.dim, strict=False):
+        if mine.WhichOneof("value") is None and theirs.WhichOneof("value") == "dim_value":
+            mine.dim_value = theirs.dim_value

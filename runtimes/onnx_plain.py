@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto
+from runtimes import onnx_graph
 
-_DEFAULT_DOMAINS = ("", "ai.onnx")
-"""Two names of one domain (docs/IR.md of ONNX, "Operator Sets"); libraries look the first one up."""
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _INITIALISERS_ALONE = 4
 """The IR version from which an initialiser need not be an input of the graph too (onnx.proto, ``IR_VERSION``)."""
@@ -30,41 +28,15 @@ def plain(model: ModelProto) -> ModelProto:
 
     copy = type(model)()
     copy.CopyFrom(model)
-    _use_short_domain(copy)
+    onnx_graph.respell(copy)
     if copy.functions:
         metadata = list(copy.metadata_props)
         copy = inliner.inline_local_functions(copy, convert_version=True)
         if not copy.metadata_props:
             copy.metadata_props.extend(metadata)
-    for sparse in copy.graph.sparse_initializer:
-        copy.graph.initializer.append(_dense(sparse))
-    del copy.graph.sparse_initializer[:]
+    onnx_graph.fill_in(copy)
     constants_from_nodes(copy)
     return copy
-
-
-def nodes_within(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yields nodes, and behind each those of its subgraphs."""
-    for node in nodes:
-        yield node
-        for item in node.attribute:
-            for graph in (item.g, *item.graphs):
-                yield from nodes_within(graph.node)
-
-
-def _use_short_domain(model: ModelProto) -> None:
-    bodies: list[tuple[Any, Iterable[NodeProto]]] = [(model, model.graph.node)]
-    for holder, nodes in (*bodies, *((function, function.node) for function in model.functions)):
-        imported = holder.opset_import
-        versions = [entry.version for entry in imported if entry.domain in _DEFAULT_DOMAINS]
-        others = [entry for entry in imported if entry.domain not in _DEFAULT_DOMAINS]
-        del imported[:]
-        if versions:
-            imported.add(domain="", version=max(versions))
-        imported.extend(others)
-        for node in nodes_within(nodes):
-            if node.domain in _DEFAULT_DOMAINS:
-                node.domain = ""
 
 
 def constants_from_nodes(model: ModelProto) -> None:
@@ -88,26 +60,13 @@ def constants_from_nodes(model: ModelProto) -> None:
         if held.name == "value":
             tensor.CopyFrom(held.t)
         elif held.name == "sparse_value":
-            tensor.CopyFrom(_dense(held.sparse_tensor))
+            tensor.CopyFrom(onnx_graph.dense(held.sparse_tensor))
         else:
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(helper.get_attribute_value(held), dtype)))
         tensor.name = node.output[0]
     if len(kept) != len(graph.node):
         del graph.node[:]
         graph.node.extend(kept)
-
-
-def _dense(sparse: SparseTensorProto) -> TensorProto:
-    """Returns a sparse tensor with its zeros; its indices are [values] or [values, axes] (onnx.proto)."""
-    from onnx import numpy_helper
-
-    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 def drop_types_of_initialisers(model: ModelProto) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from runtimes import onnx_graph
 from runtimes.errors import UnsupportedModel
 from runtimes.spec import Dimension, TensorSpec
 
@@ -32,19 +33,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
 def spec(name: str, element: str, shape: Iterable[object]) -> TensorSpec:
     """Returns the spec of a tensor from ONNX's names; an unnamed dimension gets a name of its own.
 
+    So does one named like another of the same tensor, as exporters write that batch, height and width are open.
+
     Raises:
         UnsupportedModel: The element type has no NumPy counterpart.
     """
     dtype = DTYPES.get(element)
     if dtype is None:
         raise UnsupportedModel(f"tensor '{name}' has elements of type {element}; supported are {', '.join(DTYPES)}")
-    return TensorSpec(name, dtype, tuple(_dimension(name, axis, extent) for axis, extent in enumerate(shape)))
-
-
-def _dimension(name: str, axis: int, extent: object) -> Dimension:
-    if isinstance(extent, int) and extent >= 0:
-        return int(extent)
-    return str(extent) if isinstance(extent, str) and extent else f"{name}.{axis}"
+    dimensions: list[Dimension] = []
+    for axis, extent in enumerate(shape):
+        if isinstance(extent, int) and extent >= 0:
+            dimensions.append(int(extent))
+            continue
+        named = isinstance(extent, str) and any(sign.isalpha() for sign in extent) and extent not in dimensions
+        dimensions.append(str(extent) if named else f"{name}.{axis}")
+    return TensorSpec(name, dtype, tuple(dimensions))
 
 
 def element_name(element: int) -> str:
@@ -57,7 +61,6 @@ def element_name(element: int) -> str:
 
 def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Returns the specs of a ``ModelProto``'s inputs (without initialisers) and of its outputs that hold numbers."""
-    initialised = {t.name for t in model.graph.initializer}
 
     def one(value: ValueInfoProto) -> TensorSpec:
         tensor = value.type.tensor_type
@@ -65,7 +68,7 @@ def model_specs(model: ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
         shape = [d.dim_param or None if d.WhichOneof("value") != "dim_value" else d.dim_value for d in tensor.shape.dim]
         return spec(value.name, element, shape)
 
-    inputs = tuple(one(value) for value in model.graph.input if value.name not in initialised)
+    inputs = tuple(one(value) for value in onnx_graph.fed(model))
     return inputs, tuple(one(value) for value in model.graph.output if odd_kind(value) is None)
 
 

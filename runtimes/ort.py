@@ -40,6 +40,13 @@ _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Otherwise ONNX Runtime looks up its maker's host, keeps a device id in the user's cache and writes into $TMPDIR."""
 
 
+_NEWER = re.compile(
+    r"Unsupported model IR version: (\d+), max supported IR version: (\d+)"
+    r"|Opset (\d+) is under development .*? till opset (\d+)"
+)
+"""How ONNX Runtime says that a file is newer than it is."""
+
+
 class OrtRuntime(Runtime):
     """What all providers share; a provider fills the three small holes at the end."""
 
@@ -90,11 +97,7 @@ class OrtRuntime(Runtime):
         if self.provider != ort_gpu.CPU:
             ort_gpu.check_placement(self._placement(), self.provider, runtime=self.name, model=self.source.name)
         self._turns = itertools.cycle((self._session, *self._more_sessions))
-        inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        outputs = tuple(
-            _spec(value) for place, value in enumerate(self._session.get_outputs()) if place not in checked.odd_outputs
-        )
-        return inputs, outputs, {
+        return checked.inputs, checked.outputs, {
             "provider": self.provider,
             "provider_options": providers[self.provider],
             **self._recorded(),
@@ -189,7 +192,19 @@ class OrtRuntime(Runtime):
             return OutOfMemory(f"{self.name}: {self.source.name} does not fit into memory: {reason(error)}")
         if self.provider != ort_gpu.CPU and (cause := ort_gpu.cause(text)):
             return RuntimeUnavailable(f"runtime '{self.name}' can't run here: {cause}", fix="resnet-onnx doctor")
+        if newer := _NEWER.search(text):
+            what = "IR version" if newer[1] else "opset"
+            return UnsupportedModel(
+                f"{self.source.name} has {what} {newer[1] or newer[3]}, at most {newer[2] or newer[4]} here "
+                f"({self.name} {self.version})",
+                fix="export it with an older onnx, or choose another runtime",
+            )
         operator = re.search(r"Could not find an implementation for (\S+?)\(", text)
+        if operator and any(spec.dtype == np.float64 for spec in self._checked.inputs):
+            return UnsupportedModel(
+                f"{self.source.name} is in float64, for which {self.name} has no {operator[1].partition('(')[0]}",
+                fix="export it in float32, as with model.float() in torch, or choose another runtime",
+            )
         if operator or kind == "NotImplemented":
             what = f"operator {operator[1]}" if operator else "an operator or type"
             return NoKernel(
@@ -257,13 +272,6 @@ def _half_on_cpu(ort: Any) -> bool:
 
 
 _PROBE = {"x": 4, "w": 3, "y": 2}
-
-
-def _spec(value: Any) -> TensorSpec:
-    element = re.fullmatch(r"tensor\((\w+)\)", value.type)
-    if element is None:
-        raise UnsupportedModel(f"'{value.name}' is a {value.type}; only tensors are supported")
-    return onnx_types.spec(value.name, element[1], value.shape)
 
 
 class _PreparedDevice(Prepared):

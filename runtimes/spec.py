@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import BadFeeds, UsageError
+from runtimes.errors import BadFeeds, BadModel, UsageError
 
 Feeds = Mapping[str, NDArray[Any]]
 """Input arrays by input name."""
@@ -88,6 +88,20 @@ def check_feeds(feeds: Feeds, inputs: tuple[TensorSpec, ...], *, who: str) -> No
                 raise BadFeeds(
                     f"{who}: dimension '{want}' is {before[0]} in input '{before[1]}' and {got} in input '{name}'"
                 )
+
+
+def check_rows(outputs: Feeds, batch: int, *, who: str) -> None:
+    """Raises ``BadModel`` where a batch of pictures comes back as fewer rows, so that it is not what it is counted as.
+
+    A graph into which one batch was baked may take any and answer with that one.
+    """
+    rows = max((len(array) for array in outputs.values() if array.ndim), default=0)
+    if 0 < rows < batch:
+        raise BadModel(
+            f"{who}: {batch} pictures came back as {rows} row{'s' if rows > 1 else ''} of output; its graph does not "
+            "have the batch that its input promises",
+            fix="export it again with an open batch, or with a fixed one",
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from resnet_onnx.results.bench import Utilization
 from resnet_onnx.results.document import Peaks, known
-from runtimes import files
+from runtimes import files, onnx_graph
 from runtimes.environment import describe_machine
 from runtimes.errors import FileProblem, ToolkitError
 
@@ -173,7 +173,7 @@ def _shapes(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tupl
             element = value.type.tensor_type.elem_type
             bare.graph.input.append(onnx.helper.make_tensor_value_info(value.name, element, given and list(given)))
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+        inferred = onnx_graph.propagated(bare)
     except (onnx.shape_inference.InferenceError, ValueError):
         return known
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):

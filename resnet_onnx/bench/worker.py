@@ -43,7 +43,7 @@ from runtimes.cores import usable_cores
 from runtimes.environment import describe_machine
 from runtimes.errors import OutOfMemory, ToolkitError
 from runtimes.registry import open_target
-from runtimes.spec import Feeds, LayerTime, Scope, Target, TensorSpec
+from runtimes.spec import Feeds, LayerTime, Scope, Target, TensorSpec, check_rows
 
 if TYPE_CHECKING:
     from resnet_onnx.bench.loadgen import Harnessed, MLPerfScenario, ServerRules
@@ -52,6 +52,7 @@ SET_S = 0.5
 """Least time of a set in the offline scenario: its end, where streams wait for the last one, then hardly counts."""
 
 _FEWEST_PER_STREAM = 2
+_PICTURE_AXES = 4
 
 PROTOCOL = 4
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
@@ -129,6 +130,8 @@ class Worker:
                     FedRun(runtime, feed_factory.open(batch=batch, threads=threads)) for _ in range(runtime.streams)
                 )
             warm = warm_up(prepared, limit_s=limit_s)
+            if len(runtime.inputs) == 1 and len(runtime.inputs[0].shape) == _PICTURE_AXES:
+                check_rows(prepared[0].outputs(), batch, who=runtime.source.name)
         except BaseException:
             for each in prepared:
                 each.close()

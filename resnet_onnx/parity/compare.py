@@ -17,7 +17,7 @@ from resnet_onnx.parity.records import Outputs, Records, rebatched
 from resnet_onnx.parity.running import Batches, Ran, gold_outputs, run
 from runtimes.errors import RunFailed, UnsupportedModel, UsageError
 from runtimes.registry import adapter
-from runtimes.spec import Target
+from runtimes.spec import Target, check_rows
 
 Progress = Callable[[str], None]
 
@@ -64,12 +64,14 @@ class Inputs:
         gold_batches: The same pictures as the feeds of all references, where another model is gold; its single output
             then stands for the targets' single output, whatever the names of the two. None: the same feeds.
         notes: What the user should know of how the pictures were read.
+        pictures: Whether they are pictures, each of which has a row in some output.
     """
 
     names: Sequence[str]
     batches: Batches
     gold_batches: Batches | None = None
     notes: tuple[str, ...] = ()
+    pictures: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,9 @@ def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> P
     for target in targets:
         progress(target.runtime)
         results.append(run(target, inputs.batches))
+        if inputs.pictures:
+            for outputs, size in zip(results[-1].outputs, inputs.batches.sizes, strict=True):
+                check_rows(outputs, size, who=target.source.name)
     references = _References(comparison, truth, results, progress)
     budgets = _budgets(comparison, references)
     by_name = {target.runtime: ran.outputs for target, ran in zip(targets, results, strict=True)}

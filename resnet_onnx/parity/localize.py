@@ -48,11 +48,10 @@ class Graph:
     """
 
     def __init__(self, path: Path) -> None:
-        import onnx
 
         checked = onnx_gate.check_onnx(path)
         self.path = checked.path
-        self._model = onnx.load(str(checked.path))
+        self._model = onnx_gate.load_model(checked)
         onnx_plain.constants_from_nodes(self._model)
         graph = self._model.graph
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}

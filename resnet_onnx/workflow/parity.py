@@ -38,7 +38,8 @@ from resnet_onnx.workflow.resolving import resolve
 from resnet_onnx.workflow.weights import digest
 from runtimes import files, onnx_gate, registry
 from runtimes.environment import package_version
-from runtimes.errors import BadData, OutOfMemory, UnsupportedModel, UsageError
+from runtimes.errors import BadData, BadModel, OutOfMemory, UnsupportedModel, UsageError
+from runtimes.onnx_graph import TrainingMode
 from runtimes.spec import Feeds, ModelSource, RuntimeOptions, Target
 
 
@@ -78,6 +79,12 @@ def check_parity(model: Model, plan: ParityPlan, *, progress: Callable[[str], No
     """
     sides = _sides(model, plan.gold)
     _require_known_operators(sides, plan)
+    for each in (sides.model, sides.truth):
+        if random := _training(each).random:
+            raise BadModel(
+                f"{each.name} is in training mode: {random[0]} draws random numbers, so that no two runs agree",
+                fix="export it in inference mode, as with model.eval() in torch",
+            )
     inputs = _inputs(sides, plan)
     try:
         return _judge(sides, plan, inputs, progress)
@@ -180,6 +187,11 @@ def _exportable(opset: int | None) -> int | None:
     from converters.torch_export import OPSETS
 
     return opset if opset in OPSETS else None
+
+
+def _training(model: Model) -> TrainingMode:
+    """Returns what of a file that was brought computes as in training; an export of ours has nothing of it."""
+    return TrainingMode() if model.onnx is None else onnx_gate.check_onnx(model.onnx).training
 
 
 def _is_quantised(model: Model) -> bool:
@@ -359,7 +371,8 @@ def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> I
     """Returns the inputs as feeds of the model and of gold, in batches of at most `largest` where the model allows.
 
     A quantised model has no adversarial pictures: they are outside of what it was calibrated for, and where its numbers
-    are cut off there it does what it should and is still far from the network that it was made from.
+    are cut off there it does what it should and is still far from the network that it was made from. Nor has one whose
+    batch norms divide by the variance of each batch, of which a picture of one colour has none.
     """
     model, truth = sides.model, sides.truth
     if not takes_pictures(model) or model.preprocessing is None:
@@ -373,7 +386,7 @@ def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> I
         )
     names, pictures, notes = _pictures(preprocessing, plan.data, plan.images, plan.seed)
     odd_names, odd = adversarial_pictures(preprocessing.image_size, seed=plan.seed)
-    if sides.quantised:
+    if sides.quantised or _training(model).batch_norms:
         odd_names, odd = (), odd[:0]
     names += odd_names
     fixed = model.form.batch
@@ -401,7 +414,7 @@ def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> I
             return (feeds_of(truth, record[""]) for record in rebatched(filled, other))
 
         gold_batches = Batches(theirs, other)
-    return Inputs(names=names, batches=batches, gold_batches=gold_batches, notes=notes)
+    return Inputs(names=names, batches=batches, gold_batches=gold_batches, notes=notes, pictures=True)
 
 
 def _largest_batch(model: Model) -> int:

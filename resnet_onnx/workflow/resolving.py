@@ -179,7 +179,7 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         labels=network.labels,
         precision=_precision(checked),
         trained=network.trained,
-        notes=(*_notes(network), *_output_notes(checked, scores)),
+        notes=(*_notes(network), *checked.notes, *_output_notes(checked, scores)),
     )
 
 
@@ -231,7 +231,7 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
     """An ONNX file that was not made here: what its inputs show, and what the user adds."""
     checked = replace(checked, inputs=_with_channels(checked))
     picture = find_picture_input(checked.inputs)
-    notes: list[str] = []
+    notes = list(checked.notes)
     preprocessing: Preprocessing | None = None
     form = OnnxForm(opset=checked.opset)
     if picture is not None:
