@@ -89,6 +89,7 @@ class CheckedModel:
         odd_outputs: What the other outputs are, in words, by their places among all; no runtime computes them here.
         external_data: Names of its external data files, relative to its folder.
         has_manifest: Whether a manifest lay beside it and agreed.
+        dialect: Whether weights are sparse or nodes write out ONNX's own domain, which not every library reads.
         training: What in it computes as in training.
         notes: What the user should know of the graph, one sentence each.
     """
@@ -103,6 +104,7 @@ class CheckedModel:
     external_data: tuple[str, ...]
     has_manifest: bool
     odd_outputs: Mapping[int, str] = field(default_factory=dict)
+    dialect: bool = False
     training: onnx_graph.TrainingMode = field(default_factory=onnx_graph.TrainingMode)
     notes: tuple[str, ...] = ()
 
@@ -164,7 +166,9 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
     if foreign:
         raise BadModel(f"{path} is {foreign}, expected an ONNX model", fix=_FOREIGN_FIX.get(foreign))
     model = _parse(path)
-    onnx_graph.respell(model)
+    dialect = onnx_graph.is_dialect(model)
+    if model.HasField("graph"):
+        onnx_graph.respell(model)
     _check_graph(path, model)
     external = _check_external_data(path, model)
     stamps = {name: _stamp(path.parent / name, follow=False) for name in external}
@@ -201,6 +205,7 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
             for place, value in enumerate(model.graph.output)
             if (kind := onnx_types.odd_kind(value)) is not None
         },
+        dialect=dialect,
         training=training,
         notes=notes,
     )
@@ -547,7 +552,11 @@ def _check_sizes(path: Path, model: ModelProto) -> None:
 def _run_checker(path: Path, model: ModelProto, external: bool) -> None:
     import onnx
 
-    shapeless = [v for v in model.graph.output if not v.type.tensor_type.HasField("shape")]
+    shapeless = [
+        value
+        for value in model.graph.output
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
     for value in shapeless:  # the checker insists on what shape inference finds anyway
         value.type.tensor_type.shape.SetInParent()
     try:
@@ -563,7 +572,8 @@ def _run_checker(path: Path, model: ModelProto, external: bool) -> None:
     for value in (*inferred.graph.value_info, *inferred.graph.output):
         _check_value(path, value)
     for value, found in zip(model.graph.output, inferred.graph.output, strict=True):
-        _complete(value, found)
+        if value.type.HasField("tensor_type"):
+            _complete(value, found)
 
 
 def _complete(value: ValueInfoProto, found: ValueInfoProto) -> None:

@@ -39,6 +39,12 @@ def fed(model: ModelProto) -> list[ValueInfoProto]:
 # ---- spellings -----------------------------------------------------------------------------------------------------
 
 
+def is_dialect(model: ModelProto) -> bool:
+    """Whether weights are sparse or nodes write out ONNX's own domain."""
+    nodes = all_nodes([*model.graph.node, *(node for function in model.functions for node in function.node)])
+    return bool(model.graph.sparse_initializer) or any(node.domain == "ai.onnx" for node in nodes)
+
+
 def respell(model: ModelProto) -> None:
     """Writes in ONNX's own way, in place, what other exporters write in theirs and runtimes read alike.
 
@@ -199,9 +205,13 @@ def baked_batch(model: ModelProto) -> int | None:
     if inputs[0].type.tensor_type.shape.dim[0].WhichOneof("value") == "dim_value":
         return None
     bare = without_weights(model)
-    for output in bare.graph.output:
-        output.type.tensor_type.ClearField("shape")
     name = inputs[0].name
+    answers = [output for output in bare.graph.output if output.name in _dependent_on(name, bare.graph)]
+    del bare.graph.output[:]
+    bare.graph.output.extend(answers)
+    for output in bare.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
     several = [_rows(bare, name, batch) for batch in (3, 5)]
     if None not in several and (several[0] != several[1] or not several[0] or None in several[0]):
         return None
@@ -213,8 +223,21 @@ def baked_batch(model: ModelProto) -> int | None:
     return None
 
 
+def _dependent_on(name: str, graph: GraphProto) -> set[str]:
+    """Returns the names of the values of a graph that depend on an input, that included."""
+    found = {name}
+    for node in graph.node:
+        read = (used for each in all_nodes([node]) for used in each.input)
+        if not found.isdisjoint(read):
+            found.update(node.output)
+    return found
+
+
 def _rows(bare: ModelProto, name: str, batch: int | None) -> tuple[int | None, ...] | None:
-    """Returns the first extent of each output that has axes, None where it is open; None where nothing fits."""
+    """Returns the first extent of each output of two axes or more, None where it is open; None where nothing fits.
+
+    A single axis is not that of pictures: means over a batch have it.
+    """
     import onnx
 
     (value,) = (each for each in bare.graph.input if each.name == name)
@@ -234,7 +257,7 @@ def _rows(bare: ModelProto, name: str, batch: int | None) -> tuple[int | None, .
         tensor = output.type.tensor_type
         if not tensor.HasField("shape"):
             rows.append(None)
-        elif tensor.shape.dim:
+        elif len(tensor.shape.dim) > 1:
             known = tensor.shape.dim[0].WhichOneof("value") == "dim_value"
             rows.append(tensor.shape.dim[0].dim_value if known else None)
     return tuple(rows)

@@ -56,7 +56,7 @@ class OpenVINORuntime(Runtime):
             raise BadModel(f"runtime '{self.name}' opens ONNX files, but {self.source.name} has none")
         checked = onnx_gate.check_onnx(self.source.path)
         self._ov = load_library("openvino", runtime=self.name, package="resnet-onnx")
-        self._path = checked.path
+        self._checked = checked
         count = len(checked.outputs) + len(checked.odd_outputs)
         self._places = [place for place in range(count) if place not in checked.odd_outputs]
         precision = onnx_arithmetic.graph_precision(checked.path)
@@ -98,12 +98,18 @@ class OpenVINORuntime(Runtime):
     def _compiled_with(self, more: Mapping[str, Any]) -> Any:
         core = _core(self._ov)
         try:
-            return core.compile_model(core.read_model(str(self._path)), "CPU", {**self._settings, **more})
+            return core.compile_model(core.read_model(self._readable()), "CPU", {**self._settings, **more})
         except RuntimeError as error:
             raise UnsupportedModel(
                 f"{self.name} can't open {self.source.name}: {reason(error)}",
                 fix="choose another runtime or precision",
             ) from error
+
+    def _readable(self) -> str | bytes:
+        """Returns the file, or its bytes in ONNX's own spelling where OpenVINO would not read it."""
+        if not self._checked.dialect:
+            return str(self._checked.path)
+        return onnx_gate.load_model(self._checked).SerializeToString()
 
     def _placement(self) -> tuple[NodePlacement, ...]:
         rows = []
