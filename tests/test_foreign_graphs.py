@@ -221,7 +221,7 @@ def test_a_newer_file_is_refused_by_its_number(tmp_path: Path) -> None:
 
 def test_float64_is_named_where_a_runtime_lacks_it(tmp_path: Path) -> None:
     path = written(tmp_path / "double.onnx", dtype=np.float64)  # c35
-    with pytest.raises(UnsupportedModel, match="double.onnx is in float64, for which ort-cpu has no Conv") as caught:
+    with pytest.raises(UnsupportedModel, match=r"double\.onnx is in float64, for which ort-cpu has no Conv") as caught:
         open_runtime("ort-cpu", ModelSource(path=path))
     assert "float32" in (caught.value.fix or "")
     assert parity(resolved(path), "openvino").passed
