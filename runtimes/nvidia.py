@@ -298,6 +298,16 @@ def read_sensors(gpu: Gpu) -> Sensors:
         )
 
 
+def total_energy_j(gpu: Gpu) -> float | None:
+    """Returns the joules that a GPU used since its driver was loaded; None where it does not count them."""
+    with _Nvml() as nvml:
+        handle = nvml.handle(gpu.uuid)
+        if handle is None:
+            return None
+        counted = nvml.ask("nvmlDeviceGetTotalEnergyConsumption", None, handle)
+        return None if counted is None else counted / 1000
+
+
 def describe() -> dict[str, Any]:
     """Returns driver and GPUs for results and ``doctor``; never raises for a machine without them.
 

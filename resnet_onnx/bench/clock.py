@@ -184,6 +184,7 @@ class Slice:
         runs_per_s: Runs that were completed per second, all streams together.
         spent_s: Wall time, discarded runs included.
         sensors: What the GPU reported right after the last run, or None where none computed.
+        energy_j: What the processor's packages or the GPU used meanwhile, or None where they don't tell.
     """
 
     times_ns: Nanoseconds
@@ -191,6 +192,7 @@ class Slice:
     spent_s: float
     disturbance: Disturbance
     sensors: Sensors | None = None
+    energy_j: float | None = None
 
 
 def warm_up(prepared: Sequence[Prepared], *, limit_s: float) -> WarmUp:

@@ -18,6 +18,7 @@ from resnet_onnx.results.bench import (
     CapacityRecord,
     DisturbanceRecord,
     Ends,
+    EnergyRecord,
     GpuReadings,
     Latency,
     LayerRecord,
@@ -276,10 +277,27 @@ def result(
         unprofiled=row.unprofiled or None,
         split=breakdown(row),
         gpu=gpu_readings(row),
+        energy=energy(row),
         recorded=dict(opened.recorded) if opened is not None else {},
         placement=dict(opened.placement) if opened is not None else {},
         error=None if row.error is None else error_record(row.error),
         raw_ns=[part.times_ns.tolist() for part in row.slices] if raw or times.size <= RAW_IN_DOCUMENT else None,
+    )
+
+
+def energy(row: Row) -> EnergyRecord | None:
+    """Returns the energy that a row took by the machine's own counters, or why it is not known."""
+    opened = row.opened
+    if opened is None or not opened.energy or not row.slices or row.harness is not None or row.capacity is not None:
+        return None
+    counted = [(part.energy_j, part.spent_s) for part in row.slices if part.energy_j is not None]
+    if opened.energy_unreadable or not counted:
+        reason = opened.energy_unreadable or "the counters could not be read while it was measured"
+        return EnergyRecord(source=opened.energy, power_w=None, joules_per_image=None, reason=reason)
+    power = sum(joules for joules, _ in counted) / sum(seconds for _, seconds in counted)
+    rate = delivered_per_second(row)
+    return EnergyRecord(
+        source=opened.energy, power_w=power, joules_per_image=power / rate if rate else None, reason=None
     )
 
 

@@ -35,6 +35,7 @@ from resnet_onnx.bench.clock import (
     turn,
     warm_up,
 )
+from resnet_onnx.bench.energy import EnergyMeter
 from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
 from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes import nvidia, onnx_types
@@ -54,7 +55,7 @@ SET_S = 0.5
 _FEWEST_PER_STREAM = 2
 _PICTURE_AXES = 4
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
 A worker may run in another environment, with another version of this package."""
 
@@ -68,6 +69,8 @@ class Opened:
 
     Attributes:
         placement: How many nodes each provider runs on each device, ``"provider, device"`` → count.
+        energy: Whose counters of energy there are to read: ``RAPL`` or ``NVML``.
+        energy_unreadable: Why they can't be read, or "".
     """
 
     version: str
@@ -76,6 +79,8 @@ class Opened:
     placement: Mapping[str, int]
     inputs: tuple[TensorSpec, ...]
     streams: int = 1
+    energy: str = ""
+    energy_unreadable: str = ""
 
 
 class Worker:
@@ -84,6 +89,7 @@ class Worker:
     def __init__(self) -> None:
         self._runtime: Runtime | None = None
         self._gpu: nvidia.Gpu | None = None
+        self._energy: EnergyMeter | None = None
         self._rows: dict[int, list[Prepared]] = {}
         self._sets: dict[int, int] = {}
         self._batches: dict[int, Prepared] = {}
@@ -93,6 +99,7 @@ class Worker:
         opened = open_target(target)
         self._runtime = opened
         self._gpu = None if opened.device == "cpu" else nvidia.require_gpu(opened.device)
+        self._energy = EnergyMeter(self._gpu)
         counts = Counter(f"{node.provider}, {node.device}" for node in opened.placement())
         return Opened(
             version=opened.version,
@@ -101,6 +108,8 @@ class Worker:
             placement=dict(counts.most_common()),
             inputs=opened.inputs,
             streams=opened.streams,
+            energy=self._energy.source,
+            energy_unreadable=self._energy.unreadable,
         )
 
     def prepare(
@@ -146,11 +155,13 @@ class Worker:
 
     def sample(self, row: int, seconds: float, discard: int) -> Slice:
         """Takes the samples of one round of a row."""
+        before = self._energy.read() if self._energy is not None else ()
         if row in self._sets:
             taken = sample_sets(self._rows[row], runs=self._sets[row], seconds=seconds)
         else:
             taken = sample(self._rows[row], seconds=seconds, discard=discard)
-        return taken if self._gpu is None else replace(taken, sensors=nvidia.read_sensors(self._gpu))
+        used = self._energy.since(before) if self._energy is not None else None
+        return replace(taken, energy_j=used, sensors=None if self._gpu is None else nvidia.read_sensors(self._gpu))
 
     def turn(self, row: int, seconds: float, discard: int) -> Turn:
         """Takes one turn of a row that is compared with another worker's."""

@@ -382,6 +382,8 @@ def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:
                 f"{100 * share:.0f} % of it → {row.split.remedy}"
             )
     lines += [_loadgen_line(row.runtime, row.harness) for row in rows if row.harness is not None]
+    unread = dict.fromkeys(row.energy.reason for row in rows if row.energy is not None and row.energy.reason)
+    lines += [f"Energy: not readable here ({reason})." for reason in unread]
     if any(row.pareto for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")
     lines += [_server_line(row.runtime, row.capacity) for row in rows if row.capacity is not None]

@@ -233,6 +233,15 @@ COLUMNS: tuple[Column, ...] = (
         csv={"share_of_limit": lambda row: row.roofline.limit_fraction, "limit": lambda row: row.roofline.bound},
     ),
     Column(
+        heading="J/img",
+        cell=lambda row, table: _rate(row.energy.joules_per_image if row.energy is not None else None),
+        shown=lambda table: any(row.energy is not None and row.energy.joules_per_image for row in table.rows),
+        csv={
+            "joules_per_image": lambda row: row.energy and row.energy.joules_per_image,
+            "power_w": lambda row: row.energy and row.energy.power_w,
+        },
+    ),
+    Column(
         heading="per million",
         cell=lambda row, table: _rate(row.cost_per_million),
         shown=lambda table: any(row.cost_per_million is not None for row in table.rows),

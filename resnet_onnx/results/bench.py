@@ -252,6 +252,23 @@ class HarnessRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnergyRecord:
+    """What the counters of the processor's packages or of the GPU said while a row was measured; all that runs counts.
+
+    Attributes:
+        source: ``RAPL`` or ``NVML``.
+        power_w: Mean power; None where it is not readable here, as `joules_per_image`.
+        joules_per_image: At the delivered rate.
+        reason: Why it is not readable here, or None.
+    """
+
+    source: str
+    power_w: Amount | None
+    joules_per_image: Amount | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedRate:
     """One rate of arrivals that was served.
 
@@ -311,6 +328,7 @@ class BenchRow:
         delivered_images_per_second: Those of all completed runs over the time that they took; ``images_per_second`` is
             that of an undisturbed run, with one stream. None in results of earlier versions.
         unprofiled: Why there are no layers although they were requested.
+        energy: None where it never opened, another's harness or a server measured it, and in earlier versions.
         cost_per_million: What a million pictures cost at the price per hour that was given, or None.
         recorded: Options as the runtime set them.
         placement: How many nodes ran on each provider and device.
@@ -354,6 +372,7 @@ class BenchRow:
     split: Breakdown | None = None
     gpu: GpuReadings | None = None
     cost_per_million: Amount | None = None
+    energy: EnergyRecord | None = None
     recorded: Mapping[str, Any]
     placement: Mapping[str, int] | None = None
     error: ErrorRecord | None
