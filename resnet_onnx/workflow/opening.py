@@ -266,6 +266,9 @@ def runnable(
     left_out |= {
         name: registry.adapter(name).left_out_because
         for name in registry.runtimes_that(lambda found: bool(found.left_out_because) and not found.in_all)
-        if name not in names and model.network is not None and registry.probe(name, device=device).available
+        if name not in names
+        and model.network is not None
+        and model.precision != "int8"
+        and registry.probe(name, device=device).available
     }
     return rest, [f"{name} ({reason})" for name, reason in left_out.items()]
