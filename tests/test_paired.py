@@ -18,12 +18,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from support import protocol
 from support.onnx_models import weights, write_model
+from support.waiting import wait_until
 
 from resnet_onnx.bench.always_valid import ERROR, RatioInterval, RatioSequence, log_wealth
 from resnet_onnx.bench.clock import Turn
@@ -332,6 +334,37 @@ def test_a_side_whose_process_dies_is_named() -> None:
     assert found.base.error is None
     assert found.new.error is not None
     assert "ended with exit code 9" in found.new.error.message
+
+
+TAKES_A_TURN = """
+import sys, time, os
+from test_paired import ONE, waiting
+from resnet_onnx.bench.paired import OpenedSide, Side
+with OpenedSide(Side(target=waiting(0.02), feeds=ONE)) as side:
+    side.prepare()
+    side.turn()
+    side.turn()
+    print(side._worker.pid, flush=True)
+    input()
+    side.turn()
+    print("another turn", flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system names the states of a process differently")
+def test_a_side_that_waits_for_its_turn_is_frozen_and_ends_with_its_parent() -> None:
+    paths = [str(ROOT / "tests"), *sys.path]
+    start = f"import sys; sys.path[:] = {paths!r}\n{TAKES_A_TURN}"
+    with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        wait_until(lambda: worker.status() == psutil.STATUS_STOPPED, "the worker is frozen")
+        parent.stdin.write(b"\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == b"another turn\n"
+    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "the worker has ended")
 
 
 def test_who_changes_what_is_sent_changes_the_version_of_the_protocol() -> None:

@@ -34,9 +34,6 @@ ENQUEUE_BOUND = 0.8
 """Share of a run that handing its work over may take; beyond it the device has done most of it by the time it is all
 there, so that a faster device would not help."""
 
-SETTLE_S = 0.002
-"""How long the threads of a process that has just run may still spin: ONNX Runtime's and OpenMP's stop within 1 ms."""
-
 CPUS = Path("/sys/devices/system/cpu")
 """Where Linux describes its cores."""
 
@@ -235,7 +232,7 @@ class Turn:
 
     Attributes:
         run_s: Seconds from one completed run to the next, all streams together.
-        spent_s: Wall time of the turn, settling included.
+        spent_s: Wall time of the turn.
     """
 
     run_s: float
@@ -245,14 +242,12 @@ class Turn:
 def turn(prepared: Sequence[Prepared], *, seconds: float, discard: int) -> Turn:
     """Times single runs for about `seconds`, none of which starts later; each stream makes at least one.
 
-    The other side has just been running: its idle threads may still spin on the cores, and get ``SETTLE_S`` to stop.
     The first `discard` runs are untimed.
     """
     begin = perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        sleep(SETTLE_S)
         _, runs_per_s = _streams(prepared, seconds=seconds, discard=discard)
     finally:
         if collecting:

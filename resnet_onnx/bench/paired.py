@@ -141,9 +141,10 @@ class OpenedSide:
         """
         run_s = self.warm_up.run_s if self.warm_up is not None else 0.0
         try:
-            found: Turn = self._worker.call(
-                "turn", row=0, seconds=max(0.0, TURN_S - run_s), discard=1 if run_s < TURN_S else 0
-            )
+            with self._worker.awake():
+                found: Turn = self._worker.call(
+                    "turn", row=0, seconds=max(0.0, TURN_S - run_s), discard=1 if run_s < TURN_S else 0
+                )
         except RunFailed as error:
             self.error = error
             raise ContenderFailed from error
@@ -153,8 +154,9 @@ class OpenedSide:
         """Returns what it says of itself."""
         machine = outputs = None
         if self.error is None and self.warm_up is not None:
-            machine = self._worker.call("describe")
-            outputs = self._worker.call("outputs", row=0)
+            with self._worker.awake():
+                machine = self._worker.call("describe")
+                outputs = self._worker.call("outputs", row=0)
         return SideReport(opened=self.opened, warm_up=self.warm_up, machine=machine, outputs=outputs, error=self.error)
 
 

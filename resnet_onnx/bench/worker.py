@@ -55,7 +55,10 @@ SET_S = 0.5
 _FEWEST_PER_STREAM = 2
 _PICTURE_AXES = 4
 
-PROTOCOL = 5
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
+
+PROTOCOL = 6
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
 A worker may run in another environment, with another version of this package."""
 
@@ -170,6 +173,15 @@ class Worker:
     def outputs(self, row: int) -> dict[str, NDArray[Any]]:
         """Returns what the last run of a row's first stream computed."""
         return self._rows[row][0].outputs()
+
+    def end_with_parent(self, parent: int) -> None:
+        """Asks the system to kill this process when its parent ends, also while it is frozen; Linux can do that."""
+        if sys.platform == "linux":
+            import ctypes
+
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it ended just before
+                os._exit(0)
 
     def describe(self) -> dict[str, Any]:
         """Returns the machine and the libraries of this process, as ``describe_machine``."""
