@@ -137,26 +137,16 @@ def command(
         request = replace(request, model=_DEFAULT_MODEL)
     chosen_streams = _streams(streams, scenario)
     _check_decoding(include, data, scope)
-    _check_server(
-        scenario,
-        p99,
-        streams=streams,
-        cut_off=cut_off,
-        include=include,
-        profile=profile or None,
-        precision_target=precision_target,
-    )
+    of_rounds = {"streams": streams, "cut_off": cut_off, "include": include, "profile": profile or None,
+                 "precision_target": precision_target}  # fmt: skip
+    _check_server(scenario, p99, **of_rounds)
     _check_harness(
         harness,
         harness_logs,
-        streams=streams,
         threads=threads,
         scenario=None if scenario == "server" else scenario,
-        cut_off=cut_off,
-        include=include,
-        profile=profile or None,
-        precision_target=precision_target,
         scope="device" if scope == "device" else None,
+        **of_rounds,
     )
     names = registry.parse_names(runtimes, device=device)
     check_tuning(tuning, names, device=device)
@@ -166,7 +156,6 @@ def command(
         require_loadgen()
     if problem is not None:
         raise problem
-
     with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
         for note in model.notes:
