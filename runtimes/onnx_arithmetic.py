@@ -45,9 +45,6 @@ _INTEGER_OPERATORS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "Conv
 _SMALL = 256
 """Elements of a constant whose values shapes, axes and paddings may depend on."""
 
-_LONGEST = 4096
-"""Elements of the longest vector that data propagation is done with."""
-
 _FOLDS = "Constant ConstantOfShape Identity Cast Concat Slice Gather Reshape Transpose Squeeze Unsqueeze Add Sub Mul"
 _FOLDING = frozenset(_FOLDS.split())
 
@@ -206,10 +203,7 @@ def _with_types(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> Model
             value.type.tensor_type.ClearField("shape")
     graph.input.extend(onnx.helper.make_tensor_value_info(name, kind, list(dims)) for name, kind, dims in weights)
     _fold(bare)
-    inferred = onnx.shape_inference.infer_shapes(bare)
-    # Data propagation holds every vector as a list of symbols, however long it is.
-    longest = max((extents[0] or 0 for extents in _shapes(inferred.graph).values() if len(extents) == 1), default=0)
-    return onnx.shape_inference.infer_shapes(bare, data_prop=True) if longest <= _LONGEST else inferred
+    return onnx_graph.propagated(bare)
 
 
 def _fold(model: ModelProto) -> None:
@@ -223,6 +217,7 @@ def _fold(model: ModelProto) -> None:
     for node in graph.node:
         given = [name for name in node.input if name]
         folds = node.op_type in _FOLDING and node.domain in ("", "ai.onnx") and all(name in known for name in given)
+        folds = folds and sum(known[name].size for name in given) <= _SMALL  # a few bytes can double without end
         if folds and node.op_type == "ConstantOfShape":
             folds = math.prod(known[given[0]].tolist()) <= _SMALL
         if not folds:

@@ -236,7 +236,7 @@ def test_the_gate_costs_no_more_than_a_file_deserves(tmp_path: Path) -> None:
         import resource, sys
         from pathlib import Path
         from support.foreign_graphs import LONG, written
-        from runtimes import onnx_gate, onnx_graph
+        from runtimes import onnx_arithmetic, onnx_gate, onnx_graph
         from runtimes.errors import BadModel
 
         folder = Path(sys.argv[1])
@@ -253,6 +253,7 @@ def test_the_gate_costs_no_more_than_a_file_deserves(tmp_path: Path) -> None:
             assert path.stat().st_size < 2000
             try:
                 onnx_gate.check_onnx(path)
+                onnx_arithmetic.graph_precision(path)
             except BadModel:
                 pass
             onnx_graph.propagated(onnx_graph.without_weights(model))

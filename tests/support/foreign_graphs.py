@@ -219,14 +219,14 @@ def _filled(shape: str, output: str) -> onnx.NodeProto:
     return helper.make_node("ConstantOfShape", [shape], [output], value=one)
 
 
-def _doubled(times: int) -> onnx.ModelProto:
+def _doubled(times: int, *, constant: bool = False) -> onnx.ModelProto:
     names = ["v0", *(f"v{step}" for step in range(1, times)), "v"]
     return _vector(
         [
-            helper.make_node("Shape", ["x"], ["v0"]),
+            helper.make_node("Shape", ["x"], ["s" if constant else "v0"]),
             *(helper.make_node("Concat", [a] * 2, [b], axis=0) for a, b in itertools.pairwise(names)),
         ],
-        {},
+        {"v0": [1]} if constant else {},
     )
 
 
@@ -240,6 +240,7 @@ LONG: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
     "Pad": lambda: _vector([helper.make_node("Pad", ["a", "p"], ["v"])], {"a": [1], "p": [0, MANY]}),
     "Concat": lambda: _doubled(24),
+    "Concat of constants": lambda: _doubled(27, constant=True),
     "a shape of a computed shape": lambda: _vector(
         [
             helper.make_node("Shape", ["x"], ["s"]),
