@@ -146,19 +146,7 @@ def _stamp(path: Path, *, follow: bool) -> tuple[int, ...] | None:
 
 @functools.lru_cache(maxsize=32)
 def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[str, tuple[int, ...] | None]]:
-    size = path.stat().st_size
-    if size == 0:
-        raise BadModel(f"{path} is empty, expected an ONNX model", fix="export or download it again")
-    if size > MAX_PROTO_BYTES:
-        raise BadModel(
-            f"{path} has {size} bytes, but one ONNX file holds less than 2 GiB", fix="save the tensors as external data"
-        )
-    try:
-        with open(path, "rb") as handle:
-            head = handle.read(512)
-        digest = sha256_file(path)
-    except OSError as error:
-        raise BadModel(f"can't read the model {path}: {error.strerror}", fix="check its permissions") from error
+    size, head, digest = _read_head(path)
     manifest = _read_manifest(path)
     if manifest is not None:
         _compare(path, manifest["model"], digest, path)
@@ -210,6 +198,24 @@ def _check_onnx(path: Path, stamp: tuple[Any, ...]) -> tuple[CheckedModel, dict[
         notes=notes,
     )
     return checked, stamps
+
+
+def _read_head(path: Path) -> tuple[int, bytes, str]:
+    """Returns the size of a file, its first bytes and its SHA-256."""
+    size = path.stat().st_size
+    if size == 0:
+        raise BadModel(f"{path} is empty, expected an ONNX model", fix="export or download it again")
+    if size > MAX_PROTO_BYTES:
+        raise BadModel(
+            f"{path} has {size} bytes, but one ONNX file holds less than 2 GiB", fix="save the tensors as external data"
+        )
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(512)
+        digest = sha256_file(path)
+    except OSError as error:
+        raise BadModel(f"can't read the model {path}: {error.strerror}", fix="check its permissions") from error
+    return size, head, digest
 
 
 def _with_batch(spec: TensorSpec, batch: int) -> TensorSpec:

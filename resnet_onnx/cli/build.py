@@ -93,8 +93,7 @@ def command(
     }  # fmt: skip
     if adapter.lowers_int8:
         misplaced = {**engine_only, **compiling, "--tf32": tf32, "--device": device}
-        _build_lowered(terminal, request, runtime, output, exact, [n for n, v in misplaced.items() if v])
-        return
+        return _build_lowered(terminal, request, runtime, output, exact, [n for n, v in misplaced.items() if v])
     if exact:
         lowering = " and ".join(registry.runtimes_that(lambda found: found.lowers_int8))
         raise UsageError(f"--exact is for {lowering}: an engine clips where the int8 file does")
@@ -107,8 +106,7 @@ def command(
             channels_last=channels_last,
             compile_mode=compile_mode or "default",
         )
-        _build_compiled(terminal, request, adapter, output, how, device, rebuild)
-        return
+        return _build_compiled(terminal, request, adapter, output, how, device, rebuild)
     _refuse(compiling, "is for torch-compile, not for the engines of {}", runtime)
     library = _library(adapter)
     place = adapter.resolve_device(device)
