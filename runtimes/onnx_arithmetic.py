@@ -117,17 +117,26 @@ def _graph_precision(path: Path, sha256: str) -> str:
     return computation(path).precision
 
 
-def require_true_metadata(checked: onnx_gate.CheckedModel) -> None:
-    """Raises ``UsageError`` where metadata names one of our precisions and the graph computes in another one."""
+def require_true_metadata(checked: onnx_gate.CheckedModel) -> tuple[str, ...]:
+    """Returns notes on what metadata says of the precision.
+
+    A quantiser of somebody else keeps the metadata of the float file that it quantised: that is noted.
+
+    Raises:
+        UsageError: Metadata names one of our precisions and the graph computes in another one.
+    """
     said = checked.metadata.get("precision")
     if said not in (*PRECISIONS, "int8"):  # not our words: somebody else's metadata
-        return
+        return ()
     found = graph_precision(checked.path)
+    if found == "int8" != said:
+        return (f"quantised by another tool: its metadata still says {said}, and its graph computes in int8",)
     if said != found:
         raise UsageError(
             f"{checked.path}: its metadata says precision {said}, but its graph computes in {found}",
             fix="export or convert it again, or correct the entry 'precision' of its metadata_props",
         )
+    return ()
 
 
 def computation(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Computation:

@@ -381,11 +381,13 @@ def test_every_error_class_has_a_row() -> None:
         return {cls, *(c for child in cls.__subclasses__() if child.__module__ == cls.__module__ for c in below(child))}
 
     codes = {cls.__name__: cls.exit_code for cls in below(errors.ToolkitError)}
-    assert len({cls.kind for cls in below(errors.ToolkitError)}) == len(codes), "two classes share a kind"
+    finer = {errors.NoKernel}  # caught by our own code; for who reads the document it is what its parent is
+    assert len({cls.kind for cls in below(errors.ToolkitError) - finer}) == len(codes) - 1, "two classes share a kind"
     assert codes == {
         "ToolkitError": 70, "CheckFailed": 1, "UserError": 2, "UsageError": 2, "BadModel": 2, "BadWeights": 2,
         "BadData": 2, "BadPicture": 2, "BadFeeds": 2, "FileProblem": 2, "Unavailable": 3, "RuntimeUnavailable": 3,
         "UnsupportedModel": 3, "RunFailed": 3, "OutOfMemory": 3, "NetworkUnavailable": 3,
+        "NoKernel": 3, "RewritingFailed": 70,
     }  # fmt: skip
 
 

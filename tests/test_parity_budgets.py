@@ -83,6 +83,7 @@ def test_an_int8_model_passes_on_every_runtime_and_both_errors_are_reported(
 ) -> None:
     code, result = run_json(capfd, "parity", str(quantised[form]), "--runtimes", "ort-cpu,openvino,reference")
     assert code == 0
+    assert any("quantised by another tool: its metadata still says fp32" in note for note in result["notes"])
     assert result["gold"] == "the quantised graph in float64"
     assert "rounding" in result["budgets"]["logits"]["reason"]
     rows = {row["runtime"]: row for row in result["results"]}

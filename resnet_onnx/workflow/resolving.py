@@ -168,6 +168,7 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         torch_form = None if kept is None else replace(network, weights=kept)
     classes = network.config.num_classes
     scores = find_scores(checked.outputs, path.stem, named=request.output_name, fits=lambda count: count == classes)
+    precision, noted = _precision(checked)
     return Model(
         name=path.stem,
         onnx=path,
@@ -177,18 +178,18 @@ def _from_onnx(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         preprocessing=network.preprocessing,
         scores=scores,
         labels=network.labels,
-        precision=_precision(checked),
+        precision=precision,
         trained=network.trained,
-        notes=(*_notes(network), *checked.notes, *_output_notes(checked, scores)),
+        notes=(*_notes(network), *noted, *checked.notes, *_output_notes(checked, scores)),
     )
 
 
-def _precision(checked: onnx_gate.CheckedModel) -> str:
-    """Returns what a file computes in, which its graph says; raises ``UsageError`` where its metadata contradicts."""
+def _precision(checked: onnx_gate.CheckedModel) -> tuple[str, tuple[str, ...]]:
+    """Returns what a file computes in, which its graph says, and notes; raises as ``require_true_metadata``."""
     if not checked.opset:  # an engine, whose record holds the metadata that it was built from
-        return checked.metadata.get("precision", "fp32")
-    onnx_arithmetic.require_true_metadata(checked)
-    return onnx_arithmetic.graph_precision(checked.path)
+        return checked.metadata.get("precision", "fp32"), ()
+    notes = onnx_arithmetic.require_true_metadata(checked)
+    return onnx_arithmetic.graph_precision(checked.path), notes
 
 
 def _check_form(checked: onnx_gate.CheckedModel, network: Network, form: OnnxForm) -> None:
@@ -266,6 +267,7 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
     notes += _output_notes(checked, scores)
     classes = class_axis(scores.output) if scores.output is not None else None
     labels = overridden_labels(request, classes if isinstance(classes, int) else None, None)
+    precision, noted = _precision(checked)
     return Model(
         name=checked.path.stem,
         onnx=checked.path,
@@ -275,8 +277,8 @@ def _foreign(request: Request, checked: onnx_gate.CheckedModel) -> Model:
         preprocessing=preprocessing,
         scores=scores,
         labels=labels,
-        precision=_precision(checked),
-        notes=tuple(notes),
+        precision=precision,
+        notes=(*notes, *noted),
     )
 
 
