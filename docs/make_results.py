@@ -21,7 +21,7 @@ from PIL import Image
 from resnet_onnx.cli.main import COMMANDS
 from resnet_onnx.report import speed, tables
 from resnet_onnx.results.reading import read_bench
-from runtimes import files
+from runtimes import files, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "plain34")
@@ -61,7 +61,8 @@ def measure(folder: Path, model: str, precision: str, *, seconds: float) -> bool
                 print(f"left out: {model} {precision} (convert refused it)")
                 return False
     # A runtime that lacks the precision is a row with its reason; the others are saved all the same.
-    names = WHOLE_NUMBERS if precision == "int8" else RUNTIMES
+    compiled = ",torch-compile" if registry.probe("torch-compile").available else ""
+    names = WHOLE_NUMBERS if precision == "int8" else RUNTIMES + compiled
     tool("bench", subject, "--runtime", names, "--batch", "1,8", "--duration", f"{seconds:g}", "--save",
          saved)  # fmt: skip
     return saved.is_file()
