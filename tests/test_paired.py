@@ -489,6 +489,10 @@ def test_outputs_are_judged_by_what_rounding_explains(tmp_path: Path) -> None:
     assert off.relative_rmse == pytest.approx(0.01)
     assert compare_outputs(exact, {"out": exact["out"][:, :5]}, limit).relative_rmse is None
     assert compare_outputs(exact, {"a": exact["out"], "out": exact["out"]}, limit).different
+    two = {"features": -exact["out"], **exact}  # which of the two decides is the model's to say, not their order
+    other = {"features": exact["out"], **exact}
+    assert compare_outputs(two, other, limit, scores="out").top1_agreement == 1
+    assert compare_outputs(two, other, limit).top1_agreement is None
     assert compare_outputs(exact, {"out": exact["out"] * np.nan}, limit).different
 
 

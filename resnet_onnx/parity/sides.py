@@ -36,10 +36,14 @@ def rounding_limit(graphs: Sequence[Path | None], precisions: Sequence[str]) -> 
     return min(most, DECORRELATED * max(bounds))
 
 
-def compare_outputs(base: Outputs, new: Outputs, limit: float) -> ComparedOutputs:
-    """Compares what two sides computed from the same inputs; a model's only output may have another name."""
+def compare_outputs(base: Outputs, new: Outputs, limit: float, *, scores: str | None = None) -> ComparedOutputs:
+    """Compares what two sides computed from the same inputs; a model's only output may have another name.
+
+    `scores` is the base's output that decides; None is its only one.
+    """
     if len(base) == len(new) == 1:
         new = dict(zip(base, new.values(), strict=True))
+        scores = next(iter(base))
     problem = _misfit(base, new)
     if problem:
         return ComparedOutputs(different=True, relative_rmse=None, limit=limit, top1_agreement=None, text=problem)
@@ -48,11 +52,11 @@ def compare_outputs(base: Outputs, new: Outputs, limit: float) -> ComparedOutput
             different=False,
             relative_rmse=0.0,
             limit=limit,
-            top1_agreement=_agreement(base, new),
+            top1_agreement=_agreement(base, new, scores),
             text="equal bit by bit",
         )
     apart = max(distance(base[name], new[name]).relative_rmse for name in base)
-    agreement = _agreement(base, new)
+    agreement = _agreement(base, new, scores)
     classes = "" if agreement is None else f", best class equal on {100 * agreement:.4g} % of the pictures"
     different = not apart <= limit
     said = f"relative RMSE {apart:.1e}{classes}; rounding explains up to {limit:.1e}"
@@ -75,9 +79,9 @@ def _misfit(base: Outputs, new: Outputs) -> str:
     return ""
 
 
-def _agreement(base: Outputs, new: Outputs) -> float | None:
-    """Returns the share of pictures with the same best class, of the first output that holds scores."""
-    for name, array in base.items():
-        if array.ndim == 2 and array.shape[1] > 1 and len(array):
-            return float(np.mean(array.argmax(axis=1) == new[name].argmax(axis=1)))
-    return None
+def _agreement(base: Outputs, new: Outputs, scores: str | None) -> float | None:
+    """Returns the share of pictures with the same best class; None where no output holds scores."""
+    found = None if scores is None else base.get(scores)
+    if scores is None or found is None or found.ndim != 2 or found.shape[1] < 2 or not len(found):
+        return None
+    return float(np.mean(found.argmax(axis=1) == new[scores].argmax(axis=1)))

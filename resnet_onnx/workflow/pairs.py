@@ -152,7 +152,9 @@ def _row(
     run, opened = found.run, found.new.opened
     outputs = None
     if found.base.outputs is not None and found.new.outputs is not None:
-        outputs = compare_outputs(found.base.outputs, found.new.outputs, limit)
+        outputs = compare_outputs(
+            found.base.outputs, found.new.outputs, limit, scores=base.scores.output.name if base.scores.output else None
+        )
     complete = found.base.error is None and found.new.error is None
     interval = run.found if complete else None
     return ComparedRow(
