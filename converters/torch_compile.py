@@ -18,9 +18,10 @@ import numpy as np
 
 from runtimes import engines, onnx_types
 from runtimes import torch_compile as adapter
-from runtimes.cores import usable_cores
+from runtimes.base import default_streams, threads_per_stream
 from runtimes.environment import load_library
 from runtimes.errors import OutOfMemory, UnsupportedModel, is_out_of_memory, reason
+from runtimes.pytorch import autocast_dtype
 from runtimes.spec import ModelSource, Profile, RuntimeOptions, ShapeRange, TensorSpec, TorchProgram
 
 USUAL, LARGEST = 8, 65_536
@@ -86,8 +87,7 @@ def _key(
 ) -> engines.EngineKey:
     """Returns the key of a package; `tools` are the versions of torch and of the C++ compiler."""
     options = job.options
-    cores = options.threads or usable_cores()
-    streams = options.streams or (cores if job.device == "cpu" else 2)  # as Runtime._default_streams
+    streams = options.streams or default_streams(options, job.device)
     return engines.EngineKey(
         model_sha256=job.identity,
         profile=_profile(program.inputs, batches),
@@ -97,7 +97,7 @@ def _key(
         library_version=tools[0],
         target=adapter.target_here(job.device),
         options={
-            "threads": max(1, cores // streams),
+            "threads": threads_per_stream(options, streams),
             "channels_last": options.channels_last,
             "autocast": options.autocast or "",
             "compile_mode": options.compile_mode,
@@ -187,7 +187,7 @@ class _Build:
         with torch.no_grad():
             try:
                 exported = torch.export.export(module, inputs, dynamic_shapes=(shapes,))
-            except Exception as error:
+            except Exception as error:  # torch.export's: of many kinds too
                 if batch is None and dims:
                     raise _FixedError(reason(error)) from error
                 raise
@@ -213,7 +213,7 @@ def _with_casts(module: Any, job: Compilation, dtypes: Sequence[Any]) -> Any:
     """Wraps a module so that autocast, and the casts of its outputs to what their specs say, are part of the graph."""
     import torch
 
-    narrow = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[job.options.autocast]
+    narrow = autocast_dtype(job.options)
 
     class Program(torch.nn.Module):
         def __init__(self) -> None:

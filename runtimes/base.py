@@ -339,12 +339,12 @@ class Runtime(ABC):
         On a CPU runs beside each other need no barriers between their layers; on a GPU one run's copies and gaps are
         filled by another's work. ``_open`` may set ``streams`` to what the library itself finds best.
         """
-        return (self.options.threads or usable_cores()) if self.device == "cpu" else 2
+        return default_streams(self.options, self.device)
 
     @property
     def _threads_per_stream(self) -> int:
         """CPU threads of one stream."""
-        return max(1, (self.options.threads or usable_cores()) // self.streams)
+        return threads_per_stream(self.options, self.streams)
 
     @abstractmethod
     def _placement(self) -> tuple[NodePlacement, ...]: ...
@@ -357,6 +357,16 @@ class Runtime(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def default_streams(options: RuntimeOptions, device: str) -> int:
+    """Returns how many streams a runtime has where neither the user nor the library says."""
+    return (options.threads or usable_cores()) if device == "cpu" else 2
+
+
+def threads_per_stream(options: RuntimeOptions, streams: int) -> int:
+    """Returns the CPU threads of each of so many streams."""
+    return max(1, (options.threads or usable_cores()) // streams)
 
 
 def parse_device(device: str) -> tuple[str, str]:

@@ -110,13 +110,23 @@ def describe_machine() -> dict[str, Any]:
 
 def clock_mhz() -> float | None:
     """Returns the mean clock of the CPU's cores at this moment, or None where the system does not say."""
+    found = _frequency()
+    return float(found.current) if found else None
+
+
+def highest_mhz() -> float | None:
+    """Returns the processor's highest clock; None where the system does not say, as in most virtual machines."""
+    found = _frequency()
+    return float(found.max) if found and found.max else None
+
+
+def _frequency() -> Any:
     import psutil
 
     try:
-        found = psutil.cpu_freq()
+        return psutil.cpu_freq()
     except (OSError, NotImplementedError, AttributeError):
         return None  # virtual machines and some systems don't say
-    return float(found.current) if found else None
 
 
 def cpu_flags() -> frozenset[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtimes import onnx_gate, onnx_graph
+from runtimes import onnx_gate, onnx_graph, onnx_plain
 from runtimes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ _SMALL = 256
 
 _FOLDS = "Constant ConstantOfShape Identity Cast Concat Slice Gather Reshape Transpose Squeeze Unsqueeze Add Sub Mul"
 _FOLDING = frozenset(_FOLDS.split())
-
-_INITIALISERS_ALONE = 4
-"""The IR version from which an initialiser need not be an input of the graph too (onnx.proto, ``IR_VERSION``)."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ def _inlined(model: ModelProto) -> ModelProto:
         if model.functions:
             try:
                 model = onnx.inliner.inline_local_functions(model, convert)
-            except Exception:
+            except Exception:  # the inliner's are bare ones; what is left is read as it stands
                 break
     return model
 
@@ -180,7 +177,7 @@ def _with_types(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> Model
     """
     import onnx
 
-    bare = onnx.ModelProto(ir_version=max(model.ir_version, _INITIALISERS_ALONE))
+    bare = onnx.ModelProto(ir_version=max(model.ir_version, onnx_plain.INITIALISERS_ALONE))
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
     graph = bare.graph
@@ -225,7 +222,7 @@ def _fold(model: ModelProto) -> None:
     kept = []
     for node in graph.node:
         given = [name for name in node.input if name]
-        folds = node.op_type in _FOLDING and node.domain in ("", "ai.onnx") and all(name in known for name in given)
+        folds = node.op_type in _FOLDING and node.domain == "" and all(name in known for name in given)
         folds = folds and sum(known[name].size for name in given) <= _SMALL  # a few bytes can double without end
         if folds and node.op_type == "ConstantOfShape":
             folds = math.prod(known[given[0]].tolist()) <= _SMALL
@@ -295,7 +292,7 @@ class _Reader:
     def _walk(self, graph: GraphProto) -> None:
         for node in graph.node:
             depends = self._depends(node)
-            for inner in _subgraphs(node):
+            for inner in onnx_graph.subgraphs(node):
                 self._read_types(inner)
                 if depends:
                     self._dynamic.update(value.name for value in inner.input)
@@ -342,10 +339,6 @@ class _Reader:
             return None
         read = [self._types.get(name, 0) for name in node.input if name in self._dynamic]
         return coarsest(_ELEMENTS[kind] for kind in (*read, *written) if kind in _ELEMENTS) or "fp32"
-
-
-def _subgraphs(node: NodeProto) -> list[GraphProto]:
-    return [graph for item in node.attribute for graph in (*([item.g] if item.HasField("g") else []), *item.graphs)]
 
 
 def elements(shape: Shape | None) -> int | None:

@@ -11,7 +11,7 @@ from runtimes import onnx_graph
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_INITIALISERS_ALONE = 4
+INITIALISERS_ALONE = 4
 """The IR version from which an initialiser need not be an input of the graph too (onnx.proto, ``IR_VERSION``)."""
 
 _CONSTANTS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -44,7 +44,7 @@ def constants_from_nodes(model: ModelProto) -> None:
     from onnx import helper, numpy_helper
 
     graph = model.graph
-    model.ir_version = max(model.ir_version, _INITIALISERS_ALONE)  # before, new ones would have to be inputs too
+    model.ir_version = max(model.ir_version, INITIALISERS_ALONE)  # before, new ones would have to be inputs too
     named = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in named]
     del graph.input[:]

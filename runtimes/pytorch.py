@@ -17,7 +17,7 @@ from runtimes import nvidia, onnx_types
 from runtimes.base import Prepared, Runtime
 from runtimes.environment import load_library, package_version
 from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel, is_out_of_memory, reason
-from runtimes.spec import LayerTime, ModelForm, NodePlacement, Scope, TensorSpec, TorchProgram
+from runtimes.spec import LayerTime, ModelForm, NodePlacement, RuntimeOptions, Scope, TensorSpec, TorchProgram
 
 
 class TorchRuntime(Runtime):
@@ -70,7 +70,7 @@ class TorchRuntime(Runtime):
         module = program.module.to(self.device).eval()
         self._channels_last = options.channels_last
         self._module = module.to(memory_format=torch.channels_last) if options.channels_last else module
-        self._narrow = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        self._narrow = autocast_dtype(options)
         self._dtypes = [self._to_device(np.empty(0, spec.dtype)).dtype for spec in program.outputs]
         first = next(iter(self._module.parameters()), None)
         recorded = {
@@ -273,6 +273,13 @@ class _PreparedGraph(_PreparedStream):
 
 _RUNS_BEFORE_CAPTURE = 3
 """Warm-up runs that pytorch.org's notes on CUDA graphs use: cuDNN chooses and libraries allocate in them."""
+
+
+def autocast_dtype(options: RuntimeOptions) -> Any:
+    """Returns what autocast narrows to, as a dtype of torch; None for nothing."""
+    import torch
+
+    return {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
 
 
 def check_build(torch: Any, gpu: nvidia.Gpu) -> None:

@@ -20,7 +20,7 @@ from resnet_onnx.bench.clock import Watch
 from resnet_onnx.results.document import Peaks
 from runtimes import files
 from runtimes.base import Prepared
-from runtimes.environment import cpu_flags
+from runtimes.environment import cpu_flags, highest_mhz
 from runtimes.errors import ToolkitError
 
 SECONDS_EACH = 0.1
@@ -97,7 +97,7 @@ def measure_peaks(threads: int) -> Peaks:
     source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
     bandwidth = 2 * _COPY_BYTES / _best(lambda: target.copy_(source)) / 1e9
-    limits = arithmetic_limits(cpu_flags(), _highest_mhz(), threads)
+    limits = arithmetic_limits(cpu_flags(), highest_mhz(), threads)
     return Peaks(
         gflops={precision: rate for precision, (rate, _) in best.items()},
         bandwidth_gbs=bandwidth,
@@ -250,14 +250,3 @@ def arithmetic_limits(flags: frozenset[str], highest_mhz: float | None, cores: i
         if flag in flags:
             cycle.setdefault(precision, operations or times * wide)
     return {precision: cores * operations * highest_mhz / 1000 for precision, operations in cycle.items()}
-
-
-def _highest_mhz() -> float | None:
-    """Returns the processor's highest clock; None where the system does not say, as in most virtual machines."""
-    import psutil
-
-    try:
-        found = psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):
-        return None
-    return float(found.max) if found and found.max else None
