@@ -341,6 +341,13 @@ def test_half_precision_of_a_catalog_name_needs_no_pictures(tmp_path: Path, capf
     assert 0.45 < result["size_ratio"] < 0.6
 
 
+@pytest.mark.parametrize(("to", "able"), [("bf16", "openvino"), ("fp16", "ort-cpu,openvino")])
+def test_the_next_step_names_runtimes_that_can(to: str, able: str, tmp_path: Path, capfd: Any) -> None:
+    net, made = precision_models.residual(tmp_path / "net.onnx"), tmp_path / "made.onnx"
+    assert main(["convert", str(net), "--to", to, "-o", str(made)]) == 0
+    assert capfd.readouterr().out.endswith(f"Next: resnet-onnx bench {made} --runtime {able}\n")
+
+
 def test_the_answer_for_people(tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["convert", "cifar-resnet8", "--to", "fp16", "--keep-fp32", "layer3.*"]) == 0

@@ -234,7 +234,12 @@ def _build_compiled(
         terminal.note(f"compiled again, because the package in the cache could not be used: {built.replaced}")
     when = "compiled earlier, from the cache" if built.cached else "compiled now"
     terminal.line(f"{path}  {size_text(built.size_bytes)}")
-    terminal.line(f"{model.description} · torch.compile of torch {built.key.library_version} · for {built.key.target}")
+    how = built.key.options
+    chosen = [f"autocast {how['autocast']}"] if how["autocast"] else []
+    chosen += ["channels last"] if how["channels_last"] else []
+    chosen.append(f"{how['threads']} thread{'s' if how['threads'] != 1 else ''} to a stream")
+    terminal.line(" · ".join([model.description, f"torch.compile of torch {built.key.library_version}", *chosen]))
+    terminal.line(f"For {built.key.target}")
     terminal.line(f"{built.seconds:.1f} s to compile ({when}). Key {built.key.digest[:16]}…")
     if built.key.options["batches"]:
         terminal.note(f"the network does not leave its batch open: compiled for {built.key.options['batches']} alone")

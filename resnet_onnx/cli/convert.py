@@ -108,6 +108,7 @@ def command(
 
 def _print(terminal: Terminal, model: Model, result: Convert) -> None:
     from resnet_onnx.results.document import known
+    from runtimes.registry import conversion_runtimes
 
     for note in result.notes:
         terminal.note(note)
@@ -136,7 +137,8 @@ def _print(terminal: Terminal, model: Model, result: Convert) -> None:
         tried, share = len(search.tried), search.cost_share
         cost = "" if share is None else f"; they do {100 * share:.1f} % of the multiply-adds"
         terminal.line(f"Found after {tried} {'choice' if tried == 1 else 'choices'} of layers{cost}")
-    terminal.line(f"Next: resnet-onnx bench {result.path} --runtime ort-cpu,openvino")
+    able = ",".join(conversion_runtimes(result.precision))
+    terminal.line(f"Next: resnet-onnx bench {result.path} --runtime {able}")
 
 
 def _print_gate(terminal: Terminal, result: Convert) -> None:
