@@ -15,6 +15,7 @@ FOLDERS = (
     *(
         f"resnet_onnx/{name}"
         for name in (
+            "optimize",
             "workflow",
             "workflow/precision",
             "models",
