@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, Self
 from numpy.typing import NDArray
 
 from resnet_onnx.bench.always_valid import RatioInterval, RatioSequence
-from resnet_onnx.bench.clock import Disturbance, Turn, Watch
+from resnet_onnx.bench.clock import Disturbance, Slice, Turn, Watch
 from resnet_onnx.bench.equivalence import TOLERANCE, Verdict, check_tolerance, deciding_factor, verdict
 from resnet_onnx.bench.plan import LONGEST_WARM_UP_S
 from resnet_onnx.bench.worker import Opened
@@ -149,6 +149,16 @@ class OpenedSide:
             self.error = error
             raise ContenderFailed from error
         return Turn(run_s=found.run_s / self.side.batch, spent_s=found.spent_s)
+
+    def sample(self, seconds: float) -> Slice:
+        """Takes single runs alone for about `seconds`; raises ``ContenderFailed``."""
+        try:
+            with self._worker.awake():
+                taken: Slice = self._worker.call("sample", row=0, seconds=seconds, discard=1)
+        except RunFailed as error:
+            self.error = error
+            raise ContenderFailed from error
+        return taken
 
     def report(self) -> SideReport:
         """Returns what it says of itself."""
