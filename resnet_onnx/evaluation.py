@@ -16,7 +16,8 @@ from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.feeds import filled, picture_input, with_channels
 from resnet_onnx.data.labels import ClassOrder
 from resnet_onnx.data.scores import find_scores
-from resnet_onnx.data.transforms import CENTRE, Crops, prepare, whole
+from resnet_onnx.data.transforms import CENTRE, Crops, prepare
+from resnet_onnx.models.picture_tensor import resize
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.document import SkippedPicture
 from resnet_onnx.results.evaluate import EvaluateRow, OneCrop
@@ -303,7 +304,7 @@ def _whole_pictures(
             good.append(index)
             crops.append(prepare(picture, preprocessing))
             for scale, pictures in zip(plan.scales, sizes, strict=True):
-                pictures.append(whole(picture, scale, preprocessing.interpolation))
+                pictures.append(resize(picture, scale, preprocessing.interpolation))
         if good:
             indices = np.asarray(good, dtype=np.int64)
             centre.add(indices, _scores_by_shape(model, crops, pixels))

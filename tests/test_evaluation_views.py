@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from resnet_onnx.cli.main import main
 from resnet_onnx.data.batches import Batches
 from resnet_onnx.data.datasets import PictureSet, from_arrays, open_dataset
-from resnet_onnx.data.transforms import CENTRE, prepare, ten_crops, whole
+from resnet_onnx.data.transforms import CENTRE, prepare, ten_crops
 from resnet_onnx.evaluation import NOT_PREDICTED, Evaluation, EvaluationPlan, evaluate
+from resnet_onnx.models.picture_tensor import resize
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.results.evaluate import OneCrop
 from runtimes.errors import BadModel, BadPicture, UsageError
@@ -95,7 +96,7 @@ class TestTenCrops:
         from torchvision.transforms.v2 import functional
 
         picture = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)
-        resized = torch.from_numpy(whole(picture, 10, "bilinear")).permute(2, 0, 1)
+        resized = torch.from_numpy(resize(picture, 10, "bilinear")).permute(2, 0, 1)
         assert resized.shape == (3, 10, 13)
         five = functional.five_crop(resized, [8, 8])
         expected = [crop.permute(1, 2, 0).numpy() for crop in (*five, *map(functional.horizontal_flip, five))]
@@ -297,7 +298,7 @@ class TestScales:
         expected = []
         for index in range(len(pictures)):
             picture = np.asarray(Image.open(tmp_path / pictures.item_name(index)))
-            views = [whole(picture, scale, "bilinear")[None] for scale in (32, 48)]
+            views = [resize(picture, scale, "bilinear")[None] for scale in (32, 48)]
             with torch.inference_mode():
                 logits = [net(torch.from_numpy(model.network.preprocessing.normalise(view)))[0] for view in views]
             expected.append(torch.stack([row.double().softmax(0) for row in logits]).mean(0).argmax().item())

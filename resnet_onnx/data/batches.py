@@ -36,7 +36,7 @@ from runtimes.errors import BadPicture, Unavailable, UsageError
 _CHUNK_PIXELS = 16 * 224 * 224
 """Prepared pixels that a worker makes in one go: enough that handing over costs little beside decoding."""
 _MAX_CHUNK = 128
-_DECODER_MODULES = ("torchvision.io", "torchvision.transforms.v2.functional")
+_DECODER_MODULES = ("torchvision.io", "cykooz_resizer")
 """What decoding loads; the server process loads it once for all workers."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.models.picture_tensor import arrange
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
 from runtimes.errors import BadModel
 from runtimes.spec import Feeds, TensorSpec
@@ -36,13 +37,15 @@ class PictureInput:
 
         They are normalised by `preprocessing` for a model that does not do so itself.
         """
-        array: NDArray[np.uint8 | np.float32]
-        if self.spec.dtype == np.uint8:
-            array = pictures.transpose(0, 3, 1, 2) if self.layout == "NCHW" else pictures
-        else:
-            normalised = preprocessing.normalise(pictures)
-            array = normalised.transpose(0, 2, 3, 1) if self.layout == "NHWC" else normalised
-        return {self.spec.name: np.ascontiguousarray(array, dtype=self.spec.dtype)}
+        array = arrange(
+            pictures,
+            preprocessing.mean,
+            preprocessing.std,
+            layout=self.layout,
+            channels="RGB",
+            dtype=self.spec.dtype,
+        )
+        return {self.spec.name: array}
 
 
 def find_picture_input(inputs: Sequence[TensorSpec]) -> PictureInput | None:

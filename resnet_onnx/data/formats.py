@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
-"""Formats that are opened, by Pillow's names; the name of a file plays no part."""
+from resnet_onnx.models.picture_tensor import FORMATS
 
 
 def _endings(text: str) -> frozenset[str]:

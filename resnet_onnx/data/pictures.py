@@ -9,19 +9,17 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx.data.formats import FORMATS, HEAD_BYTES, format_of
+from resnet_onnx.data.formats import HEAD_BYTES, format_of
+from resnet_onnx.models.picture_tensor import FORMATS, JPEG, MAX_PIXELS, decoded, orientation, upright
 from runtimes.errors import BadPicture
 
 if TYPE_CHECKING:
     from PIL import Image
-
-MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded: Pillow's own bound for a decompression bomb, a quarter GiB of RGB."""
 
 MAX_BYTES = 512 * 1024 * 1024
 """Largest encoded picture that is read at all, in bytes."""
@@ -32,16 +30,12 @@ _TORCH_SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
 _MISSING = 128
 _MORE_SCAN_DATA = b"\x35\x9a\xc6\x53" * 16
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = 1
-
 
 def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decodes one picture of any size and mode.
 
-    Grey is repeated over the channels, alpha is dropped (as ``Image.convert("RGB")`` does, the rule that published
-    ImageNet figures are measured under), CMYK and palettes are converted, 16-bit samples are scaled to 8, the EXIF
-    orientation is applied, and of several frames the first is taken.
+    The rules are those of ``picture_tensor.decoded``; dropping alpha is the one that published ImageNet figures are
+    measured under.
 
     `data` are the file's bytes, `name` is what messages call the picture.
 
@@ -52,16 +46,15 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
         BadPicture: Empty, not one of ``FORMATS``, without pixels, larger than ``MAX_PIXELS``, truncated, damaged, or of
             a mode that has no RGB.
     """
-    picture, orientation = _open(data, name)
+    picture = _open(data, name)
     described = f"{picture.format or ''} picture of {picture.width}×{picture.height}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # An MPO is a JPEG with further pictures behind it.
-            if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L"):
-                pixels = _orient(_decode_jpeg(data), orientation)
+            if picture.format in JPEG and picture.mode in ("RGB", "L"):
+                pixels = upright(_decode_jpeg(data), orientation(picture))
             else:
-                pixels = _decode_any(picture)
+                pixels = decoded(picture)
     except BadPicture:
         raise
     # What a decoder raises on hostile bytes is open-ended (OSError, SyntaxError, struct.error, MemoryError…).
@@ -77,8 +70,8 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     return pixels
 
 
-def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
-    """Reads the header only and refuses what should not reach a decoder; returns the EXIF orientation too, 1 to 8."""
+def _open(data: bytes, name: str) -> Image.Image:
+    """Reads the header only and refuses what should not reach a decoder."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -96,7 +89,6 @@ def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            orientation = _orientation(picture)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BadPicture(
             f"{name}: a decompression bomb ({_first_line(error)}); pictures of up to {MAX_PIXELS:,} pixels are decoded",
@@ -122,29 +114,7 @@ def _open(data: bytes, name: str) -> tuple[Image.Image, int]:
             f"{name}: {width}×{height} is {width * height:,} pixels; pictures of up to {MAX_PIXELS:,} are decoded",
             fix="scale the picture down or leave it out",
         )
-    return picture, orientation
-
-
-def _orientation(picture: Image.Image) -> int:
-    """EXIF orientation; upright where there is none or where the EXIF block is nonsense, as viewers do."""
-    if "exif" not in picture.info:
-        return _UPRIGHT
-    try:
-        value = picture.getexif().get(_ORIENTATION_TAG, _UPRIGHT)
-    except Exception:  # the block is free-form bytes from outside; nothing in it may stop a good picture
-        return _UPRIGHT
-    return value if isinstance(value, int) and 1 <= value <= 8 else _UPRIGHT
-
-
-def _orient(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turns stored pixels upright; the eight cases of TIFF 6.0, tag 274."""
-    if orientation == _UPRIGHT:
-        return pixels
-    if orientation >= 5:  # stored with rows and columns exchanged
-        pixels = pixels.transpose(1, 0, 2)
-    flip_rows = orientation in (3, 4, 7, 8)
-    flip_columns = orientation in (2, 3, 6, 7)
-    return np.ascontiguousarray(pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+    return picture
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
@@ -180,35 +150,6 @@ def _end_of_scan(data: bytes) -> int | None:
             found = data.find(b"\xff\xd9", at)
             return found if found >= 0 else None
     return None
-
-
-def _decode_any(picture: Image.Image) -> NDArray[np.uint8]:
-    from PIL import ImageOps
-
-    picture.load()
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith(("I", "F")):
-        grey = _to_eight_bits(np.asarray(upright), upright.mode)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if upright.mode in ("P", "PA", "LA", "La"):
-        upright = upright.convert("RGBA")
-    return np.array(upright.convert("RGB"))
-
-
-def _to_eight_bits(samples: NDArray[Any], mode: str) -> NDArray[np.uint8]:
-    """Scales wide grey samples to bytes: 16-bit by 257 (65535 → 255), floats in [0, 1] by 255; bytes stay."""
-    values = samples.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
-        raise ValueError(f"grey samples of mode {mode} run from {low:g} to {high:g}, expected 0 to 65535")
-    if mode.startswith("I;16") or (mode == "I" and high > 255):
-        values /= 257.0
-    elif mode == "F":
-        if high > 255:
-            raise ValueError(f"grey samples of mode F run up to {high:g}, expected 0 to 1 or 0 to 255")
-        if high <= 1:
-            values *= 255.0
-    return np.rint(values).astype(np.uint8)
 
 
 def _first_line(error: BaseException) -> str:

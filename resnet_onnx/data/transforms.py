@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.models.picture_tensor import resize
 from resnet_onnx.models.preprocessing import Preprocessing
 
 Crops = Literal[1, 10]
@@ -14,9 +15,6 @@ Crops = Literal[1, 10]
 
 CENTRE = 4
 """Which of the ten crops is the one that ``prepare`` makes."""
-
-_MAX_ASPECT = 8
-"""Longest side over shortest that is resized whole; a longer strip loses its ends first, which the crop would drop."""
 
 
 def prepare(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -28,7 +26,7 @@ def prepare(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray
     Returns:
         uint8 [image_size, image_size, 3], contiguous, of uint8 [height, width, 3], RGB, any size.
     """
-    return _centre_crop(whole(picture, preprocessing.resize, preprocessing.interpolation), preprocessing.image_size)
+    return resize(picture, preprocessing.resize, preprocessing.interpolation, preprocessing.image_size)
 
 
 def ten_crops(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -43,45 +41,8 @@ def ten_crops(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArr
         mirrored left to right.
     """
     size = preprocessing.image_size
-    resized = whole(picture, preprocessing.resize, preprocessing.interpolation)
+    resized = resize(picture, preprocessing.resize, preprocessing.interpolation)
     bottom, right = resized.shape[0] - size, resized.shape[1] - size
     corners = [resized[y : y + size, x : x + size] for y in (0, bottom) for x in (0, right)]
-    five = np.stack([*corners, _centre_crop(resized, size)])
+    five = np.stack([*corners, prepare(resized, preprocessing)])
     return np.concatenate([five, five[:, :, ::-1]])
-
-
-def whole(
-    picture: NDArray[np.uint8], shorter_side: int, interpolation: Literal["bilinear", "bicubic"]
-) -> NDArray[np.uint8]:
-    """Resizes one picture and crops nothing, but for the ends of a strip that is longer than eight times its width.
-
-    Returns:
-        uint8 [height, width, 3], of `shorter_side` pixels; `picture` itself where it is a square of that size already.
-    """
-    height, width = picture.shape[:2]
-    if height == width == shorter_side:
-        return picture
-    longest = _MAX_ASPECT * min(height, width)
-    if max(height, width) > longest:
-        top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
-        picture = picture[top : top + longest, left : left + longest]
-
-    import torch
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
-    tensor = torch.from_numpy(_writable(picture)).permute(2, 0, 1)
-    resized = F.resize(tensor, [shorter_side], interpolation=InterpolationMode(interpolation), antialias=True)
-    pixels: NDArray[np.uint8] = resized.permute(1, 2, 0).numpy()
-    return pixels
-
-
-def _writable(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Torch warns of arrays that it could not write to, and refuses negative strides."""
-    return picture if picture.flags.writeable and min(picture.strides) >= 0 else picture.copy()
-
-
-def _centre_crop(picture: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    height, width = picture.shape[:2]
-    top, left = round((height - size) / 2.0), round((width - size) / 2.0)  # torchvision's rounding, half to even
-    return np.ascontiguousarray(picture[top : top + size, left : left + size])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_onnx.models.picture_tensor import normalise
 from runtimes.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -57,19 +58,9 @@ class Preprocessing:
             pictures: uint8 [batch, height, width, channel], RGB.
 
         Returns:
-            float32 [batch, channel, height, width], (x/255 − mean)/std, computed as one multiply and one add.
+            float32 [batch, channel, height, width], (x/255 − mean)/std.
         """
-        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
-        offset = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-        batch, height, width, channels = pictures.shape
-        scaled = np.empty((batch, channels, height, width), np.float32)
-        # Plane by plane stays in the cache: six times faster.
-        for picture, planes in zip(pictures, scaled, strict=True):
-            for channel, plane in enumerate(planes):
-                plane[...] = picture[..., channel]
-                plane *= scale[channel]
-                plane += offset[channel]
-        return scaled
+        return normalise(pictures, self.mean, self.std)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain values; ``from_json`` is the inverse."""
