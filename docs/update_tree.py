@@ -15,7 +15,7 @@ FOLDERS = (
     *(
         f"resnet_onnx/{name}"
         for name in (
-            "optimize",
+            "optimization",
             "workflow",
             "workflow/precision",
             "models",

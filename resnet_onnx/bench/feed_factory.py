@@ -51,6 +51,11 @@ class FedRun(Prepared):
         # End to end: a run copies these arrays anew each time.
         self._prepared = runtime.prepare(self._places, scope="end-to-end")
 
+    @property
+    def given(self) -> Feeds:
+        """The feeds of the last run."""
+        return self._places
+
     def _enqueue(self) -> None:
         feeds, self._made = (self._next() if self._made is None else self._made), None
         for name, array in feeds.items():

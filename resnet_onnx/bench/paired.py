@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from resnet_onnx.bench.always_valid import RatioInterval, RatioSequence
 from resnet_onnx.bench.clock import Disturbance, Slice, Turn, Watch
 from resnet_onnx.bench.equivalence import TOLERANCE, Verdict, check_tolerance, deciding_factor, verdict
+from resnet_onnx.bench.feed_factory import FeedFactory
 from resnet_onnx.bench.plan import LONGEST_WARM_UP_S
 from resnet_onnx.bench.worker import Opened
 from resnet_onnx.bench.worker_process import WorkerProcess
@@ -47,6 +48,7 @@ class Side:
     Attributes:
         target: With its streams and threads.
         feeds: Enlarged to the batch in the worker process.
+        feed_factory: What makes the feeds of each run, which is then timed too, in place of `feeds`.
         python: Interpreter of another environment to run it in; None is this one.
     """
 
@@ -54,6 +56,7 @@ class Side:
     feeds: Feeds
     batch: int = 1
     scope: Scope = "device"
+    feed_factory: FeedFactory | None = None
     python: Path | None = None
 
 
@@ -112,7 +115,16 @@ class OpenedSide:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends its process."""
         self._worker.close()
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._worker.pid
 
     def prepare(self) -> None:
         """Waits until it is open, and warms it up; where it can't run the model, ``error`` says why.
@@ -129,6 +141,7 @@ class OpenedSide:
                 feeds=self.side.feeds,
                 batch=self.side.batch,
                 scope=self.side.scope,
+                feed_factory=self.side.feed_factory,
                 limit_s=self._warm_up_s,
             )
         except (UnsupportedModel, RunFailed) as error:
@@ -159,6 +172,16 @@ class OpenedSide:
             self.error = error
             raise ContenderFailed from error
         return taken
+
+    def computed(self) -> list[tuple[Feeds, Mapping[str, NDArray[Any]]]]:
+        """Returns what the last run of each stream was given, and what it made of that; raises as ``turn``."""
+        try:
+            with self._worker.awake():
+                found: list[tuple[Feeds, Mapping[str, NDArray[Any]]]] = self._worker.call("computed", row=0)
+        except RunFailed as error:
+            self.error = error
+            raise ContenderFailed from error
+        return found
 
     def report(self) -> SideReport:
         """Returns what it says of itself."""

@@ -58,7 +58,7 @@ _PICTURE_AXES = 4
 _PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
 A worker may run in another environment, with another version of this package."""
 
@@ -94,6 +94,7 @@ class Worker:
         self._gpu: nvidia.Gpu | None = None
         self._energy: EnergyMeter | None = None
         self._rows: dict[int, list[Prepared]] = {}
+        self._given: dict[int, Feeds] = {}
         self._sets: dict[int, int] = {}
         self._batches: dict[int, Prepared] = {}
 
@@ -134,7 +135,7 @@ class Worker:
         prepared: list[Prepared] = []
         try:
             if feed_factory is None:
-                whole = enlarge(feeds, runtime.inputs, batch)
+                whole = self._given[row] = enlarge(feeds, runtime.inputs, batch)
                 prepared.extend(runtime.prepare(whole, scope=scope) for _ in range(runtime.streams))
             else:
                 threads = max(1, usable_cores() // runtime.streams)
@@ -174,6 +175,12 @@ class Worker:
         """Returns what the last run of a row's first stream computed."""
         return self._rows[row][0].outputs()
 
+    def computed(self, row: int) -> list[tuple[Feeds, dict[str, NDArray[Any]]]]:
+        """Returns what the last run of each stream of a row was given, and what it made of that."""
+        return [
+            (each.given if isinstance(each, FedRun) else self._given[row], each.outputs()) for each in self._rows[row]
+        ]
+
     def end_with_parent(self, parent: int) -> None:
         """Asks the system to kill this process when its parent ends, also while it is frozen; Linux can do that."""
         if sys.platform == "linux":
@@ -194,6 +201,7 @@ class Worker:
     def release(self, row: int) -> None:
         """Frees what a row holds."""
         self._sets.pop(row, None)
+        self._given.pop(row, None)
         for prepared in self._rows.pop(row, ()):
             prepared.close()
 

@@ -51,6 +51,7 @@ class ParityPlan:
         gold: Another model or checkpoint whose float64 form is the truth; None is the model itself.
         data: Pictures; None takes crops of sample photos.
         tolerances: Relative RMSE allowed by output name, in place of the derived budget.
+        batches: Sizes that batches of pictures should have among others, where the model leaves them open.
     """
 
     runtimes: Sequence[str]
@@ -61,6 +62,7 @@ class ParityPlan:
     device: str | None = None
     options: RuntimeOptions = UNTUNED
     tolerances: Mapping[str, float] = field(default_factory=dict)
+    batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.runtimes:
@@ -393,12 +395,17 @@ def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> I
     first: list[NDArray[np.uint8]] = []
     largest = min(largest, _largest_batch(model))
     short = -len(names) % fixed if fixed else max(0, largest + 1 - len(names)) if plan.images >= largest else 0
+    before = len(names)
     if short:
         filling = names[: min(fixed or 1, len(names) - len(odd_names))]  # as `first` will hold them
         names += [f"{filling[index % len(filling)]} (again)" for index in range(short)]
     sizes = [fixed] * (len(names) // fixed) if fixed else odd_batches(len(names), largest=largest)
-    again = itertools.cycle(first) if short else ()
-    everything = itertools.chain(_remembered(pictures, first, fixed or 1), odd, again)
+    everything: Iterator[NDArray[np.uint8]] = itertools.chain(_remembered(pictures, first, fixed or 1), odd)
+    if plan.batches and not fixed:
+        everything = _remembered(everything, first := [], before)
+        names, sizes = _with_batches(names, before, sizes, plan.batches, largest)
+    again = itertools.cycle(first) if len(names) > before else ()
+    everything = itertools.chain(everything, again)
     kept = Records({"": np.stack(list(itertools.islice(everything, size)))} for size in sizes)
     batches = Batches(lambda: (feeds_of(model, record[""]) for record in kept), sizes)
     gold_batch = truth.form.batch
@@ -415,6 +422,19 @@ def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> I
 
         gold_batches = Batches(theirs, other)
     return Inputs(names=names, batches=batches, gold_batches=gold_batches, notes=notes, pictures=True)
+
+
+def _with_batches(
+    names: list[str], distinct: int, sizes: list[int], batches: Sequence[int], largest: int
+) -> tuple[list[str], list[int]]:
+    """Adds a batch of each size that is missing, of the `distinct` pictures in turn.
+
+    Where memory or an engine allows less than ``LARGE_BATCH``, none is larger than that.
+    """
+    more = [size for size in batches if size not in sizes and (size <= largest or largest >= LARGE_BATCH)]
+    start = len(names)
+    again = [f"{names[index % distinct]} (again)" for index in range(start, start + sum(more))]
+    return [*names, *again], [*sizes, *more]
 
 
 def _largest_batch(model: Model) -> int:

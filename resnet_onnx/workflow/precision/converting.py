@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_onnx import __version__
 from resnet_onnx.results.convert import Convert, Export
@@ -27,6 +27,9 @@ from resnet_onnx.workflow.request import METADATA_PREFIX, Model
 from runtimes import onnx_gate, registry
 from runtimes.errors import UsageError
 
+if TYPE_CHECKING:
+    from resnet_onnx.data.datasets import PictureSet
+
 
 @skip_bad_named()
 def convert(
@@ -34,6 +37,7 @@ def convert(
     output: Path,
     config: ConversionConfig,
     *,
+    pictures: tuple[PictureSet, PictureSet] | None = None,
     plot: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Convert:
@@ -43,6 +47,8 @@ def convert(
         model: The model; exported first where it has no ONNX form yet.
         output: Where to write.
         config: What the conversion should be.
+        pictures: Those for calibration and validation, and those that are held out for the gate, in place of
+            ``config.calibration``.
         plot: Where to draw sensitivity per layer and the histograms of ranges (int8 only); drawn of what the gate
             refuses too, since that is when one looks.
         progress: Called with what is being done.
@@ -66,7 +72,7 @@ def convert(
     source = onnx_gate.check_onnx(onnx_path(model))
     if output.resolve() == source.path.resolve():
         raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
-    data = Pictures(model, config)
+    data = Pictures(model, config, pictures)
     with tempfile.TemporaryDirectory(prefix="resnet-onnx-") as name:
         conversion = Conversion(
             model=model, source=source, config=config, data=data, folder=Path(name), progress=progress

@@ -34,14 +34,25 @@ class Verdict:
 
 
 def check(conversion: Conversion, found: Comparison) -> Verdict:
-    """Decides whether a candidate loses too much on the held-out pictures.
+    """Decides whether a candidate loses too much on the held-out pictures."""
+    config = conversion.config
+    return judge(found, to=config.to, max_drop=config.max_drop, chance=conversion.data.chance)
+
+
+def judge(found: Comparison, *, to: str, max_drop: float, chance: float) -> Verdict:
+    """Decides whether a model in another precision loses too much, by its comparison with float32.
 
     Top-1 decides where float32 itself is shown to be better than a guess on the labels. Where it is not it has nothing
     to lose, and any damage would pass.
+
+    Args:
+        found: On pictures that were not used to make it.
+        to: The precision.
+        max_drop: Points of top-1 that it may lose.
+        chance: Top-1 of a guess.
     """
-    config = conversion.config
     right = found.both + found.only_fp32
-    if found.labelled >= LABELLED_NEEDED and share_interval(right, found.labelled)[0] > conversion.data.chance:
+    if found.labelled >= LABELLED_NEEDED and share_interval(right, found.labelled)[0] > chance:
         low, high = found.drop_interval()
         gate: dict[str, Any] = {
             "kind": "top1",
@@ -50,19 +61,19 @@ def check(conversion: Conversion, found: Comparison) -> Verdict:
             "top1": (found.both + found.only_candidate) / found.labelled,
             "drop_points": found.drop,
             "drop_ci95": [low, high],
-            "max_drop_points": config.max_drop,
+            "max_drop_points": max_drop,
             "sqnr_db": found.sqnr_db,
         }
         if not found.finite:
-            return Verdict(gate=gate, problem=_not_finite(conversion))
-        if high <= config.max_drop:
+            return Verdict(gate=gate, problem=_not_finite(to))
+        if high <= max_drop:
             return Verdict(gate=gate)
         problem = (
-            f"{config.to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
-            f"{found.labelled} held-out pictures, allowed are {config.max_drop:g}"
+            f"{to} loses {found.drop:.2f} points of top-1 (95 % interval {low:.2f} to {high:.2f}) on "
+            f"{found.labelled} held-out pictures, allowed are {max_drop:g}"
         )
         # Changed decisions are about as many as the noise is large, and its energy goes with the square.
-        return Verdict(gate=gate, problem=problem, excess=min(1.0, (config.max_drop / max(high, 1e-9)) ** 2))
+        return Verdict(gate=gate, problem=problem, excess=min(1.0, (max_drop / max(high, 1e-9)) ** 2))
     gate = {
         "kind": "sqnr",
         "images": found.images,
@@ -73,16 +84,15 @@ def check(conversion: Conversion, found: Comparison) -> Verdict:
     if found.sqnr_db >= LEAST_SQNR_DB:
         return Verdict(gate=gate)
     if not found.finite:
-        return Verdict(gate=gate, problem=_not_finite(conversion), excess=0.0)
+        return Verdict(gate=gate, problem=_not_finite(to), excess=0.0)
     problem = (
-        f"{config.to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
+        f"{to} has a signal-to-noise ratio of {found.sqnr_db:.1f} dB at its outputs on {found.images} "
         f"held-out pictures, needed are {LEAST_SQNR_DB:g}"
     )
     return Verdict(gate=gate, problem=problem, excess=10 ** ((found.sqnr_db - LEAST_SQNR_DB) / 10))
 
 
-def _not_finite(conversion: Conversion) -> str:
-    to = conversion.config.to
+def _not_finite(to: str) -> str:
     return f"an output of {to} is not finite, or has another shape than that of fp32, on held-out pictures"
 
 

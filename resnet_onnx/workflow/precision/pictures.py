@@ -47,7 +47,9 @@ class Pictures:
         notes: What the user should know of how pictures and classes were read.
     """
 
-    def __init__(self, model: Model, config: ConversionConfig) -> None:
+    def __init__(
+        self, model: Model, config: ConversionConfig, sets: tuple[PictureSet, PictureSet] | None = None
+    ) -> None:
         self._model, self._config = model, config
         self._calibration: PictureSet | None = None
         self._held_out: PictureSet | None = None
@@ -57,7 +59,7 @@ class Pictures:
         self.skipped: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
         self.pictures = takes_pictures(model)
-        if config.calibration is None:
+        if config.calibration is None and sets is None:
             if config.to == "int8" and model.trained is not False:
                 if not self.pictures:
                     raise UnsupportedModel(
@@ -71,7 +73,10 @@ class Pictures:
             return
         if not self.pictures:
             raise UsageError(f"{model.name} takes no RGB pictures, so that --calibration can't be used")
-        self._split(config.calibration)
+        if sets is None:
+            self._split(str(config.calibration))
+        else:
+            self._take(*sets)
 
     def _split(self, name: str) -> None:
         from resnet_onnx.data.datasets import open_dataset
@@ -79,27 +84,36 @@ class Pictures:
         refuse_special(Path(name), BadData)
         config = self._config
         train = open_dataset(name, split="train")
+        if train.split is not None:
+            self._take(train, open_dataset(name, split="test"))
+            return
         self.notes = train.notes
         order = np.random.default_rng(config.seed).permutation(len(train))
-        if train.split is None:
-            used = min(config.pictures, max(1, 4 * len(train) // 5))
-            rest = order[used:]
-            if not len(rest):
-                raise BadData(f"--calibration '{name}' has one picture, and some must be held out", fix="name more")
-            # What validated a choice must not pass it through the gate, where there are enough of both.
-            apart = min(_VALIDATION, len(rest) // 3)
-            validation, kept = (rest[:apart], rest[apart:]) if apart >= _FEW else (rest, rest)
-            held_out = train.subset(np.sort(kept[: config.held_out]))
-        else:
-            used = min(config.pictures, max(1, 4 * len(train) // 5))
-            validation = order[used : used + _VALIDATION]
-            test = open_dataset(name, split="test")
-            self.notes = tuple(dict.fromkeys((*train.notes, *test.notes)))
-            size = min(len(test), config.held_out)
-            held_out = test.subset(np.arange(size) * len(test) // size)
-            if not len(validation):  # there is one picture only
-                validation = order
-        self._calibration = train.subset(order[:used])
+        used = min(config.pictures, max(1, 4 * len(train) // 5))
+        rest = order[used:]
+        if not len(rest):
+            raise BadData(f"--calibration '{name}' has one picture, and some must be held out", fix="name more")
+        # What validated a choice must not pass it through the gate, where there are enough of both.
+        apart = min(_VALIDATION, len(rest) // 3)
+        validation, kept = (rest[:apart], rest[apart:]) if apart >= _FEW else (rest, rest)
+        self._divide(train, order[:used], validation, train.subset(np.sort(kept[: config.held_out])))
+
+    def _take(self, train: PictureSet, test: PictureSet) -> None:
+        """Calibrates and validates on pictures of one set, and holds out those of another."""
+        config = self._config
+        self.notes = tuple(dict.fromkeys((*train.notes, *test.notes)))
+        order = np.random.default_rng(config.seed).permutation(len(train))
+        used = min(config.pictures, max(1, 4 * len(train) // 5))
+        validation = order[used : used + _VALIDATION]
+        size = min(len(test), config.held_out)
+        held_out = test.subset(np.arange(size) * len(test) // size)
+        self._divide(train, order[:used], validation if len(validation) else order, held_out)
+
+    def _divide(
+        self, train: PictureSet, used: NDArray[np.int64], validation: NDArray[np.int64], held_out: PictureSet
+    ) -> None:
+        config = self._config
+        self._calibration = train.subset(used)
         self._validation = train.subset(validation[:_VALIDATION])
         self._held_out = held_out
         if held_out.labelled and len(held_out) >= LABELLED_NEEDED and self._model.trained is not False:
