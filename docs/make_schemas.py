@@ -13,6 +13,7 @@ import msgspec
 
 from resnet_onnx.results import commands
 from resnet_onnx.results.bench import Bench
+from resnet_onnx.results.bundle import Bundle, BundleResult, Proof, Verify
 from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.document import SCHEMA, Document, ErrorDocument, Saved
@@ -24,7 +25,7 @@ FILE = Path(__file__).with_name("result-schema.json")
 PRINTED: tuple[type[Document], ...] = (
     Bench, Parity, Evaluate, Convert, Predict, Export, commands.Train, commands.Recipes, commands.BuildEngine,
     commands.BuildLowered, Compare, commands.Report, commands.Doctor, commands.Cache, commands.Models,
-    commands.Demo, Degradation, Table1, ErrorDocument,
+    commands.Demo, Degradation, Table1, BundleResult, Verify, Bundle, Proof, ErrorDocument,
 )  # fmt: skip
 SAVED: tuple[tuple[type[Document], Any], ...] = (
     (Parity, Saved[Parity]), (Evaluate, Saved[Evaluate]), (Convert, Saved[Convert]), (Compare, Saved[Compare]),

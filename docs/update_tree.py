@@ -16,6 +16,9 @@ FOLDERS = (
         f"resnet_onnx/{name}"
         for name in (
             "optimization",
+            "optimize",
+            "deploy",
+            "deploy/standalone",
             "workflow",
             "workflow/precision",
             "models",
@@ -32,6 +35,7 @@ FOLDERS = (
     "converters",
     "converters/lowering",
     "runtimes",
+    "runtimes/standalone",
 )
 LAST = """\
 tests/                      flat by subject; tests/gpu skips itself with the reason

@@ -163,6 +163,8 @@ class Runtime(ABC):
         built_from: What its engines are built from, where it opens engines: an ONNX file, or a network in torch.
         in_all: Whether ``all`` includes it; False where it, or making what it opens, is too slow for that.
         left_out_because: What a user is told where ``all`` leaves it out, and "" for nothing.
+        standalone: The module that runs its models without this program, see ``runtimes.standalone``; "" for none.
+        distributions: What pip installs its library as, the first that is installed.
         build_advice: What it does where an engine would be built, as the end of a sentence that begins with "it".
         inputs: Specs of the model's inputs, in the model's order.
         outputs: Specs of the model's outputs, in the model's order.
@@ -181,6 +183,8 @@ class Runtime(ABC):
     built_from: ClassVar[Literal["onnx", "torch"]] = "onnx"
     in_all: ClassVar[bool] = True
     left_out_because: ClassVar[str] = ""
+    standalone: ClassVar[str] = ""
+    distributions: ClassVar[tuple[str, ...]] = ()
     build_advice: ClassVar[str] = "loads the ONNX file itself"
 
     inputs: tuple[TensorSpec, ...]

@@ -52,10 +52,12 @@ class OrtRuntime(Runtime):
 
     provider = ""
     uses = frozenset({"threads", "streams", "spin", "optimize"})
+    standalone = "runtimes.standalone.onnxruntime_engine"
+    distributions = ("onnxruntime-gpu", "onnxruntime")
 
     @classmethod
     def _installed_version(cls) -> str | None:
-        return package_version("onnxruntime-gpu", "onnxruntime")
+        return package_version(*cls.distributions)
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:

@@ -41,10 +41,12 @@ class OpenVINORuntime(Runtime):
     title = "Intel OpenVINO"
     precisions = frozenset({"fp32", "fp16", "bf16", "int8"})
     lowers_int8 = True
+    standalone = "runtimes.standalone.openvino_engine"
+    distributions = ("openvino",)
 
     @classmethod
     def _installed_version(cls) -> str | None:
-        return package_version("openvino")
+        return package_version(*cls.distributions)
 
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:

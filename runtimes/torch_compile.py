@@ -43,6 +43,8 @@ class TorchCompileRuntime(TorchRuntime):
     suffixes = (SUFFIX,)
     built_from = "torch"
     uses = frozenset({"threads", "streams", "tf32", "channels_last", "autocast", "compile_mode", "trust_engine"})
+    standalone = "runtimes.standalone.torch_package_engine"
+    distributions = ("torch",)
     in_all = False
     left_out_because = "compiling takes tens of seconds; 'all,torch-compile' includes it"
 

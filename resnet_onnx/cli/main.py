@@ -35,6 +35,8 @@ COMMANDS = (
     "report",
     "reproduce",
     "predict",
+    "bundle",
+    "verify",
     "doctor",
 )  # fmt: skip
 INTERNAL_ERROR, INTERRUPTED = 70, 130

@@ -125,9 +125,9 @@ class Settings:
         recorded: All that the runtime reported of itself.
     """
 
-    batch: Count
-    streams: Count
-    threads: Count | None = None
+    batch: Annotated[int, Meta(ge=1, le=65_536)]
+    streams: Annotated[int, Meta(ge=1, le=4096)]
+    threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
     spin: bool | None = None
     precision_hint: str | None = None
     device: str = "cpu"
@@ -165,7 +165,8 @@ class ReferenceRecord:
     """
 
     file: str
-    sha256: Sha256
+    input: Tensor
+    output: Tensor
     batch: Count = 1
     threads: Count = 1
 

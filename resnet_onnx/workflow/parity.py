@@ -27,7 +27,7 @@ from resnet_onnx.parity.quantised import (
     without_rounding,
 )
 from resnet_onnx.parity.records import Records, rebatched
-from resnet_onnx.parity.running import Batches
+from resnet_onnx.parity.running import Batches, gold_outputs, run
 from resnet_onnx.parity.summation import sums_of
 from resnet_onnx.results.parity import Localisation
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
@@ -157,6 +157,78 @@ def gold_reference(model: Model) -> Reference:
     """Returns the float64 gold of a model: torch in double, or the graph in double."""
     described = "torch float64" if model.network is not None else "the ONNX graph in float64"
     return Reference(target=gold_target(model), description=described)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProvenPictures:
+    """A runtime judged on given pictures, with the numbers that it was judged by.
+
+    Attributes:
+        gold: Scores of the float64 gold, [picture, class].
+        scores: Those of the runtime.
+        original: Scores of the network before its precision was changed, in float64; None where it was not.
+    """
+
+    report: ParityReport
+    gold: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    original: NDArray[np.float64] | None
+
+
+def prove_pictures(
+    model: Model,
+    plan: ParityPlan,
+    pictures: NDArray[np.uint8],
+    *,
+    original: Model | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> ProvenPictures:
+    """Judges the plan's first runtime on prepared pictures, uint8 [n, image_size, image_size, 3], RGB.
+
+    A batch that the model fixes is filled up with the first picture.
+
+    Args:
+        model: It has to have settled scores.
+        plan: Its pictures are not looked at.
+        pictures: In the order of the rows of the answer.
+        original: The network before a change of precision.
+        progress: Told what is being computed.
+    """
+    sides = _sides(model, None)
+    _require_known_operators(sides, plan)
+    fixed = model.form.batch
+    count = len(pictures)
+    sizes = (
+        [fixed] * -(-count // fixed)
+        if fixed
+        else odd_batches(count, largest=min(_SMALLER_BATCH, _largest_batch(model)))
+    )
+    filled = np.concatenate([pictures, np.repeat(pictures[:1], sum(sizes) - count, axis=0)])
+    parts = np.split(filled, np.cumsum(sizes)[:-1])
+    names = [f"proof picture {index}" for index in range(len(filled))]
+    batches = Batches(lambda: (feeds_of(model, part) for part in parts), sizes)
+    report = _judge(sides, plan, Inputs(names=names, batches=batches, pictures=True), progress)
+    named = model.scores.settled().name
+    gold = _gold(sides).target
+    ours = target(model, plan.runtimes[0], device=plan.device, options=plan.options, batches=sizes)
+    before = None
+    if original is not None:
+        theirs = gold_reference(original).target
+        fed = Batches(lambda: (feeds_of(original, part) for part in parts), sizes)
+        before = _scores_of(gold_outputs(theirs, fed, _gold_key(original, theirs.runtime)), named, count)
+    return ProvenPictures(
+        report=report,
+        gold=_scores_of(gold_outputs(gold, batches, _gold_key(model, gold.runtime)), named, count),
+        scores=_scores_of(run(ours, batches).outputs, named, count),
+        original=before,
+    )
+
+
+def _scores_of(records: Records, named: str, count: int) -> NDArray[np.float64]:
+    """Returns the output that holds the scores of the first `count` pictures, [picture, class]."""
+    arrays = [record.get(named, next(iter(record.values()))) for record in records]
+    joined: NDArray[np.float64] = np.concatenate(arrays).astype(np.float64)[:count]
+    return joined.reshape(count, -1)
 
 
 def _output_names(model: Model, truth: Model) -> set[str]:
