@@ -16,7 +16,6 @@ FOLDERS = (
         f"resnet_onnx/{name}"
         for name in (
             "optimization",
-            "optimize",
             "deploy",
             "deploy/standalone",
             "workflow",
