@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtimes import engines, files, nvidia, onnx_gate, trt_shim
+from runtimes.environment import load_library
 from runtimes.errors import BadModel, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import Profile, ShapeRange, TensorSpec, default_profile
 
@@ -326,8 +327,7 @@ class _Job:
     def _build_in_thread(self, cancelled: threading.Event) -> tuple[bytes, engines.Engine]:
         if self.target.gpu is None:
             return self._build(cancelled)
-        import torch
-
+        torch = load_library("torch", runtime=self.library.name, package="resnet-onnx")
         with torch.cuda.device(self.target.gpu.device):
             return self._build(cancelled)
 
@@ -336,9 +336,9 @@ class _Job:
         library, trt = self.library, self.library.trt
         what = f"{library.title} can't build {self.checked.path.name}"
         with library.messages() as messages:
-            builder = trt.Builder(library.logger)
+            builder = library.make("builder", lambda: trt.Builder(library.logger))
             network = library.create_network(builder)
-            parser = trt.OnnxParser(network, library.logger)
+            parser = library.make("ONNX parser", lambda: trt.OnnxParser(network, library.logger))
             parsed = parser.parse(_read_checked(self.checked), str(self.checked.path))
             errors = [_parser_problem(parser.get_error(i)) for i in range(parser.num_errors)]
         if not parsed:

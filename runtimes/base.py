@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -104,8 +104,8 @@ class Prepared(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        close_all([self.close], after=error)
 
     @abstractmethod
     def _enqueue(self) -> None: ...
@@ -315,16 +315,14 @@ class Runtime(ABC):
         """Frees the model and every prepared run of it; closing twice is fine."""
         if not self._closed:
             self._closed = True
-            for prepared in list(self._prepared):
-                prepared.close()
-            self._close()
+            close_all([*(prepared.close for prepared in list(self._prepared)), self._close])
 
     def __enter__(self) -> Self:
         self._check_open()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        close_all([self.close], after=error)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -361,6 +359,24 @@ class Runtime(ABC):
 
     @abstractmethod
     def _close(self) -> None: ...
+
+
+def close_all(closers: Iterable[Callable[[], None]], *, after: BaseException | None = None) -> None:
+    """Calls every one, also where another fails, and then raises the first failure.
+
+    An error that was raised before (`after`) is the one that matters: failures are then notes on it.
+    """
+    first = after
+    for close in closers:
+        try:
+            close()
+        except Exception as error:
+            if first is None:
+                first = error
+            else:
+                first.add_note(f"closing failed too: {error}")
+    if first is not None and after is None:
+        raise first
 
 
 def default_streams(options: RuntimeOptions, device: str) -> int:

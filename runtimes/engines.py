@@ -27,6 +27,7 @@ SCHEMA = 4
 SUFFIX = ".engine"
 _FOLDER = "engines"
 _WORKPLACE = ".building"
+_KERNELS = ".kernels"
 _AGAIN = "build it again: resnet-onnx build"
 
 
@@ -375,6 +376,8 @@ def prune_engines(max_bytes: int) -> list[Engine]:
         raise UsageError(f"the cache can't be pruned to {max_bytes} bytes")
 
     def remove(path: Path) -> None:
+        for kernels in path.parent.glob(f"{path.stem}-*{_KERNELS}"):
+            kernels.unlink(missing_ok=True)
         record_path(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
@@ -410,7 +413,7 @@ def _remove(path: Path, remove: Callable[[Path], None]) -> bool:
     return True
 
 
-# ---- what builders remember between builds -------------------------------------------------------------------------
+# ---- what libraries remember between builds and runs -----------------------------------------------------------------
 
 
 def load_timings(name: str) -> bytes:
@@ -421,6 +424,23 @@ def load_timings(name: str) -> bytes:
 def store_timings(name: str, data: bytes) -> None:
     """Keeps a builder's timing cache for the next build; the last writer wins."""
     files.write_sealed(files.cache_dir(_FOLDER) / f"{name}.timings", data)
+
+
+def load_kernels(engine: Path, where: str) -> bytes:
+    """Returns the kernels that an engine of this cache was compiled into in earlier processes, or b"".
+
+    `where` names what they were compiled by and for: library, version, GPU, driver.
+    """
+    return files.read_sealed(_kernels_path(engine, where)) or b""
+
+
+def store_kernels(engine: Path, where: str, data: bytes) -> None:
+    """Keeps an engine's compiled kernels for later processes; the last writer wins."""
+    files.write_sealed(_kernels_path(engine, where), data)
+
+
+def _kernels_path(engine: Path, where: str) -> Path:
+    return engine.with_name(f"{engine.stem}-{hashlib.sha256(where.encode()).hexdigest()[:16]}{_KERNELS}")
 
 
 def specs_with_names(

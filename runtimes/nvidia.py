@@ -8,12 +8,13 @@ nothing where there is none. Everything that needs a driver is thin; it has not 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 from runtimes.errors import RuntimeUnavailable, UsageError
 
@@ -104,14 +105,71 @@ def require_gpu(device: str, *, package: str = "resnet-onnx", without: Mapping[s
     return found[index]
 
 
-def check_driver(gpu: Gpu, needed: int | None) -> None:
-    """Raises ``RuntimeUnavailable`` for a driver that is too old for a library built for CUDA `needed`."""
+def check_driver(gpu: Gpu, needed: int | None, *, for_cuda12: str = "") -> None:
+    """Raises ``RuntimeUnavailable`` for a driver that is too old for a library built for CUDA `needed`.
+
+    `for_cuda12` is what pip installs of the library for a driver that serves CUDA 12.
+    """
     if needed is not None and gpu.cuda[0] < needed:
+        fix = f"install a driver for CUDA {needed} or newer (nvidia.com/drivers)"
+        if gpu.cuda[0] == 12 and for_cuda12:
+            fix += f"\nor, in an environment of its own, the library for CUDA 12: pip install {for_cuda12}"
         raise RuntimeUnavailable(
             f"the NVIDIA driver {gpu.driver} serves CUDA {gpu.cuda[0]}.{gpu.cuda[1]}, the installed library needs "
             f"CUDA {needed}",
-            fix=f"install a driver for CUDA {needed} or newer (nvidia.com/drivers)",
+            fix=fix,
         )
+
+
+class Stream:
+    """A CUDA stream of our own, in the context of a GPU that all CUDA libraries of this process share.
+
+    Made with the driver alone, so that nobody needs torch for it.
+
+    Raises:
+        RuntimeUnavailable: The driver can't make one.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = ctypes.CDLL(CUDA_DRIVER)
+        self._gpu, self._context, self._stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        _call(self._cuda, "cuInit", 0, fix=None)
+        _call(self._cuda, "cuDeviceGet", ctypes.byref(self._gpu), int(device.partition(":")[2] or 0), fix=None)
+        _call(self._cuda, "cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._gpu, fix=None)
+        self._in_context("cuStreamCreate", ctypes.byref(self._stream), _NON_BLOCKING)
+
+    @property
+    def handle(self) -> int:
+        """What other libraries take for it: the address that CUDA gave it."""
+        return int(self._stream.value or 0)
+
+    def synchronize(self) -> None:
+        """Waits for the work that this stream was given, and for no other; raises ``RuntimeError`` where it failed."""
+        self._in_context("cuStreamSynchronize", self._stream)
+
+    def wait_for_device(self) -> None:
+        """Waits for all work on the GPU: for copies that were begun on no stream in particular."""
+        self._in_context("cuCtxSynchronize")
+
+    def close(self) -> None:
+        """Gives it back, once the libraries that used it are closed."""
+        if self._stream:
+            self._in_context("cuStreamDestroy_v2", self._stream)
+            self._stream = ctypes.c_void_p()
+            self._cuda.cuDevicePrimaryCtxRelease_v2(self._gpu)
+
+    def _in_context(self, function: str, *arguments: Any) -> None:
+        cuda, before = self._cuda, ctypes.c_void_p()
+        codes = [int(cuda.cuCtxPushCurrent_v2(self._context))]
+        if codes == [0]:
+            codes += [int(getattr(cuda, function)(*arguments)), int(cuda.cuCtxPopCurrent_v2(ctypes.byref(before)))]
+        for code in codes:
+            if code:
+                raise RuntimeError(f"CUDA failure {code}: {_REASONS.get(code, 'see CUresult in cuda.h')} ({function})")
+
+
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING of cuda.h: it does not wait for the default stream."""
 
 
 TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
@@ -167,8 +225,7 @@ def driver_problem(code: int) -> str:
 
 def driver_version() -> str:
     """Returns the version of the driver as NVML says it, or "" where there is no NVML."""
-    with _Nvml() as nvml:
-        return str(nvml.ask("nvmlSystemGetDriverVersion", ""))
+    return str(_nvml().ask("nvmlSystemGetDriverVersion", ""))
 
 
 def _call(cuda: Any, function: str, *arguments: Any, fix: str | None) -> None:
@@ -208,22 +265,17 @@ def uuid_text(raw: bytes) -> str:
 
 
 class _Nvml:
-    """NVML, opened for one question; every question has an answer for the case that NVML has none."""
+    """NVML; every question has an answer for the case that NVML has none."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         self._nvml: Any = None
         try:
             import pynvml
 
             pynvml.nvmlInit()
         except Exception:  # any reason at all leaves us without NVML, which only adds details
-            return self
+            return
         self._nvml = pynvml
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._nvml is not None:
-            self._nvml.nvmlShutdown()
 
     def ask(self, function: str, missing: Any, *arguments: Any) -> Any:
         if self._nvml is None:
@@ -236,6 +288,15 @@ class _Nvml:
     def constant(self, name: str) -> Any:
         return getattr(self._nvml, name, None)
 
+    def field(self, handle: Any, name: str) -> int | None:
+        """Returns a field's whole number, or None where this GPU or this nvidia-ml-py has none."""
+        number = self.constant(name)
+        found = None if number is None else self.ask("nvmlDeviceGetFieldValues", None, handle, [number])
+        if not found or found[0].nvmlReturn != 0:
+            return None
+        wide = found[0].valueType == self.constant("NVML_VALUE_TYPE_UNSIGNED_LONG_LONG")
+        return int(found[0].value.ullVal if wide else found[0].value.uiVal)
+
     def handle(self, uuid: str) -> Any:
         for kind in ("GPU-", "MIG-"):
             handle = self.ask("nvmlDeviceGetHandleByUUID", None, f"{kind}{uuid}")
@@ -244,12 +305,19 @@ class _Nvml:
         return None
 
 
+@functools.cache
+def _nvml() -> _Nvml:
+    """Opens it once a process: a question to an open one takes microseconds, opening it milliseconds."""
+    return _Nvml()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sensors:
     """What a GPU's sensors say at one moment; None where it does not measure that.
 
     Attributes:
         clock_mhz: Of the multiprocessors.
+        power_w: Of this moment, where the GPU tells it; else the mean of about a second, as ``nvidia-smi`` shows it.
         power_limit_w: Enforced limit.
         throttled: Why the clock is held down, empty where it is not.
     """
@@ -273,6 +341,15 @@ _THROTTLE = {
 }
 
 
+_HELD_COUNTERS = {
+    "power limit": "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP",
+    "thermal limit (software)": "NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN",
+    "thermal limit (hardware)": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",
+    "power brake": "NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",
+}
+"""The counters of nvml.h, nanoseconds since the driver was loaded, by the words of ``_THROTTLE``."""
+
+
 def throttle_reasons(mask: int) -> tuple[str, ...]:
     """Returns in words why a clock is held down, from NVML's bit mask."""
     return tuple(text for bit, text in _THROTTLE.items() if mask & bit)
@@ -280,32 +357,45 @@ def throttle_reasons(mask: int) -> tuple[str, ...]:
 
 def read_sensors(gpu: Gpu) -> Sensors:
     """Reads clocks, power and temperature of a GPU; what it does not measure stays None."""
-    with _Nvml() as nvml:
-        handle = nvml.handle(gpu.uuid)
-        if handle is None:
-            return Sensors()
-        processors, memory = nvml.constant("NVML_CLOCK_SM"), nvml.constant("NVML_CLOCK_MEM")
+    nvml = _nvml()
+    handle = nvml.handle(gpu.uuid)
+    if handle is None:
+        return Sensors()
+    processors, memory = nvml.constant("NVML_CLOCK_SM"), nvml.constant("NVML_CLOCK_MEM")
+    power = nvml.field(handle, "NVML_FI_DEV_POWER_INSTANT")
+    if power is None:
         power = nvml.ask("nvmlDeviceGetPowerUsage", None, handle)
-        limit = nvml.ask("nvmlDeviceGetEnforcedPowerLimit", None, handle)
-        return Sensors(
-            clock_mhz=nvml.ask("nvmlDeviceGetClockInfo", None, handle, processors),
-            max_clock_mhz=nvml.ask("nvmlDeviceGetMaxClockInfo", None, handle, processors),
-            memory_clock_mhz=nvml.ask("nvmlDeviceGetClockInfo", None, handle, memory),
-            power_w=None if power is None else power / 1000,
-            power_limit_w=None if limit is None else limit / 1000,
-            temperature_c=nvml.ask("nvmlDeviceGetTemperature", None, handle, nvml.constant("NVML_TEMPERATURE_GPU")),
-            throttled=throttle_reasons(int(nvml.ask("nvmlDeviceGetCurrentClocksEventReasons", 0, handle))),
-        )
+    limit = nvml.ask("nvmlDeviceGetEnforcedPowerLimit", None, handle)
+    return Sensors(
+        clock_mhz=nvml.ask("nvmlDeviceGetClockInfo", None, handle, processors),
+        max_clock_mhz=nvml.ask("nvmlDeviceGetMaxClockInfo", None, handle, processors),
+        memory_clock_mhz=nvml.ask("nvmlDeviceGetClockInfo", None, handle, memory),
+        power_w=None if power is None else power / 1000,
+        power_limit_w=None if limit is None else limit / 1000,
+        temperature_c=nvml.ask("nvmlDeviceGetTemperature", None, handle, nvml.constant("NVML_TEMPERATURE_GPU")),
+        throttled=throttle_reasons(int(nvml.ask("nvmlDeviceGetCurrentClocksEventReasons", 0, handle))),
+    )
+
+
+def throttled_s(gpu: Gpu) -> dict[str, float]:
+    """Returns for how many seconds each reason has held a GPU's clock down since its driver was loaded.
+
+    Reasons that this GPU does not count are left out.
+    """
+    nvml = _nvml()
+    handle = nvml.handle(gpu.uuid)
+    if handle is None:
+        return {}
+    counted = {reason: nvml.field(handle, name) for reason, name in _HELD_COUNTERS.items()}
+    return {reason: nanoseconds / 1e9 for reason, nanoseconds in counted.items() if nanoseconds is not None}
 
 
 def total_energy_j(gpu: Gpu) -> float | None:
     """Returns the joules that a GPU used since its driver was loaded; None where it does not count them."""
-    with _Nvml() as nvml:
-        handle = nvml.handle(gpu.uuid)
-        if handle is None:
-            return None
-        counted = nvml.ask("nvmlDeviceGetTotalEnergyConsumption", None, handle)
-        return None if counted is None else counted / 1000
+    nvml = _nvml()
+    handle = nvml.handle(gpu.uuid)
+    counted = None if handle is None else nvml.ask("nvmlDeviceGetTotalEnergyConsumption", None, handle)
+    return None if counted is None else counted / 1000
 
 
 def describe() -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import nvidia, onnx_arithmetic, onnx_gate, onnx_types, ort_gpu
-from runtimes.base import HostRuns, Prepared, Runtime
+from runtimes.base import HostRuns, Prepared, Runtime, close_all
 from runtimes.environment import load_library, package_version
 from runtimes.errors import (
     BadModel,
@@ -87,9 +87,8 @@ class OrtRuntime(Runtime):
         try:
             self._session, providers = self._start(checked, settings)
             # Runs on one session share its threads and wait for each other: on the CPU in its allocator, in TensorRT's
-            # provider at its lock. CUDA's keeps a stream for each thread.
-            count = 1 if self.provider == ort_gpu.CUDA else self.streams
-            self._more_sessions = [self._start(checked, settings)[0] for _ in range(count - 1)]
+            # provider at its lock, in CUDA's on the stream that the session was given.
+            self._more_sessions = [self._start(checked, settings)[0] for _ in range(self.streams - 1)]
         except ToolkitError:
             raise
         except Exception as error:
@@ -101,7 +100,7 @@ class OrtRuntime(Runtime):
         self._turns = itertools.cycle((self._session, *self._more_sessions))
         return checked.inputs, checked.outputs, {
             "provider": self.provider,
-            "provider_options": providers[self.provider],
+            "provider_options": {k: v for k, v in providers[self.provider].items() if k != ort_gpu.STREAM},
             **self._recorded(),
             **self._precision(checked),
             "threads": settings.intra_op_num_threads * self.streams,
@@ -187,6 +186,10 @@ class OrtRuntime(Runtime):
     def _value(self, array: NDArray[Any], kind: str, index: int) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(array, kind, index)
 
+    def _empty(self, like: Any, kind: str, index: int) -> Any:
+        """Returns memory of our own for an output, of the shape and type of one that the library reserved."""
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(like.shape(), like.element_type(), kind, index)
+
     def _open_error(self, error: Exception) -> Exception:
         text = " ".join(str(error).split())
         kind = type(error).__name__
@@ -229,8 +232,12 @@ class OrtRuntime(Runtime):
         """Returns what else changes numbers or speed."""
         return {}
 
-    def _run_options(self, *, graph: bool = False) -> Any:
-        """Returns the options of a run, or None for the library's own; `graph` asks for a CUDA graph of its own."""
+    def _run_options(self, *, prepared: bool = False) -> Any:
+        """Returns the options of a run, or None for the library's own; prepared runs may have a CUDA graph each."""
+        return None
+
+    def _stream_of(self, session: Any) -> nvidia.Stream | None:
+        """Returns the stream that a session computes on where its runs return early, or None where they wait."""
         return None
 
     def _memory(self) -> tuple[str, int]:
@@ -277,7 +284,10 @@ _PROBE = {"x": 4, "w": 3, "y": 2}
 
 
 class _PreparedDevice(Prepared):
-    """Inputs and outputs bound where the provider computes: nothing is copied and nothing allocated per run."""
+    """Inputs and outputs bound where the provider computes: nothing is copied and nothing allocated per run.
+
+    Both are ours, at addresses that stay: a captured CUDA graph writes there whenever it is replayed.
+    """
 
     def __init__(self, runtime: OrtRuntime, feeds: dict[str, NDArray[Any]]) -> None:
         super().__init__("device")
@@ -285,22 +295,31 @@ class _PreparedDevice(Prepared):
         kind, index = runtime._memory()
         session = next(runtime._turns)
         binding = session.io_binding()
-        self._inputs = {name: runtime._value(array, kind, index) for name, array in feeds.items()}
-        for name, value in self._inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for spec in runtime.outputs:
-            binding.bind_output(spec.name, kind, index)
+        self._stream = runtime._stream_of(session)
         try:
-            # The first run finds the output shapes; its buffers then serve every later run.
+            self._inputs = {name: runtime._value(array, kind, index) for name, array in feeds.items()}
+            for name, value in self._inputs.items():
+                binding.bind_ortvalue_input(name, value)
+            for spec in runtime.outputs:
+                binding.bind_output(spec.name, kind, index)
+            # The first run finds the output shapes.
             session.run_with_iobinding(binding, runtime._run_options())
+            self._results = [runtime._empty(found, kind, index) for found in binding.get_outputs()]
+            if self._stream is not None:
+                self._stream.wait_for_device()
         except Exception as error:
             raise runtime._run_error(error) from error
-        self._results = list(binding.get_outputs())
+        binding.clear_binding_outputs()
         for spec, value in zip(runtime.outputs, self._results, strict=True):
             binding.bind_ortvalue_output(spec.name, value)
         self._binding = binding
         self._run = session.run_with_iobinding
-        self._options = runtime._run_options(graph=True)
+        self._options = runtime._run_options(prepared=True)
+
+    @property
+    def returns_early(self) -> bool:
+        """Where the run has a stream of its own, which ``synchronize`` waits for."""
+        return self._stream is not None
 
     def _enqueue(self) -> None:
         try:
@@ -309,7 +328,12 @@ class _PreparedDevice(Prepared):
             raise self._runtime._run_error(error) from error
 
     def _synchronize(self) -> None:
-        self._binding.synchronize_outputs()
+        """A run waits for itself at its end, unless it was told not to (onnxruntime#28539)."""
+        if self._stream is not None:
+            try:
+                self._stream.synchronize()
+            except RuntimeError as error:
+                raise self._runtime._run_error(error) from error
 
     def _outputs(self) -> dict[str, NDArray[Any]]:
         return {
@@ -318,6 +342,9 @@ class _PreparedDevice(Prepared):
         }  # fmt: skip
 
     def _close(self) -> None:
+        close_all([self._synchronize, self._free])
+
+    def _free(self) -> None:
         del self._binding, self._results, self._inputs, self._run
 
 
@@ -347,18 +374,61 @@ class OrtCudaRuntime(OrtRuntime):
         gpu = nvidia.require_gpu(device, package=cls.package)
         version, _ = super()._probe(device)
         ort = cls._library()
-        nvidia.check_driver(gpu, ort_gpu.needed_cuda(ort))
+        nvidia.check_driver(gpu, ort_gpu.needed_cuda(ort), for_cuda12="'onnxruntime-gpu[cuda,cudnn]>=1.24,<1.27'")
         ort_gpu.check_libraries(ort_gpu.preload(ort), runtime=cls.name)
         return version, tuple(nvidia.gpu_names())
 
     def _settings(self) -> Any:
         nvidia.check_tf32_override(self.options.tf32)
-        ort_gpu.preload(self._ort)
+        self._missing = ort_gpu.preload(self._ort)
         self._graphs = itertools.count(1)
+        self._streams: list[tuple[Any, nvidia.Stream]] = []
         return super()._settings()
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        try:
+            return super()._open()
+        except BaseException as error:
+            for sessions in ("_session", "_more_sessions", "_turns"):
+                self.__dict__.pop(sessions, None)
+            close_all([stream.close for _, stream in self.__dict__.pop("_streams", [])], after=error)
+            raise
 
     def _start(self, checked: onnx_gate.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
         providers = self._providers(checked)
+        stream = self._new_stream()
+        if stream is None:
+            return self._start_on_gpu(checked, settings, providers)
+        providers[self.provider][ort_gpu.STREAM] = str(stream.handle)
+        try:
+            session, providers = self._start_on_gpu(checked, settings, providers)
+        except BaseException as error:
+            close_all([stream.close], after=error)
+            raise
+        self._streams.append((session, stream))
+        return session, providers
+
+    def _open_error(self, error: Exception) -> Exception:
+        if self._missing and not is_out_of_memory(error):  # ONNX Runtime would blame the model's first convolution
+            return ort_gpu.lacking(self._missing, runtime=self.name)
+        return super()._open_error(error)
+
+    def _new_stream(self) -> nvidia.Stream | None:
+        """Returns a stream for a session of its own, so that streams wait for themselves and not for the device."""
+        return nvidia.Stream(self.device)
+
+    def _stream_of(self, session: Any) -> nvidia.Stream | None:
+        return next((stream for each, stream in self._streams if each is session), None)
+
+    def _close(self) -> None:
+        streams = [stream for _, stream in self._streams]
+        self._streams.clear()
+        super()._close()  # the sessions first: they wait for their streams
+        close_all([stream.close for stream in streams])
+
+    def _start_on_gpu(
+        self, checked: onnx_gate.CheckedModel, settings: Any, providers: dict[str, dict[str, str]]
+    ) -> tuple[Any, dict[str, dict[str, str]]]:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             return self._session_on(checked, settings, providers), providers
@@ -394,11 +464,15 @@ class OrtCudaRuntime(OrtRuntime):
     def _recorded(self) -> dict[str, Any]:
         return {"tf32": self.options.tf32, "cuda_graph": self.options.cuda_graph}
 
-    def _run_options(self, *, graph: bool = False) -> Any:
-        if not self.options.cuda_graph:
+    def _run_options(self, *, prepared: bool = False) -> Any:
+        early = prepared and bool(self._streams)
+        if not early and not self.options.cuda_graph:
             return None
         chosen = self._ort.RunOptions()
-        chosen.add_run_config_entry(ort_gpu.GRAPH_ID, str(next(self._graphs)) if graph else ort_gpu.NO_GRAPH)
+        if early:
+            chosen.add_run_config_entry(ort_gpu.RETURN_EARLY, "1")
+        if self.options.cuda_graph:
+            chosen.add_run_config_entry(ort_gpu.GRAPH_ID, str(next(self._graphs)) if prepared else ort_gpu.NO_GRAPH)
         return chosen
 
     @property
@@ -442,8 +516,18 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
                 f"{self.name} replays one CUDA graph for every batch and buffer, which gives wrong results",
                 fix="leave out --cuda-graph, or use the runtime tensorrt",
             )
-        ort_gpu.settle_tf32(self.options.tf32)
         return super()._settings()
+
+    def _open(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], Mapping[str, Any]]:
+        ort_gpu.settle_tf32(self.options.tf32)
+        try:
+            return super()._open()
+        except BaseException:
+            ort_gpu.release_tf32()
+            raise
+
+    def _new_stream(self) -> None:
+        """Its provider has a stream of its own in each session, which a run waits for."""
 
     def _start(self, checked: onnx_gate.CheckedModel, settings: Any) -> tuple[Any, dict[str, dict[str, str]]]:
         self._key = ort_gpu.engine_key(
@@ -480,5 +564,5 @@ class OrtTensorRTRuntime(OrtCudaRuntime):
         return super()._prepare(feeds, scope)
 
     def _close(self) -> None:
-        super()._close()
+        close_all([super()._close, ort_gpu.release_tf32])
         ort_gpu.seal(self._folder)  # without shapes given, engines are built as shapes come

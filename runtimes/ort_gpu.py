@@ -7,12 +7,14 @@ value below (``tests/test_ort_gpu_options.py``).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,19 +33,36 @@ _SEAL = "seal.json"
 NO_GRAPH, GRAPH_ID = "-1", "gpu_graph_id"
 """The run option that chooses a captured CUDA graph; -1 runs without one (onnxruntime_run_options_config_keys.h)."""
 
+RETURN_EARLY = "disable_synchronize_execution_providers"
+"""The run option by which a run does not wait for its stream at its end (same file)."""
+
+CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
+"""The library that ``onnxruntime.preload_dlls`` leaves out without a word where it is missing."""
+
 
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
+STREAM = "user_compute_stream"
+"""The option of the CUDA provider that takes a stream of ours, as an address."""
+
+
 def cuda_options(index: int, options: RuntimeOptions) -> dict[str, str]:
-    """Returns the options of the CUDA provider for ``cuda:index``."""
+    """Returns the options of the CUDA provider for ``cuda:index``.
+
+    How cuDNN finds its algorithms is left to ONNX Runtime unless it was asked for.
+    """
+    searches = {None: {}, True: {_SEARCH: "EXHAUSTIVE"}, False: {_SEARCH: "HEURISTIC"}}
     return {
         "device_id": str(index),
         "use_tf32": _bit(options.tf32),
-        "cudnn_conv_algo_search": "EXHAUSTIVE" if options.exhaustive_search else "HEURISTIC",
+        **searches[options.exhaustive_search],
         "prefer_nhwc": _bit(options.channels_last),
         "enable_cuda_graph": _bit(options.cuda_graph),
     }
+
+
+_SEARCH = "cudnn_conv_algo_search"
 
 
 def tensorrt_options(
@@ -107,12 +126,16 @@ def _bit(value: bool) -> str:
 
 class _Process:
     tf32: bool | None = None
+    opened = 0
+    before: str | None = None
 
 
 def settle_tf32(allowed: bool) -> None:
-    """Sets whether the TensorRT provider may use TF32, for the whole process.
+    """Sets whether the TensorRT provider may use TF32, until as many calls of ``release_tf32``.
 
-    The provider has no option for it (onnxruntime#26029): NVIDIA's libraries read a variable of the environment, once.
+    The provider has no option for it (onnxruntime#26029): NVIDIA's libraries read a variable of the environment, once,
+    so that it holds for the whole process. The variable itself is taken back, so that nothing else obeys it: neither a
+    process that is started later, nor another runtime's check of what the user's environment says.
 
     Raises:
         UsageError: The user's environment says the opposite.
@@ -128,7 +151,21 @@ def settle_tf32(allowed: bool) -> None:
         )
     _Process.tf32 = allowed
     if not allowed:
+        if _Process.opened == 0:
+            _Process.before = os.environ.get(nvidia.TF32_VARIABLE)
         os.environ[nvidia.TF32_VARIABLE] = "0"
+    _Process.opened += 1
+
+
+def release_tf32() -> None:
+    """Ends one use of ``settle_tf32``; the last one puts the environment back as it was."""
+    _Process.opened -= 1
+    if _Process.opened or _Process.tf32:
+        return
+    if _Process.before is None:
+        os.environ.pop(nvidia.TF32_VARIABLE, None)
+    else:
+        os.environ[nvidia.TF32_VARIABLE] = _Process.before
 
 
 # ---- libraries -------------------------------------------------------------------------------------------------------
@@ -139,7 +176,16 @@ def preload(ort: Any) -> tuple[str, ...]:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         ort.preload_dlls()
-    return missing_libraries(printed.getvalue())
+    return (*missing_libraries(printed.getvalue()), *(missing_cudnn() if needed_cuda(ort) else ()))
+
+
+def missing_cudnn() -> tuple[str, ...]:
+    """Returns the name of cuDNN where it can't be loaded, once the libraries that pip installed are."""
+    try:
+        ctypes.CDLL(CUDNN)
+    except OSError:
+        return (CUDNN,)
+    return ()
 
 
 def missing_libraries(printed: str) -> tuple[str, ...]:
@@ -151,10 +197,15 @@ def missing_libraries(printed: str) -> tuple[str, ...]:
 def check_libraries(missing: Sequence[str], *, runtime: str) -> None:
     """Raises ``RuntimeUnavailable`` where CUDA libraries are missing."""
     if missing:
-        raise RuntimeUnavailable(
-            f"runtime '{runtime}' needs the CUDA libraries {', '.join(missing)}, which are not installed",
-            fix="pip install 'resnet-onnx[cuda]'",
-        )
+        raise lacking(missing, runtime=runtime)
+
+
+def lacking(missing: Sequence[str], *, runtime: str) -> RuntimeUnavailable:
+    """Returns the error for CUDA libraries that are missing."""
+    return RuntimeUnavailable(
+        f"runtime '{runtime}' needs the CUDA libraries {', '.join(missing)}, which are not installed",
+        fix="pip install 'resnet-onnx[cuda]'",
+    )
 
 
 def needed_cuda(ort: Any) -> int | None:
@@ -184,9 +235,11 @@ def check_tensorrt(version: str, needed: int | None, *, ort_version: str) -> Non
 
 def cause(text: str) -> str | None:
     """Returns why a provider did not start, from ONNX Runtime's error, or None where the error is about the model."""
-    failure = re.search(r"(CUDA|CUDNN|CUBLAS) failure (\d+): ?([^;]+)", text)
+    failure = re.search(r"(CUDA|CUDNN|CUDNN_FE|CUBLAS) failure (\d+): ?([^;]+)", text)
     if failure:
         return f"{failure[1]} failure {failure[2]}: {failure[3].strip()}"
+    if library := re.search(r"\b(lib(?:cudnn|cublas|curand|cufft|nvrtc)\w*\.so[.\d]*)[^;]*cannot open", text):
+        return f"the library {library[1]} can't be loaded"
     if "Please install TensorRT libraries" in text:
         return "ONNX Runtime's TensorRT provider can't load the TensorRT libraries"
     option = re.search(r"(?:Unknown provider option|Invalid TensorRT EP option): \"?(\w+)", text)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import nvidia, onnx_types
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Prepared, Runtime, close_all
 from runtimes.environment import load_library, package_version
 from runtimes.errors import OutOfMemory, RunFailed, RuntimeUnavailable, UnsupportedModel, is_out_of_memory, reason
 from runtimes.spec import LayerTime, ModelForm, NodePlacement, RuntimeOptions, Scope, TensorSpec, TorchProgram
@@ -66,7 +66,7 @@ class TorchRuntime(Runtime):
             nvidia.check_tf32_override(options.tf32)
             torch.backends.cudnn.allow_tf32 = options.tf32
             torch.backends.cuda.matmul.allow_tf32 = options.tf32
-            torch.backends.cudnn.benchmark = options.exhaustive_search
+            torch.backends.cudnn.benchmark = bool(options.exhaustive_search)
         module = program.module.to(self.device).eval()
         self._channels_last = options.channels_last
         self._module = module.to(memory_format=torch.channels_last) if options.channels_last else module
@@ -80,7 +80,7 @@ class TorchRuntime(Runtime):
             "autocast": options.autocast or False,
             "tf32": options.tf32 and cuda,
             "cuda_graph": options.cuda_graph and cuda,
-            "exhaustive_search": options.exhaustive_search and cuda,
+            "exhaustive_search": bool(options.exhaustive_search) and cuda,
         }
         return program.inputs, program.outputs, recorded
 
@@ -179,6 +179,8 @@ class TorchRuntime(Runtime):
 
     def _close(self) -> None:
         del self._module
+        if self.device != "cpu":
+            self._torch.cuda.empty_cache()  # torch would keep it from other libraries and processes
 
 
 _LAYER = "layer: "
@@ -218,10 +220,11 @@ class _PreparedStream(_PreparedTensors):
     """Runs on a CUDA stream of its own, so that several overlap."""
 
     def __init__(self, runtime: TorchRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
-        super().__init__(runtime, feeds, scope)
         cuda = runtime._torch.cuda
         self._stream = cuda.Stream(device=runtime.device)
-        cuda.synchronize(runtime.device)  # the inputs were put in place on another stream
+        with cuda.stream(self._stream):  # torch gives freed memory away in the order of the stream it was reserved on
+            super().__init__(runtime, feeds, scope)
+        cuda.synchronize(runtime.device)  # the weights were put in place on another stream
 
     @property
     def returns_early(self) -> bool:
@@ -238,6 +241,9 @@ class _PreparedStream(_PreparedTensors):
     def _outputs(self) -> dict[str, NDArray[Any]]:
         with self._runtime._torch.cuda.stream(self._stream):
             return super()._outputs()
+
+    def _close(self) -> None:
+        close_all([self._stream.synchronize, super()._close])
 
 
 class _PreparedGraph(_PreparedStream):
@@ -266,9 +272,10 @@ class _PreparedGraph(_PreparedStream):
                 self._host = {spec.name: runtime._to_host(tensor, spec) for spec, tensor in results}
 
     def _close(self) -> None:
-        self._stream.synchronize()
+        close_all([self._stream.synchronize, self._drop_graph, super()._close])
+
+    def _drop_graph(self) -> None:
         del self._graph
-        super()._close()
 
 
 _RUNS_BEFORE_CAPTURE = 3
@@ -289,13 +296,23 @@ def check_build(torch: Any, gpu: nvidia.Gpu) -> None:
             f"the installed torch {torch.__version__} is a build for the CPU alone",
             fix="pip install --force-reinstall torch",
         )
-    nvidia.check_driver(gpu, int(str(torch.version.cuda).partition(".")[0]))
+    nvidia.check_driver(
+        gpu,
+        int(str(torch.version.cuda).partition(".")[0]),
+        for_cuda12="torch torchvision --index-url https://download.pytorch.org/whl/cu126",
+    )
     built_for = tuple(torch.cuda.get_arch_list())
     if not has_kernels(built_for, gpu.compute_capability):
         raise RuntimeUnavailable(
             f"torch {torch.__version__} was built for {', '.join(built_for)}, and {gpu.device} is {gpu.name} "
             f"({gpu.target})",
             fix="install a build of torch for this GPU (pytorch.org/get-started)",
+        )
+    seen = torch.cuda.device_count()
+    if gpu.index >= seen:
+        raise RuntimeUnavailable(
+            f"torch {torch.__version__} sees {seen} GPUs and so no {gpu.device}, where the driver has {gpu.name}",
+            fix="what torch says about it: python -c 'import torch; torch.zeros(1).cuda()'",
         )
 
 

@@ -155,15 +155,21 @@ def default_profile(inputs: Sequence[TensorSpec], batches: tuple[int, int, int] 
     return profile
 
 
-def check_profile(feeds: Feeds, profile: Profile, *, who: str) -> None:
-    """Raises ``BadFeeds`` where an array lies outside the shapes that the engine was built for."""
+def check_profile(feeds: Feeds, profile: Profile, *, who: str, others: Sequence[Profile] = ()) -> None:
+    """Raises ``BadFeeds`` where an array lies outside the shapes that the engine was built for.
+
+    `others` are further profiles of the engine, which do not fit either: the message names their ranges too.
+    """
     for name, accepted in profile.items():
         shape = tuple(feeds[name].shape)
         if not accepted.accepts(shape):
-            low, high = ("×".join(str(n) for n in s) for s in (accepted.minimum, accepted.maximum))
+            ranges = " or ".join(
+                " up to ".join("×".join(str(n) for n in bound) for bound in (each[name].minimum, each[name].maximum))
+                for each in (*others, profile)
+            )
             raise BadFeeds(
                 f"{who}: input '{name}' was given shape {'×'.join(str(n) for n in shape)}, "
-                f"the engine was built for {low} up to {high}",
+                f"the engine was built for {ranges}",
                 fix=f"build one for it: resnet-onnx build … --shapes '{name}:MIN,OPT,MAX'",
             )
 
@@ -248,8 +254,8 @@ class RuntimeOptions:
         optimize: Whether the runtime may rewrite the graph; off only for diagnosis.
         tf32: Whether an NVIDIA device may round fp32 products to TF32.
         cuda_graph: Whether prepared runs on an NVIDIA device are captured once and replayed.
-        exhaustive_search: Whether cuDNN tries every algorithm of a convolution and keeps the fastest, in place of
-            asking its heuristics.
+        exhaustive_search: Whether cuDNN tries every algorithm of a convolution and keeps the fastest, or asks its
+            heuristics; None leaves it to the library (torch asks, ONNX Runtime tries).
         channels_last: Whether torch and ONNX Runtime's CUDA provider keep pictures as NHWC inside.
         autocast: What torch may round the inputs of products to; None leaves the precision to the model.
         compile_mode: How long torch.compile looks for fast kernels.
@@ -264,7 +270,7 @@ class RuntimeOptions:
     optimize: bool = True
     tf32: bool = field(default=False, metadata={"flag": "--tf32", "cuda_only": True})
     cuda_graph: bool = field(default=False, metadata={"flag": "--cuda-graph", "cuda_only": True})
-    exhaustive_search: bool = field(default=False, metadata={"flag": "--exhaustive-search", "cuda_only": True})
+    exhaustive_search: bool | None = field(default=None, metadata={"flag": "--exhaustive-search", "cuda_only": True})
     channels_last: bool = field(default=False, metadata={"flag": "--channels-last"})
     autocast: Autocast | None = field(default=None, metadata={"flag": "--autocast"})
     compile_mode: CompileMode = field(default="default", metadata={"flag": "--compile-mode"})

@@ -8,16 +8,18 @@ installed module by name, and its logic (profiles, keys, gate, errors, placement
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import engines, nvidia, trt_shim
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Prepared, Runtime, close_all
 from runtimes.environment import load_library
 from runtimes.errors import (
     BadModel,
@@ -50,7 +52,8 @@ class TensorRTFamilyRuntime(Runtime):
     @classmethod
     def _probe(cls, device: str) -> tuple[str, tuple[str, ...]]:
         gpu = trt_shim.require_gpu(cls.library_name, device)
-        check_driver(gpu, trt_shim.cuda_major(cls.library_name))
+        major, known = trt_shim.cuda_major(cls.library_name), trt_shim.KNOWN[cls.library_name]
+        check_driver(gpu, major, for_cuda12=f"'{known.for_cuda12}'")
         library = trt_shim.load(cls.library_name)
         check_capability(library, gpu)
         return library.version, tuple(nvidia.gpu_names())
@@ -70,22 +73,30 @@ class TensorRTFamilyRuntime(Runtime):
         self._torch = load_library("torch", runtime=self.name, package="resnet-onnx")
         trt = library.trt
         with self._torch.cuda.device(self.device), library.messages() as messages:
-            deserializer = trt.Runtime(library.logger)
+            deserializer = library.make("runtime", lambda: trt.Runtime(library.logger))
             deserializer.engine_host_code_allowed = False
             engine = deserializer.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise trt_shim.explain(f"{self.name} can't load the engine {path}", messages)
+            if engine is None:
+                raise trt_shim.explain(f"{self.name} can't load the engine {path}", messages)
+            names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+            given = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+            count = max(1, engine.num_optimization_profiles)
+            check_tensors(engine, trt, names, profiles=count, who=f"{self.name}: the engine {path}")
+            self._profiles = [
+                {
+                    name: profile_range(engine.get_tensor_profile_shape(name, index), engine.get_tensor_shape(name))
+                    for name in given
+                }
+                for index in range(count)
+            ]
+            ours = path if record is not None and engines.is_ours(path) else None
+            self._kernels = _Kernels(library, self._gpu, ours)
+            self._runtime_config = library.create_runtime_config(engine, self._kernels.load())
         self._deserializer, self._engine = deserializer, engine
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self._profile = {
-            name: profile_range(engine.get_tensor_profile_shape(name, 0), engine.get_tensor_shape(name))
-            for name in names
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        }
         specs = [self._spec(name) for name in names]
         axes = record.dimensions if record is not None else {}
-        inputs = engines.specs_with_names(tuple(s for s in specs if s.name in self._profile), axes)
-        outputs = engines.specs_with_names(tuple(s for s in specs if s.name not in self._profile), axes)
+        inputs = engines.specs_with_names(tuple(s for s in specs if s.name in given), axes)
+        outputs = engines.specs_with_names(tuple(s for s in specs if s.name not in given), axes)
         self._lane: _Lane | None = None
         return inputs, outputs, {
             "engine": record.key.digest if record is not None else "from elsewhere",
@@ -93,7 +104,7 @@ class TensorRTFamilyRuntime(Runtime):
             "library": f"{library.title} {library.version}",
             "gpu": self._gpu.name,
             "target": record.key.target if record is not None else self._gpu.target,
-            "shapes": {name: str(accepted) for name, accepted in self._profile.items()},
+            "shapes": {name: " or ".join(str(each[name]) for each in self._profiles) for name in given},
             "tf32": record.key.tf32 if record is not None else None,
             "cuda_graph": self.options.cuda_graph,
             "trusted_by_user": record is None or not engines.is_ours(path),
@@ -110,8 +121,16 @@ class TensorRTFamilyRuntime(Runtime):
         report = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
         return layer_placement(report, f"{self._library.title} engine", self.device)
 
+    def _fitting_profile(self, feeds: Mapping[str, NDArray[Any]]) -> int:
+        """Returns the number of the profile for these shapes; raises ``BadFeeds`` where the engine has none."""
+        for index, profile in enumerate(self._profiles[:-1]):
+            if all(accepted.accepts(feeds[name].shape) for name, accepted in profile.items()):
+                return index
+        check_profile(feeds, self._profiles[-1], who=self.name, others=self._profiles[:-1])
+        return len(self._profiles) - 1
+
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        check_profile(feeds, self._profile, who=self.name)
+        self._fitting_profile(feeds)
         lane = self._lane = self._lane or _Lane(self)
         lane.bind(feeds)
         lane.copy_in(feeds)
@@ -121,7 +140,7 @@ class TensorRTFamilyRuntime(Runtime):
         return lane.results()
 
     def _layer_times(self, feeds: dict[str, NDArray[Any]], runs: int) -> list[LayerTime]:
-        check_profile(feeds, self._profile, who=self.name)
+        self._fitting_profile(feeds)
         seconds: dict[str, float] = {}
 
         class Profiler(self._library.trt.IProfiler):  # type: ignore[misc, name-defined]
@@ -131,32 +150,62 @@ class TensorRTFamilyRuntime(Runtime):
             def report_layer_time(self, layer_name: str, ms: float) -> None:
                 seconds[layer_name] = seconds.get(layer_name, 0.0) + ms / 1e3 / runs
 
-        lane = _Lane(self)
-        lane.bind(feeds)
-        lane.copy_in(feeds)
-        lane.execute()
-        lane.synchronize()
-        lane.watch(Profiler(self._library.trt.IProfiler))
-        for _ in range(runs):
+        with contextlib.closing(_Lane(self)) as lane:
+            lane.bind(feeds)
+            lane.copy_in(feeds)
             lane.execute()
             lane.synchronize()
+            lane.watch(Profiler(self._library.trt.IProfiler))
+            for _ in range(runs):
+                lane.execute()
+                lane.synchronize()
         return [LayerTime(name, "engine layer", time) for name, time in seconds.items()]
 
     def _prepare(self, feeds: dict[str, NDArray[Any]], scope: Scope) -> Prepared:
-        check_profile(feeds, self._profile, who=self.name)
+        self._fitting_profile(feeds)
         return _PreparedEngine(self, feeds, scope)
 
     def _close(self) -> None:
         # Contexts before their engine, the engine before what deserialised it.
-        self._lane = None
+        lane, self._lane = self._lane, None
+        close_all([*([] if lane is None else [lane.close]), self._keep_kernels, self._free])
+
+    def _keep_kernels(self) -> None:
+        if self._runtime_config is not None:
+            self._kernels.store(self._library.compiled_kernels(self._runtime_config))
+
+    def _free(self) -> None:
+        del self._runtime_config
         del self._engine
         del self._deserializer
+        self._torch.cuda.empty_cache()  # torch would keep the buffers' memory from other libraries and processes
+
+
+class _Kernels:
+    """What TensorRT for RTX compiled an engine of our cache into, kept beside it; nothing of engines from elsewhere."""
+
+    def __init__(self, library: trt_shim.Library, gpu: nvidia.Gpu, engine: Path | None) -> None:
+        self._engine, self._stored = engine, b""
+        self._where = f"{library.name} {library.version}, {gpu.name}, {gpu.target}, driver {gpu.driver}"
+
+    def load(self) -> bytes:
+        """Returns what earlier processes compiled, or b""."""
+        if self._engine is not None:
+            self._stored = engines.load_kernels(self._engine, self._where)
+        return self._stored
+
+    def store(self, kernels: bytes) -> None:
+        """Keeps what was compiled now, where it is not what was there."""
+        if self._engine is not None and kernels and kernels != self._stored:
+            engines.store_kernels(self._engine, self._where, kernels)
+            self._stored = kernels
 
 
 class _Lane:
     """One execution context with its stream and buffers; two lanes run side by side.
 
-    Buffers are bytes, so that torch need not know the dtypes; they grow with the largest shape seen and then stay.
+    Buffers are bytes, so that torch need not know the dtypes; they grow with the largest shape seen and then stay. They
+    belong to the lane's own stream: torch gives freed memory away in the order of the stream that it was reserved on.
     """
 
     def __init__(self, runtime: TensorRTFamilyRuntime) -> None:
@@ -164,16 +213,27 @@ class _Lane:
         library = runtime._library
         with self._guard("making an execution context"), library.messages() as messages:
             self.stream = self._torch.cuda.Stream(device=runtime.device)
-            self._context = library.create_context(runtime._engine)
+            self._context = library.create_context(runtime._engine, runtime._runtime_config)
         if self._context is None:
             raise trt_shim.explain(f"{runtime.name} can't make an execution context", messages)
         self._running = self._guard("running")
-        self._start = self._context.execute_async_v3
+        self._start: Any = self._context.execute_async_v3
         self._handle = self.stream.cuda_stream
         self._device: dict[str, Any] = {}
         self._host: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._profile = 0  # a new context has the first
+
+    def close(self) -> None:
+        """Waits for what was started, and frees context and buffers, also where waiting fails."""
+        close_all([self.synchronize, self._free])
+
+    def _free(self) -> None:
+        self._start = None
+        self._context = None
+        self._device.clear()
+        self._host.clear()
 
     def watch(self, profiler: Any) -> None:
         """Reports the time of every layer of later runs to a profiler of the library."""
@@ -187,10 +247,15 @@ class _Lane:
             return
         self._shapes = {}  # a failure half-way must not look bound
         with self._guard("binding"), runtime._library.messages() as messages:
+            profile = runtime._fitting_profile(feeds)
+            if profile != self._profile:
+                if not context.set_optimization_profile_async(profile, self._handle):
+                    raise _run_error(runtime, f"can't choose profile {profile} of {runtime.source.name}", messages)
+                self._profile = profile
             accepted = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
             unknown = list(context.infer_shapes()) if accepted else sorted(shapes)
         if unknown:
-            raise trt_shim.explain(f"{runtime.name} can't settle the shapes of {', '.join(unknown)}", messages)
+            raise _run_error(runtime, f"can't settle the shapes of {', '.join(unknown)}", messages)
         with self._guard("reserving memory"):
             for spec in runtime.outputs:
                 shapes[spec.name] = tuple(context.get_tensor_shape(spec.name))
@@ -210,7 +275,8 @@ class _Lane:
             return
         torch = self._torch
         self.stream.synchronize()  # nothing may still use the smaller buffer
-        device = torch.empty(max(size, 1), dtype=torch.uint8, device=self._owner.device)
+        with torch.cuda.stream(self.stream):
+            device = torch.empty(max(size, 1), dtype=torch.uint8, device=self._owner.device)
         host = torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True)
         self._device[name], self._host[name] = device, host
 
@@ -237,7 +303,9 @@ class _Lane:
         with self._running:
             started = self._start(self._handle)
         if not started:
-            raise _run_error(self._owner, self._owner._library.take_recent())
+            raise _run_error(
+                self._owner, f"running {self._owner.source.name} failed", self._owner._library.take_recent()
+            )
 
     def copy_out(self) -> None:
         """Starts the copies of the outputs to pinned memory."""
@@ -308,13 +376,22 @@ class _PreparedEngine(Prepared):
     def __init__(self, runtime: TensorRTFamilyRuntime, feeds: dict[str, NDArray[Any]], scope: Scope) -> None:
         super().__init__(scope)
         self._feeds = feeds
-        self._lane = lane = _Lane(runtime)
+        self._lane = _Lane(runtime)
         self._end_to_end = scope == "end-to-end"
-        lane.bind(feeds)
-        lane.copy_in(feeds)
+        self._graph: Any = None
+        try:
+            self._make_ready(runtime)
+        except BaseException as error:
+            close_all([self._close], after=error)
+            raise
+
+    def _make_ready(self, runtime: TensorRTFamilyRuntime) -> None:
+        lane = self._lane
+        lane.bind(self._feeds)
+        lane.copy_in(self._feeds)
         lane.execute()  # allocates and compiles what the first run needs
         lane.synchronize()
-        self._graph: Any = None
+        runtime._keep_kernels()  # now: a worker process is killed, not closed
         if runtime.options.cuda_graph:
             self._graph = lane.capture(self._body)
             if self._graph is None:
@@ -363,9 +440,34 @@ class _PreparedEngine(Prepared):
         return self._lane.results()
 
     def _close(self) -> None:
-        self._lane.synchronize()
+        close_all([self._lane.synchronize, self._drop_graph, self._lane.close])
+
+    def _drop_graph(self) -> None:
         self._graph = None
-        del self._lane
+
+
+def check_tensors(engine: Any, trt: Any, names: Sequence[str], *, profiles: int, who: str) -> None:
+    """Raises ``UnsupportedModel`` where a tensor does not lie in the GPU's memory as plain rows of elements.
+
+    The builder here makes no other engine; trtexec and other programs do.
+    """
+    for name in names:
+        if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            raise UnsupportedModel(
+                f"{who} wants '{name}' in the host's memory, as a tensor that decides shapes; only tensors in the "
+                "GPU's memory are supported",
+                fix=_FOREIGN_FIX,
+            )
+        for index in range(profiles):
+            if engine.get_tensor_format(name, index) != trt.TensorFormat.LINEAR:
+                form = engine.get_tensor_format_desc(name, index)
+                raise UnsupportedModel(
+                    f"{who} wants '{name}' in the format {form}; only LINEAR, rows of single elements, is supported",
+                    fix=_FOREIGN_FIX,
+                )
+
+
+_FOREIGN_FIX = "build it from its ONNX file: resnet-onnx build"
 
 
 def check_capability(library: trt_shim.Library, gpu: nvidia.Gpu) -> None:
@@ -432,8 +534,8 @@ def cuda_failure(what: str, error: RuntimeError) -> RunFailed:
     return RunFailed(f"{what}: {reason(error)}")
 
 
-def _run_error(runtime: TensorRTFamilyRuntime, messages: list[trt_shim.Message]) -> ToolkitError:
-    found = trt_shim.explain(f"{runtime.name}: running {runtime.source.name} failed", messages)
+def _run_error(runtime: TensorRTFamilyRuntime, what: str, messages: list[trt_shim.Message]) -> ToolkitError:
+    found = trt_shim.explain(f"{runtime.name}: {what}", messages)
     return found if isinstance(found, OutOfMemory) else RunFailed(found.message)
 
 

@@ -19,7 +19,16 @@ import numpy as np
 
 from runtimes import nvidia
 from runtimes.environment import load_library, package_version
-from runtimes.errors import BadModel, OutOfMemory, ToolkitError, UnsupportedModel, UsageError, is_out_of_memory, reason
+from runtimes.errors import (
+    BadModel,
+    OutOfMemory,
+    RuntimeUnavailable,
+    ToolkitError,
+    UnsupportedModel,
+    UsageError,
+    is_out_of_memory,
+    reason,
+)
 from runtimes.onnx_types import BFLOAT16
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
@@ -32,12 +41,14 @@ class Known:
     Attributes:
         packages: Where it may have been installed from.
         extra: What pip installs for it.
+        for_cuda12: What pip installs where the driver serves CUDA 12 only.
         builds_ahead: Whether it builds for a GPU that is named, on a machine without one.
     """
 
     module: str
     packages: tuple[str, ...]
     extra: str
+    for_cuda12: str
     title: str
     builds_ahead: bool
 
@@ -46,9 +57,16 @@ _RTX_PACKAGES = ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx")
 
 KNOWN: dict[str, Known] = {
     "tensorrt": Known(
-        "tensorrt", ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"), "resnet-onnx[tensorrt]", "TensorRT", False
+        "tensorrt",
+        ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+        "resnet-onnx[tensorrt]",
+        "tensorrt-cu12>=10.14,<11",
+        "TensorRT",
+        False,
     ),
-    "tensorrt-rtx": Known("tensorrt_rtx", _RTX_PACKAGES, "resnet-onnx[tensorrt-rtx]", "TensorRT for RTX", True),
+    "tensorrt-rtx": Known(
+        "tensorrt_rtx", _RTX_PACKAGES, "resnet-onnx[tensorrt-rtx]", "tensorrt-rtx-cu12>=1.2", "TensorRT for RTX", True
+    ),
 }
 
 ONLY_RTX = frozenset(
@@ -60,6 +78,10 @@ ONLY_RTX = frozenset(
         "set_compute_capability",
         "is_stream_capturable",
         "dynamic_shapes_kernel_specialization_strategy",
+        "IRuntimeCache",
+        "create_runtime_cache",
+        "set_runtime_cache",
+        "get_runtime_cache",
     }
 )
 """Names that TensorRT itself lacks; used behind ``Library.is_rtx`` alone."""
@@ -155,10 +177,33 @@ class Library:
     def messages(self) -> Iterator[list[Message]]:
         """Yields a list of what the library logs in the block."""
         before, self._collected = self._collected, []
+        collected = self._collected
         try:
-            yield self._collected
+            yield collected
         finally:
             self._collected = before
+            if before is not None:
+                before.extend(collected)
+
+    def make(self, what: str, construct: Callable[[], Any]) -> Any:
+        """Returns what a constructor of the library makes.
+
+        Where CUDA does not start (errors 2, 3, 35), the library's factories return null, which its bindings raise as a
+        ``TypeError`` without a reason; that is in the log, often only as a warning.
+
+        Raises:
+            RuntimeUnavailable: It can't be made here; the message has what the library logged.
+        """
+        with self.messages() as messages:
+            try:
+                return construct()
+            except TypeError as error:
+                if "nullptr" not in str(error):
+                    raise
+                said = " | ".join(_lines(messages, "WARNING", "ERROR", "INTERNAL_ERROR")) or "it gave no reason"
+                raise RuntimeUnavailable(
+                    f"{self.title} {self.version} can't make its {what}: {reason(said, 400)}", fix="resnet-onnx doctor"
+                ) from error
 
     def dtype(self, tensor_type: Any, tensor_name: str) -> np.dtype[Any]:
         """Returns the NumPy dtype of a ``DataType``.
@@ -206,19 +251,35 @@ class Library:
         trt = self.trt
         return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
-    def create_context(self, engine: Any) -> Any:
-        """Returns an execution context, or None where the library could not make one.
+    def create_runtime_config(self, engine: Any, kernels: bytes) -> Any:
+        """Returns what contexts of an engine are made with, or None for TensorRT, which has compiled all when it built.
 
         TensorRT for RTX would compile the kernels of a new shape in the background and meanwhile run slower ones; a
-        measurement needs them compiled before the first run.
+        measurement needs them compiled before the first run. It begins with the `kernels` of earlier processes
+        (``compiled_kernels``), unless they are of another version or GPU, which it finds out itself.
         """
         if not self.is_rtx:
-            return engine.create_execution_context()
+            return None
         trt = self.trt
         runtime_config = engine.create_runtime_config()
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
+        runtime_cache = runtime_config.create_runtime_cache()
+        if kernels:
+            runtime_cache.deserialize(kernels)
+        runtime_config.set_runtime_cache(runtime_cache)
+        return runtime_config
+
+    def compiled_kernels(self, runtime_config: Any) -> bytes:
+        """Returns the kernels that were compiled so far, for ``create_runtime_config`` of another process."""
+        runtime_cache = runtime_config.get_runtime_cache()
+        return bytes(memoryview(runtime_cache.serialize()))
+
+    def create_context(self, engine: Any, runtime_config: Any) -> Any:
+        """Returns an execution context, or None where the library could not make one."""
+        if runtime_config is None:
+            return engine.create_execution_context()
         return engine.create_execution_context(runtime_config)
 
     def can_capture(self, context: Any, stream: int) -> bool:
@@ -236,10 +297,13 @@ class Library:
 
 def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -> ToolkitError:
     """Returns why `what` failed, from the library's own messages; `fix` is for where they name no known cause."""
-    errors = [m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR")]
-    text = " | ".join(dict.fromkeys(" ".join(e.split()) for e in errors)) or "the library gave no reason"
+    text = " | ".join(_lines(messages, "ERROR", "INTERNAL_ERROR")) or "the library gave no reason"
     low, said = text.lower(), reason(text, 400)
-    if is_out_of_memory(low) or "workspace limit" in low:
+    if "any implementation" in low:  # why a kernel was passed over is only warned of
+        skipped = [line for line in _lines(messages, "WARNING") if any(sign in line.lower() for sign in _MEMORY_SIGNS)]
+        if skipped:
+            low, said = f"{low} {_MEMORY_SIGNS[0]}", f"{said} | {reason(skipped[0], 200)}"
+    if is_out_of_memory(low) or any(sign in low for sign in _MEMORY_SIGNS):
         return OutOfMemory(
             f"{what}: it needs more memory than the GPU or the workspace limit allows: {said}",
             fix="use a smaller batch, or a larger workspace",
@@ -250,6 +314,22 @@ def explain(what: str, messages: Sequence[Message], *, fix: str | None = None) -
     if "compute capability" in low or "incompatible device" in low or "different gpu" in low:
         return UnsupportedModel(f"{what}: the engine was built for another GPU: {said}", fix=again)
     return UnsupportedModel(f"{what}: {said}", fix=fix)
+
+
+def _lines(messages: Sequence[Message], *severities: str) -> list[str]:
+    """Returns what was logged with these severities, each message as one line and once."""
+    return list(dict.fromkeys(" ".join(m.text.split()) for m in messages if m.severity in severities))
+
+
+_MEMORY_SIGNS = (
+    "workspace limit",
+    "insufficient workspace",
+    "insufficient memory",
+    "memory is insufficient",  # "Device memory is insufficient to use tactic."
+    "gpu memory",  # "Requested amount of GPU memory (… bytes) could not be allocated."
+    "cudamalloc",
+)
+"""How TensorRT says that memory or workspace is out, beside what all CUDA programs say."""
 
 
 def _make_logger(trt: Any, take: Callable[[Message], None]) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.fake_nvml import FULL_MHZ, FULL_W, Busy, FakeNvml
 from support.gpus import A6000
 from support.onnx_models import small_conv
 from support.virtual_time import VirtualClock
 
 from resnet_onnx.bench import record
-from resnet_onnx.bench.clock import Disturbance, Slice, breakdown
+from resnet_onnx.bench.clock import Disturbance, Slice, breakdown, sample
+from resnet_onnx.bench.energy import EnergyMeter, GpuWatch
 from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.worker import Worker
 from resnet_onnx.results.bench import Breakdown, Ends, GpuReadings
@@ -145,3 +148,61 @@ def test_the_breakdown_is_recorded_with_the_remedy() -> None:
     found = record.breakdown(measured)
     assert found is not None
     assert (found.enqueue_bound, found.remedy, found.compute_ms) == (False, None, None)
+
+
+# ---- a driver with time
+
+
+def worker_on(monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, FakeNvml]:
+    now = VirtualClock()
+    now.install(monkeypatch.setattr)
+    nvml = FakeNvml(now)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    nvidia._nvml.cache_clear()
+    worker = Worker()
+    worker._gpu, worker._energy = A6000, EnergyMeter(A6000)
+    worker._rows[0] = [Busy(nvml, 0.01)]
+    return worker, nvml
+
+
+@pytest.mark.usefixtures("nvml_forgotten")
+def test_a_slice_after_a_pause_is_measured_at_the_clock_that_load_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU idles while other rows have their slices: at 345 MHz its first runs take six times as long."""
+    worker, nvml = worker_on(monkeypatch)
+    for _ in range(3):
+        nvml.idle(2.0)
+        cold = sample(worker._rows[0], seconds=0.2, discard=1)
+        nvml.idle(2.0)
+        taken = worker.sample(0, 0.2, 1)
+        assert cold.times_ns.max() > 1.5 * cold.times_ns.min()
+        assert taken.times_ns.max() < 1.001 * taken.times_ns.min()
+        assert taken.times_ns.min() == pytest.approx(10e6, rel=1e-3)
+        nvml.idle(2.0)
+        assert worker.turn(0, 0.1, 1).run_s == pytest.approx(0.01, rel=1e-3)
+        nvml.idle(2.0)
+        assert worker.breakdown(0).run_ms == pytest.approx(10.0, rel=1e-3)
+    assert nvml.opened == 1
+
+
+@pytest.mark.usefixtures("nvml_forgotten")
+def test_power_and_throttling_are_those_of_the_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, nvml = worker_on(monkeypatch)
+    nvml.idle(2.0)
+    before = nvml._energy_j
+    taken = worker.sample(0, 0.5, 1)
+    assert taken.energy_j == pytest.approx(nvml._energy_j - before, abs=0.01)
+    sensors = taken.sensors
+    assert sensors is not None
+    assert sensors.power_w == pytest.approx(taken.energy_j / taken.spent_s)
+    assert sensors.power_w > 500 > 1.3 * nvml.nvmlDeviceGetPowerUsage("") / 1000  # what the driver calls power, W
+    assert sensors.clock_mhz == FULL_MHZ
+    assert sensors.throttled == ("hardware slowdown", "power limit")  # the second by its counter, during the slice
+    assert nvidia.read_sensors(A6000).power_w == pytest.approx(FULL_W)  # of the moment
+    nvml.idle(2.0)
+    assert GpuWatch(A6000).stop(seconds=0.01, energy_j=None).throttled == ("hardware slowdown",)
+
+
+@pytest.fixture
+def nvml_forgotten() -> Iterator[None]:
+    yield
+    nvidia._nvml.cache_clear()

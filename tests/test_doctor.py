@@ -101,6 +101,20 @@ def test_gpus_are_shown_with_driver_clocks_and_temperature(
     assert "cuda:0 is held down: thermal limit (hardware)" in said
 
 
+def test_torch_is_tried_on_the_gpu_too(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs on the CPU by default, so that its own row says nothing of the GPU that is here."""
+    assert doctor(capfd)["on_cuda"] == []
+    monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
+    monkeypatch.setattr(registry, "runtime_names", lambda: ("torch", "ort-cpu"))
+    found = doctor(capfd)
+    assert [(row["name"], row["available"]) for row in found["runtimes"]] == [("torch", True), ("ort-cpu", True)]
+    (row,) = found["on_cuda"]
+    assert (row["name"], row["available"]) == ("torch", False)
+    assert "sees 0 GPUs" in row["reason"]
+    said = doctor_text(capfd)
+    assert "sees 0 GPUs" in said.partition("With --device cuda:")[2]
+
+
 # ---- the cache
 
 

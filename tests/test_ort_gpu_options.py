@@ -45,7 +45,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> nvidia.Gpu:
     monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
     monkeypatch.delenv(nvidia.TF32_VARIABLE, raising=False)
     monkeypatch.setattr(ort_gpu._Process, "tf32", None)
+    monkeypatch.setattr(ort_gpu._Process, "opened", 0)
+    monkeypatch.setattr(nvidia, "Stream", LoggedStream)
     return A6000
+
+
+class LoggedStream:
+    """A CUDA stream that only counts."""
+
+    made: ClassVar[list[LoggedStream]] = []
+
+    def __init__(self, device: str) -> None:
+        self.device, self.calls = device, []
+        self.handle = 1000 + len(self.made)
+        self.made.append(self)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self.calls.append(name)
 
 
 # ---- options
@@ -55,10 +71,11 @@ def test_the_cuda_provider_is_told_every_choice() -> None:
     assert ort_gpu.cuda_options(1, RuntimeOptions()) == {
         "device_id": "1",
         "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",
         "prefer_nhwc": "0",
         "enable_cuda_graph": "0",
     }
+    quick = ort_gpu.cuda_options(1, RuntimeOptions(exhaustive_search=False))
+    assert quick["cudnn_conv_algo_search"] == "HEURISTIC"
     assert ort_gpu.cuda_options(0, EVERYTHING) == {
         "device_id": "0",
         "use_tf32": "1",
@@ -160,8 +177,9 @@ def test_onnx_runtimes_own_parsers_accept_every_option(stub_libraries: Path, tmp
     """The providers parse their options before they look for a GPU: what they don't know they refuse by name."""
     cuda = [
         {name: value for name, value in ort_gpu.cuda_options(0, options).items() if name != "device_id"}
-        for options in (RuntimeOptions(), EVERYTHING)
+        for options in (RuntimeOptions(exhaustive_search=False), EVERYTHING)
     ]  # the check of device_id asks the driver
+    cuda[0][ort_gpu.STREAM] = "94000000000000"
     tensorrt = [
         ort_gpu.tensorrt_options(0, options, folder=str(tmp_path), precisions=precisions)
         for options, precisions in ((RuntimeOptions(), ()), (EVERYTHING, ("fp16", "bf16", "int8")))
@@ -212,12 +230,18 @@ def test_the_environment_must_not_overrule_tf32(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("gpu")
 def test_tf32_of_the_tensorrt_provider_is_settled_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(nvidia.TF32_VARIABLE, "0")  # so that it is put back after the test
-    ort_gpu.settle_tf32(False)
-    assert os.environ[nvidia.TF32_VARIABLE] == "0"
-    ort_gpu.settle_tf32(False)
-    with pytest.raises(RuntimeUnavailable, match="was opened without TF32 in this process"):
-        ort_gpu.settle_tf32(True)
+    for before in (None, "0"):
+        if before is not None:
+            monkeypatch.setenv(nvidia.TF32_VARIABLE, before)
+        ort_gpu.settle_tf32(False)
+        ort_gpu.settle_tf32(False)
+        assert os.environ[nvidia.TF32_VARIABLE] == "0"
+        with pytest.raises(RuntimeUnavailable, match="was opened without TF32 in this process"):
+            ort_gpu.settle_tf32(True)
+        ort_gpu.release_tf32()
+        assert os.environ[nvidia.TF32_VARIABLE] == "0"
+        ort_gpu.release_tf32()
+        assert os.environ.get(nvidia.TF32_VARIABLE) == before
 
 
 # ---- libraries
@@ -350,8 +374,10 @@ def test_a_session_that_would_use_the_cpu_is_asked_which_nodes(tmp_path: Path, m
     source = ModelSource(path=small_conv(tmp_path / "net.onnx"), label="net")
     with pytest.raises(UnsupportedModel, match=r"no kernel for 1 of the 1 nodes of net: pool \(MaxUnpool\)"):
         ort.OrtCudaRuntime(source, device="cuda:1", options=RuntimeOptions())
-    providers = [(ort_gpu.CUDA, ort_gpu.cuda_options(1, RuntimeOptions()))]
-    assert Session.opened == [("1", providers, 0), ("0", providers, 0)]
+    stream = LoggedStream.made[-1]
+    told = {**ort_gpu.cuda_options(1, RuntimeOptions()), ort_gpu.STREAM: str(stream.handle)}
+    assert Session.opened == [("1", [(ort_gpu.CUDA, told)], 0), ("0", [(ort_gpu.CUDA, told)], 0)]
+    assert (stream.device, stream.calls) == ("cuda:1", ["close"])
 
 
 @pytest.mark.parametrize(
@@ -486,7 +512,6 @@ def test_the_tensorrt_provider_is_opened_over_its_own_folder(tmp_path: Path, mon
     monkeypatch.setattr(ort_gpu, "preload", lambda library: ())
     monkeypatch.setattr(ort, "load_library", fake_tensorrt_library(ort.load_library))
     source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
-    monkeypatch.setenv(nvidia.TF32_VARIABLE, "0")
     with ort.OrtTensorRTRuntime(source, device="cuda:0", options=RuntimeOptions(shapes=SHAPES)) as runtime:
         (told,) = opened
         assert list(told) == [ort_gpu.TENSORRT, ort_gpu.CUDA]
@@ -503,6 +528,7 @@ def test_the_tensorrt_provider_is_opened_over_its_own_folder(tmp_path: Path, mon
             runtime.run({"x": np.zeros((5, 3, 8, 8), np.float32)})
         (folder / "later.engine").write_bytes(b"built while it ran")
     assert ort_gpu.is_sealed(folder)
+    assert nvidia.TF32_VARIABLE not in os.environ
     opened.clear()
     several = RuntimeOptions(shapes=SHAPES, streams=2)
     with ort.OrtTensorRTRuntime(source, device="cuda:0", options=several) as runtime:
@@ -540,6 +566,105 @@ def test_the_cuda_provider_replays_graphs_in_one_stream_on_the_device_alone(
                 runtime.profile(feeds)
 
 
+class EarlySession:
+    """Runs on ONNX Runtime's CPU provider, and notes what it was told: nothing waits for a device that is not there."""
+
+    real = onnxruntime.InferenceSession
+    made: ClassVar[list[EarlySession]] = []
+
+    def __init__(self, path: str, settings: Any, providers: Any, enable_fallback: int) -> None:
+        self.inner = self.real(path, providers=["CPUExecutionProvider"])
+        self.told, self.runs = dict(providers)[ort_gpu.CUDA], []
+        self.made.append(self)
+
+    def get_providers(self) -> list[str]:
+        return [ort_gpu.CUDA]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return []
+
+    def run(self, names: Any, feeds: Any, options: Any) -> Any:
+        return self.inner.run(names, feeds)
+
+    def io_binding(self) -> Any:
+        self.binding = self.inner.io_binding()
+        self.binding.synchronize_outputs = pytest.fail  # it waits for all streams of the device
+        return self.binding
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        found = {}
+        for name in (ort_gpu.RETURN_EARLY, ort_gpu.GRAPH_ID) if options is not None else ():
+            with contextlib.suppress(Exception):
+                found[name] = options.get_run_config_entry(name)
+        early = ort_gpu.RETURN_EARLY in found
+        self.runs.append((found, [value.data_ptr() for value in binding.get_outputs()] if early else []))
+        self.inner.run_with_iobinding(binding)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_streams_of_the_cuda_provider_wait_for_themselves_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_graph: bool
+) -> None:
+    """A session and a stream for each; runs return early into outputs that stay where they are."""
+    monkeypatch.setattr(onnxruntime, "InferenceSession", EarlySession)
+    monkeypatch.setattr(ort_gpu, "preload", lambda library: ())
+    monkeypatch.setattr(ort.OrtCudaRuntime, "_memory", lambda runtime: ("cpu", 0))
+    EarlySession.made, LoggedStream.made = [], []
+    source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+    streams = 1 if cuda_graph else 2
+    with ort.OrtCudaRuntime(
+        source, device="cuda:0", options=RuntimeOptions(streams=streams, cuda_graph=cuda_graph)
+    ) as runtime:
+        assert [s.told[ort_gpu.STREAM] for s in EarlySession.made] == [str(s.handle) for s in LoggedStream.made]
+        assert len(LoggedStream.made) == runtime.recorded["sessions"] == streams
+        assert ort_gpu.STREAM not in runtime.recorded["provider_options"]
+        expected = runtime.run(feeds)["y"]
+        lanes = [runtime.prepare(feeds) for _ in range(streams)]
+        for lane, session, stream in zip(lanes, EarlySession.made, LoggedStream.made, strict=True):
+            assert lane.returns_early
+            stream.calls.clear()
+            for _ in range(3):
+                lane.enqueue()
+            assert stream.calls == []
+            lane.synchronize()
+            assert stream.calls == ["synchronize"]
+            np.testing.assert_array_equal(lane.outputs()["y"], expected)
+            (first, _), *later = session.runs
+            assert first == ({ort_gpu.GRAPH_ID: "-1"} if cuda_graph else {})
+            graph = {ort_gpu.GRAPH_ID: "1"} if cuda_graph else {}
+            assert [told for told, _ in later] == [{ort_gpu.RETURN_EARLY: "1", **graph}] * 3
+            ours = [value.data_ptr() for value in lane._results]
+            assert [where for _, where in later] == [ours] * 3
+    assert all(stream.calls[-1] == "close" for stream in LoggedStream.made)
+
+
+def test_a_missing_cudnn_is_told_as_that(monkeypatch: pytest.MonkeyPatch, gpu: nvidia.Gpu, tmp_path: Path) -> None:
+    """``preload_dlls`` says nothing of it, and ONNX Runtime blames the model's first convolution."""
+    loaded = ort_gpu.ctypes.CDLL
+
+    def load(name: str, *more: Any, **words: Any) -> Any:
+        if name == ort_gpu.CUDNN:
+            raise OSError(f"{name}: cannot open shared object file")
+        return loaded(name, *more, **words)
+
+    monkeypatch.setattr(ort_gpu.ctypes, "CDLL", load)
+    if ort_gpu.needed_cuda(onnxruntime):
+        assert ort_gpu.CUDNN in ort_gpu.preload(onnxruntime)
+
+    def refuse(*args: Any, **more: Any) -> None:
+        raise RuntimeError("NOT_IMPLEMENTED : Could not find an implementation for Conv(11) node with name 'conv1'")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    monkeypatch.setattr(ort_gpu, "preload", lambda library: (ort_gpu.CUDNN,))
+    source = ModelSource(path=small_conv(tmp_path / "net.onnx"))
+    with pytest.raises(RuntimeUnavailable, match=f"needs the CUDA libraries {ort_gpu.CUDNN}") as refusal:
+        ort.OrtCudaRuntime(source, device="cuda:0", options=RuntimeOptions())
+    assert refusal.value.fix == "pip install 'resnet-onnx[cuda]'"
+    assert ort_gpu.cause("libcudnn.so.9: cannot open shared object file") == "the library libcudnn.so.9 can't be loaded"
+
+
 def fake_tensorrt_library(real: Any) -> Any:
     def load(module: str, **words: Any) -> Any:
         return SimpleNamespace(__version__="10.14.1") if module == "tensorrt" else real(module, **words)
@@ -573,14 +698,17 @@ def test_a_build_of_torch_that_does_not_fit_the_gpu_is_named() -> None:
         return SimpleNamespace(
             __version__="2.15",
             version=SimpleNamespace(cuda=cuda),
-            cuda=SimpleNamespace(get_arch_list=lambda: list(architectures)),
+            cuda=SimpleNamespace(get_arch_list=lambda: list(architectures), device_count=lambda: 1),
         )
 
     pytorch.check_build(build("13.2", "sm_80", "sm_86"), A6000)
+    blind = build("13.2", "sm_80")
+    blind.cuda.device_count = lambda: 0
     for torch, words in (
         (build(None), "is a build for the CPU alone"),
         (build("14.0", "sm_86"), "needs CUDA 14"),
         (build("13.2", "sm_90"), r"built for sm_90, and cuda:0 is .* \(sm86\)"),
+        (blind, "sees 0 GPUs and so no cuda:0"),
     ):
         with pytest.raises(RuntimeUnavailable, match=words):
             pytorch.check_build(torch, A6000)

@@ -9,10 +9,13 @@ import ast
 import ctypes
 import functools
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from support.fake_tensorrt import MODULE as FAKE_MODULE
-from support.fake_tensorrt import STREAMS, FakeTorch
+from support import fake_tensorrt
+from support.bindings import SOURCES, USES, compile_stubs, problems, uses
+from support.fake_cuda import DEVICES, STREAMS, FakeTorch
 from support.gpus import A6000
 from support.onnx_models import save, small_conv, weight
 from support.rtx import TARGETS
@@ -147,6 +151,67 @@ def drive(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver) -> None:
     monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: driver)
 
 
+class StreamDriver(FakeDriver):
+    """Notes what is asked of contexts and streams, and with which context current; one call may fail."""
+
+    def __init__(self, failing: str = "") -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.current: list[int] = []
+        self.failing = failing
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, gpu: Any) -> int:  # noqa: N802
+        context._obj.value = 100 + gpu.value
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context: Any) -> int:  # noqa: N802
+        self.current.append(context.value)
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:  # noqa: N802
+        self.current.pop()
+        return 0
+
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
+        stream._obj.value = 2**47 + flags
+        return self._note("create")
+
+    def cuStreamSynchronize(self, stream: Any) -> int:  # noqa: N802
+        assert stream.value == 2**47 + 1
+        return self._note("synchronize")
+
+    def cuCtxSynchronize(self) -> int:  # noqa: N802
+        return self._note("device")
+
+    def cuStreamDestroy_v2(self, stream: Any) -> int:  # noqa: N802
+        return self._note("destroy")
+
+    def cuDevicePrimaryCtxRelease_v2(self, gpu: Any) -> int:  # noqa: N802
+        self.calls.append("release")
+        return 0
+
+    def _note(self, call: str) -> int:
+        self.calls.append(f"{call} {self.current[-1]}")
+        return 700 if call == self.failing else 0
+
+
+def test_a_stream_of_our_own_lives_in_the_context_that_all_libraries_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = StreamDriver()
+    drive(monkeypatch, driver)
+    stream = nvidia.Stream("cuda:1")
+    assert stream.handle == 2**47 + 1
+    stream.synchronize()
+    stream.wait_for_device()
+    stream.close()
+    stream.close()
+    assert driver.calls == ["create 101", "synchronize 101", "device 101", "destroy 101", "release"]
+    failing = StreamDriver("synchronize")
+    drive(monkeypatch, failing)
+    with pytest.raises(RuntimeError, match=r"CUDA failure 700: see CUresult in cuda.h \(cuStreamSynchronize\)"):
+        nvidia.Stream("cuda:0").synchronize()
+    assert failing.current == []
+
+
 def test_gpus_are_listed_as_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     drive(monkeypatch, FakeDriver())
     first, second = nvidia.gpus()
@@ -188,8 +253,14 @@ def test_an_old_driver_or_gpu_is_named(rtx: trt_shim.Library) -> None:
     from dataclasses import replace
 
     trt.check_driver(A6000, 13)
-    with pytest.raises(RuntimeUnavailable, match=r"driver 580\.65\.06 serves CUDA 12\.8, the .* needs CUDA 13"):
-        trt.check_driver(replace(A6000, cuda=(12, 8)), 13)
+    with pytest.raises(RuntimeUnavailable, match=r"driver 580\.65\.06 serves CUDA 12\.8, the .* needs CUDA 13") as old:
+        trt.check_driver(replace(A6000, cuda=(12, 8)), 13, for_cuda12="'tensorrt-rtx-cu12'")
+    assert "in an environment of its own, the library for CUDA 12: pip install 'tensorrt-rtx-cu12'" in str(
+        old.value.fix
+    )
+    with pytest.raises(RuntimeUnavailable) as older:
+        trt.check_driver(replace(A6000, cuda=(11, 8)), 13, for_cuda12="'tensorrt-rtx-cu12'")
+    assert "CUDA 12" not in str(older.value.fix)
     trt.check_capability(rtx, A6000)
     for capability in ((6, 1), (9, 0)):
         with pytest.raises(RuntimeUnavailable, match=rf"does not support .*compute capability {capability[0]}\."):
@@ -208,77 +279,87 @@ def test_a_throttled_clock_is_told_in_words() -> None:
 # ---- names
 
 
-CLASSES = {
-    "trt": "",
-    "builder": "Builder",
-    "network": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "parser_error": "ParserError",
-    "config": "IBuilderConfig",
-    "optimization_profile": "IOptimizationProfile",
-    "deserializer": "Runtime",
-    "engine": "ICudaEngine",
-    "context": "IExecutionContext",
-    "runtime_config": "IRuntimeConfig",
-    "inspector": "EngineInspector",
-    "layer": "ILayer",
-    "tensor": "ITensor",
-    "timings": "ITimingCache",
-}
-"""What a variable of that name holds, in the three files that use the library."""
-
-SOURCES = ("runtimes/trt_shim.py", "runtimes/trt.py", "converters/tensorrt_family.py")
-
-
-def names_used(source: str) -> set[tuple[str, str]]:
-    """Returns (class, attribute) for every use of the library; class "" is the module."""
-    used = set()
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.Attribute):
-            continue
-        owner = node.value
-        name = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
-        if name.lstrip("_") in CLASSES:
-            used.add((CLASSES[name.lstrip("_")], node.attr))
-        elif isinstance(owner, ast.Attribute) and isinstance(owner.value, ast.Name) and owner.value.id == "trt":
-            used.add((owner.attr, node.attr))  # trt.BuilderFlag.TF32
-    return used
-
-
-USED = set().union(*(names_used((ROOT / path).read_text()) for path in SOURCES))
-
-
 def test_every_name_that_we_use_is_in_the_installed_module(rtx: trt_shim.Library) -> None:
-    assert len(USED) > 50
-    missing = [
-        f"{owner}.{name}" for owner, name in USED if not hasattr(getattr(rtx.trt, owner) if owner else rtx.trt, name)
+    assert len(USES) > 50
+    assert problems(rtx.trt, USES) == []
+
+
+def test_a_use_that_the_module_does_not_allow_is_found(rtx: trt_shim.Library) -> None:
+    wrong = """
+builder.build_serialised_network(network)
+self._engine.max_batch_size
+trt.BuilderFlag.FP16
+engine.get_tensor_format(name, 0, 1)
+engine.num_io_tensors = 3
+context.set_input_shape = 3
+config.max_aux_streams = 0
+deserializer.deserialize_cuda_engine()
+"""
+    assert [found.partition(": ")[0] for found in problems(rtx.trt, uses(wrong))] == [
+        "Builder.build_serialised_network is missing",
+        "BuilderFlag.FP16 is missing",
+        "ICudaEngine.get_tensor_format takes no 3 arguments",
+        "ICudaEngine.max_batch_size is missing",
+        "ICudaEngine.num_io_tensors can't be set",
+        "IExecutionContext.set_input_shape is no property, and is set",
+        "Runtime.deserialize_cuda_engine takes no 0 arguments",
     ]
-    assert missing == []
-
-
-def test_a_name_that_the_module_lacks_is_found(rtx: trt_shim.Library) -> None:
-    used = names_used("builder.build_serialised_network(network)\nself._engine.max_batch_size\ntrt.BuilderFlag.FP16")
-    assert {n for c, n in used if c and not hasattr(getattr(rtx.trt, c), n)} == {
-        "build_serialised_network",
-        "max_batch_size",
-        "FP16",
-    }
 
 
 def test_names_that_only_rtx_has_are_used_by_the_shim_alone() -> None:
     for path in SOURCES:
-        used = {name for _, name in names_used((ROOT / path).read_text())}
+        used = {part for use in uses((ROOT / path).read_text()) for part in (use.owner, use.name)}
         assert (used & trt_shim.ONLY_RTX == trt_shim.ONLY_RTX) is (path == "runtimes/trt_shim.py"), path
         assert path == "runtimes/trt_shim.py" or not used & trt_shim.ONLY_RTX
 
 
-def test_tensorrt_itself_has_every_other_name() -> None:
-    if trt_shim.installed_version("tensorrt") is None:
-        pytest.skip("TensorRT is not installed (pip install 'resnet-onnx[tensorrt]')")
-    module = trt_shim.load("tensorrt").trt
-    for owner, name in USED:
-        if not {owner, name} & trt_shim.ONLY_RTX:
-            assert hasattr(getattr(module, owner) if owner else module, name), f"{owner}.{name}"
+BINDINGS = ("10.16.1.11", "11.4.0.106")
+"""Wheels of ``tensorrt-cu13-bindings``, 1.3 MB each; what they bind, some 3 GB, comes from NVIDIA and needs a GPU."""
+
+
+@pytest.fixture(scope="session", params=BINDINGS)
+def bindings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real bindings of one release beside stub libraries, in a folder; the wheel stays in pytest's cache."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler on Linux, to make stand-ins for TensorRT's libraries")
+    assert request.config.cache is not None
+    wheels = request.config.cache.mkdir(f"tensorrt-bindings-{sys.version_info[1]}")
+    version = request.param
+    if not (found := list(wheels.glob(f"*-{version}-*.whl"))):
+        wanted = f"tensorrt-cu13-bindings=={version}"
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(wheels)]
+        done = subprocess.run([*command, wanted], capture_output=True, text=True, timeout=120, check=False)
+        if not (found := list(wheels.glob(f"*-{version}-*.whl"))):
+            pytest.skip(f"can't download {wanted}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    folder = tmp_path_factory.mktemp("bindings")
+    with zipfile.ZipFile(found[0]) as wheel:
+        wheel.extractall(folder)
+    compile_stubs(folder, version.partition(".")[0], compiler)
+    return folder
+
+
+def test_both_releases_of_tensorrt_have_what_we_use_and_say_why_they_do_not_start(bindings: Path) -> None:
+    """The real modules, without the libraries behind them: names, arguments, properties, subclasses, refusals."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.bindings", str(bindings)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["version"] in BINDINGS
+    assert found["problems"] == []
+    for what in ("builder", "runtime"):
+        assert found["refusals"][what] == (
+            f"TensorRT {found['version']} can't make its {what}: CUDA lib is a stub for tests | "
+            "CUDA initialization failure with error: 35"
+        )
+    assert found["steps"] == [["phase", 0, 3], ["phase", 1, 3], ["phase", 3, 3]]
+    assert (found["cancelled"], found["profiler"], found["dtypes"], found["targets"]) == (True, True, [], [])
 
 
 def test_every_nvml_function_that_we_ask_exists() -> None:
@@ -739,19 +820,25 @@ def test_external_data_is_part_of_the_key(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fakes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeTorch]]:
-    library = trt_shim.Library("tensorrt", FAKE_MODULE)
-    monkeypatch.setattr(trt_shim, "load", lambda name: library)
-    monkeypatch.setattr(trt, "load_library", lambda module, **words: FakeTorch)
-    monkeypatch.setattr(nvidia, "gpus", lambda **words: (A6000,))
-    FakeTorch.allocated.clear()
-    FakeTorch.out_of_memory = False
-    STREAMS.clear()
-    yield FakeTorch
-    FakeTorch.out_of_memory = False
+def fakes(cache: Path) -> Iterator[dict[str, trt_shim.Library]]:
+    with fake_tensorrt.installed() as libraries:
+        yield libraries
 
 
-def cached_engine(plan: bytes = b"plan", **changes: Any) -> Path:
+def doubling(*profiles: dict[str, list[list[int]]]) -> bytes:
+    """An engine of the stand-in: one float input ``x`` [batch, 3], one output ``y`` that is twice as much."""
+    float32 = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"], name="double")],
+        "g",
+        [helper.make_tensor_value_info("x", float32, ["batch", 3])],
+        [helper.make_tensor_value_info("y", float32, ["batch", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return fake_tensorrt.plan_of(model, profiles or [{"x": [[1, 3], [2, 3], [4, 3]]}])
+
+
+def cached_engine(plan: bytes | None = None, **changes: Any) -> Path:
     key = engines.EngineKey(
         **{
             "model_sha256": "a" * 64,
@@ -772,7 +859,7 @@ def cached_engine(plan: bytes = b"plan", **changes: Any) -> Path:
         warnings=(),
         model="net.onnx",
     )
-    return engines.find_or_build(key, lambda: (plan, built)).path
+    return engines.find_or_build(key, lambda: (doubling() if plan is None else plan, built)).path
 
 
 def open_fake(path: Path, **options: Any) -> trt.TensorRTRuntime:
@@ -791,8 +878,7 @@ def test_an_engine_opens_with_the_names_of_its_onnx_file() -> None:
             "y: float32[batch, 3]",
         ]
         assert [(row.node, row.provider, row.device) for row in runtime.placement()] == [
-            ("conv1 + relu", "TensorRT engine", "cuda:0"),
-            ("fc", "TensorRT engine", "cuda:0"),
+            ("double", "TensorRT engine", "cuda:0")
         ]
         assert runtime.recorded["tf32"] is False
         assert runtime.recorded["shapes"] == {"x": "1x3,2x3,4x3"}
@@ -807,12 +893,13 @@ def test_changing_batches_give_each_its_own_result() -> None:
             np.testing.assert_array_equal(result, batch(count, count) * 2)
 
 
-def test_buffers_grow_once_and_then_stay(fakes: type[FakeTorch]) -> None:
+@pytest.mark.usefixtures("fakes")
+def test_buffers_grow_once_and_then_stay() -> None:
     with open_fake(cached_engine()) as runtime:
         for _ in range(50):
             for count in (4, 1, 3):
                 runtime.run({"x": batch(count)})
-        assert fakes.allocated == [48] * 4  # input and output, each on the device and pinned
+        assert FakeTorch.allocated == [48] * 4  # input and output, each on the device and pinned
         assert runtime._engine.contexts == 1
 
 
@@ -841,11 +928,12 @@ def test_prepared_runs_have_a_context_and_a_stream_each() -> None:
     with open_fake(cached_engine()) as runtime:
         pair = [runtime.prepare({"x": batch(n)}) for n in (1, 2)]
         assert runtime._engine.contexts == 2
-        assert len(STREAMS) == 2
+        own = list(STREAMS.values())[DEVICES:]
+        assert len(own) == 2
         pair[0].enqueue()
         pair[1].enqueue()
         pair[1].synchronize()
-        assert [len(queue) for queue in STREAMS.values()] == [1, 0]
+        assert [len(stream.queue) for stream in own] == [1, 0]
         for prepared in pair:
             prepared.close()
 
@@ -863,7 +951,7 @@ def test_shapes_outside_the_profile_are_refused_before_the_gpu_sees_them() -> No
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"target": "sm89"}, UnsupportedModel, "built for sm89, but cuda:0 is NVIDIA RTX A6000"),
+        ({"target": "sm89"}, UnsupportedModel, "built for sm89, but cuda:0 is stand-in"),
         ({"library_version": "10.14.0"}, BadModel, r"built by tensorrt 10\.14\.0, here is tensorrt 10\.99\.0"),
         ({"library": "tensorrt-rtx"}, BadModel, "built by tensorrt-rtx"),
         ({"plan": b"other"}, BadModel, "made by another version of the library"),
@@ -877,7 +965,7 @@ def test_an_engine_that_does_not_belong_here_is_refused(changes: Any, kind: type
 @pytest.mark.usefixtures("fakes")
 def test_an_engine_from_elsewhere_is_executed_only_when_trusted(tmp_path: Path) -> None:
     outside = tmp_path / "gift.engine"
-    outside.write_bytes(b"plan")
+    outside.write_bytes(doubling())
     with pytest.raises(BadModel, match="not built by this machine's own cache"):
         open_fake(outside)
     with open_fake(outside, trust_engine=True) as runtime:
@@ -893,7 +981,8 @@ def test_an_onnx_file_is_answered_with_how_to_build(tmp_path: Path) -> None:
     assert "resnet-onnx build" in (refusal.value.fix or "")
 
 
-def test_failures_of_the_device_have_their_own_errors(fakes: type[FakeTorch]) -> None:
+@pytest.mark.usefixtures("fakes")
+def test_failures_of_the_device_have_their_own_errors() -> None:
     with open_fake(cached_engine()) as runtime:
         runtime._engine.fail_with = "Cuda failure: launch timed out"
         with pytest.raises(RunFailed, match="launch timed out"):
@@ -902,15 +991,15 @@ def test_failures_of_the_device_have_their_own_errors(fakes: type[FakeTorch]) ->
         with pytest.raises(OutOfMemory):
             runtime.run({"x": batch(1)})
         runtime._engine.fail_with, runtime._engine.refuse_shapes = "", True
-        with pytest.raises(UnsupportedModel, match="can't settle the shapes of x: static dimension mismatch"):
+        with pytest.raises(RunFailed, match="can't settle the shapes of x: static dimension mismatch"):
             runtime.run({"x": batch(2)})
-        with pytest.raises(UnsupportedModel):  # not taken for bound after the failure
+        with pytest.raises(RunFailed):  # not taken for bound after the failure
             runtime.run({"x": batch(1)})
         runtime._engine.refuse_shapes = False
-        fakes.out_of_memory = True
+        FakeTorch.out_of_memory = True
         with pytest.raises(OutOfMemory, match=r"Tried to allocate 2\.00 GiB"):
             runtime.run({"x": batch(4)})
-        fakes.out_of_memory = False
+        FakeTorch.out_of_memory = False
         np.testing.assert_array_equal(runtime.run({"x": batch(4)})["y"], batch(4) * 2)
 
 
@@ -920,8 +1009,8 @@ def test_an_engine_without_a_profile_accepts_its_fixed_shape() -> None:
         assert trt.profile_range(nothing, (2, 3)) == ShapeRange((2, 3), (2, 3), (2, 3))
 
 
-def test_messages_of_long_service_do_not_pile_up(fakes: type[FakeTorch]) -> None:
-    library = trt_shim.load("tensorrt")
+def test_messages_of_long_service_do_not_pile_up(fakes: dict[str, trt_shim.Library]) -> None:
+    library = fakes["tensorrt"]
     for number in range(1000):
         library._log(trt_shim.Message("WARNING", str(number)))
     assert len(library.take_recent()) == 100
@@ -960,6 +1049,160 @@ def test_events_tell_copies_and_computing_apart() -> None:
 def test_layers_are_timed_by_the_librarys_own_profiler() -> None:
     with open_fake(cached_engine()) as runtime:
         found = runtime.profile({"x": batch(2)}, runs=4)
-        assert [(layer.name, layer.seconds) for layer in found] == [("conv1 + relu", 2e-3), ("fc", 0.5e-3)]
+        assert [(layer.name, layer.seconds) for layer in found] == [("double", 2e-3)]
         assert runtime._engine.runs == 5
         np.testing.assert_array_equal(runtime.run({"x": batch(2)})["y"], batch(2) * 2)
+
+
+# ---- defects that a review against the real bindings found
+
+
+STARTS = [
+    ((fake_tensorrt.Severity.WARNING, "Unable to determine GPU memory usage: CUDA driver version is insufficient"),),
+    (
+        (
+            fake_tensorrt.Severity.ERROR,
+            "CUDA initialization failure with error: 35. Please check your CUDA installation",
+        ),
+    ),
+    ((fake_tensorrt.Severity.INFO, "irrelevant"),),
+]
+
+
+@pytest.mark.parametrize("said", STARTS)
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_a_library_whose_cuda_does_not_start_is_unavailable_in_its_own_words(
+    fakes: dict[str, trt_shim.Library], tmp_path: Path, name: Any, said: Any
+) -> None:
+    engine = cached_engine(library=name)
+    fakes[name].trt.null = said
+    words = said[0][1] if said[0][0] is not fake_tensorrt.Severity.INFO else "it gave no reason"
+    runtime = registry.adapter(name)
+    with pytest.raises(RuntimeUnavailable, match=rf"10\.99\.0 can't make its runtime: {words}"):
+        runtime(ModelSource(path=engine), device="cuda:0", options=RuntimeOptions())
+    with pytest.raises(RuntimeUnavailable, match=rf"10\.99\.0 can't make its builder: {words}"):
+        build_engine(small_conv(tmp_path / "net.onnx"), library=name, target="sm86")
+
+
+def test_another_type_error_of_the_library_is_not_taken_for_a_missing_gpu(fakes: dict[str, trt_shim.Library]) -> None:
+    with pytest.raises(TypeError, match="has no len"):
+        fakes["tensorrt"].make("parser", lambda: len(3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("log", "out_of_memory"),
+    [
+        (
+            [
+                (
+                    "WARNING",
+                    "Tactic Device request: 1162MB Available: 975MB. Device memory is insufficient to use tactic.",
+                )
+            ],
+            True,
+        ),
+        ([("WARNING", "Try increasing the workspace size: insufficient workspace for node conv1")], True),
+        ([("WARNING", "out of memory soon")], False),
+        ([("ERROR", "Requested amount of GPU memory (1073741824 bytes) could not be allocated.")], True),
+        ([("ERROR", "[checkMacros.cpp] cudaMalloc failed")], True),
+        ([], False),
+    ],
+)
+def test_memory_that_is_too_small_is_told_as_that(log: list[tuple[str, str]], out_of_memory: bool) -> None:
+    node = trt_shim.Message(
+        "ERROR", "Error Code 10: Internal Error (Could not find any implementation for node conv1.)"
+    )
+    found = trt_shim.explain("building", [*(trt_shim.Message(*line) for line in log), node])
+    assert isinstance(found, OutOfMemory) is out_of_memory
+    if out_of_memory and log[0][0] == "WARNING":
+        assert log[0][1][:40] in found.message
+        assert "workspace" in (found.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"locations": {"x": fake_tensorrt.Location.HOST}}, "wants 'x' in the host's memory"),
+        ({"formats": {("y", 0): fake_tensorrt.Format.CHW32}}, "wants 'y' in the format CHW32, 32 elements"),
+        ({"formats": {("x", 1): fake_tensorrt.Format.HWC8}}, "wants 'x' in the format HWC8"),
+    ],
+)
+def test_a_foreign_engine_with_tensors_of_another_form_is_refused_before_memory_is_reserved(
+    fakes: dict[str, trt_shim.Library], tmp_path: Path, change: Any, words: str
+) -> None:
+    outside = tmp_path / "gift.engine"
+    outside.write_bytes(doubling({"x": [[1, 3], [1, 3], [1, 3]]}, {"x": [[2, 3], [4, 3], [8, 3]]}))
+    for name, value in change.items():
+        setattr(fakes["tensorrt"].trt, name, value)
+    with pytest.raises(UnsupportedModel, match=words) as refusal:
+        open_fake(outside, trust_engine=True)
+    assert str(outside) in refusal.value.message
+    assert FakeTorch.allocated == []
+
+
+@pytest.mark.usefixtures("fakes")
+def test_an_engine_of_several_profiles_runs_each_shape_in_its_own(tmp_path: Path) -> None:
+    outside = tmp_path / "gift.engine"
+    outside.write_bytes(doubling({"x": [[1, 3], [1, 3], [1, 3]]}, {"x": [[4, 3], [6, 3], [8, 3]]}))
+    with open_fake(outside, trust_engine=True) as runtime:
+        assert runtime.recorded["shapes"] == {"x": "1x3,1x3,1x3 or 4x3,6x3,8x3"}
+        for count in (8, 1, 4, 1):
+            np.testing.assert_array_equal(runtime.run({"x": batch(count)})["y"], batch(count) * 2)
+            with runtime.prepare({"x": batch(count)}) as prepared:
+                prepared.enqueue()
+                np.testing.assert_array_equal(prepared.outputs()["y"], batch(count) * 2)
+        with pytest.raises(BadFeeds, match="given shape 2×3, the engine was built for 1×3 up to 1×3 or 4×3 up to 8×3"):
+            runtime.run({"x": batch(2)})
+
+
+@pytest.mark.usefixtures("fakes")
+def test_compiled_kernels_are_kept_sealed_for_the_next_process() -> None:
+    engine = cached_engine(library="tensorrt-rtx")
+
+    def opened() -> bytes:
+        source = ModelSource(path=engine)
+        with trt.TensorRTRTXRuntime(source, device="cuda:0", options=RuntimeOptions()) as runtime:
+            with runtime.prepare({"x": batch(1)}):
+                kept = list(engine.parent.glob("*.kernels"))
+                assert len(kept) == 1  # at once: a worker process is killed, not closed
+            return runtime._runtime_config.cache.loaded
+
+    assert opened() == b""
+    assert opened() == b"kernels"
+    (kept,) = engine.parent.glob("*.kernels")
+    kept.write_bytes(b"x" + kept.read_bytes()[1:])
+    assert opened() == b""
+    assert opened() == b"kernels"
+    engines.prune_engines(0)
+    assert list(engine.parent.glob("*.kernels")) == []
+
+
+@pytest.mark.usefixtures("fakes")
+def test_buffers_belong_to_the_streams_that_use_them_and_are_given_back() -> None:
+    runtime = open_fake(cached_engine())
+    prepared = runtime.prepare({"x": batch(1)})
+    for block in fake_tensorrt.fake_cuda.BLOCKS.values():
+        assert block.device == fake_tensorrt.fake_cuda.HOST or block.stream is prepared._lane.stream
+    runtime.close()
+    assert FakeTorch.emptied == 1
+    assert not any(block.live for block in fake_tensorrt.fake_cuda.BLOCKS.values())
+
+
+@pytest.mark.usefixtures("fakes")
+def test_one_failing_close_neither_leaves_the_others_open_nor_hides_the_first_error() -> None:
+    runtime = open_fake(cached_engine())
+    prepared = [runtime.prepare({"x": batch(n)}) for n in (1, 2, 3)]
+    for each in prepared[:2]:
+        each._lane.stream.queue.append(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ValueError, match="the first error") as caught, runtime:
+        raise ValueError("the first error")
+    assert any("closing failed too" in note for note in caught.value.__notes__)
+    assert all(each._closed for each in prepared)
+    assert not any(block.live for block in fake_tensorrt.fake_cuda.BLOCKS.values())
+    assert FakeTorch.emptied == 1
+    lonely = open_fake(cached_engine())
+    kept = lonely.prepare({"x": batch(1)})
+    kept._lane.stream.queue.append(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ZeroDivisionError):
+        lonely.close()
+    assert FakeTorch.emptied == 2

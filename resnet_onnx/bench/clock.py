@@ -34,6 +34,10 @@ ENQUEUE_BOUND = 0.8
 """Share of a run that handing its work over may take; beyond it the device has done most of it by the time it is all
 there, so that a faster device would not help."""
 
+WARM_GPU_S = 0.1
+"""How long a GPU is kept busy before it is measured: its clock falls whenever it has nothing to do (an H200's to 345
+of 1980 MHz) and takes so long to rise."""
+
 CPUS = Path("/sys/devices/system/cpu")
 """Where Linux describes its cores."""
 
@@ -209,21 +213,31 @@ def warm_up(prepared: Sequence[Prepared], *, limit_s: float) -> WarmUp:
         window = int(np.clip(_WINDOW_S / max(now, 1e-9), 1, _MOST_IN_WINDOW))
 
 
-def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1) -> Slice:
+def sample(prepared: Sequence[Prepared], *, seconds: float, discard: int = 1, warm_s: float = 0.0) -> Slice:
     """Times single runs for about `seconds`, none of which starts later; each stream makes at least one.
 
     Streams run at the same time, each in its own thread. The first `discard` runs are untimed: another process's work
-    has just been in the caches.
+    has just been in the caches. So are those of the first `warm_s` seconds.
     """
-    return _watched(partial(_streams, prepared, seconds=seconds, discard=discard))
+    return _watched(partial(_streams, prepared, seconds=seconds, discard=discard, warm_s=warm_s))
 
 
-def _streams(prepared: Sequence[Prepared], *, seconds: float, discard: int) -> tuple[Nanoseconds, float]:
+def _streams(
+    prepared: Sequence[Prepared], *, seconds: float, discard: int, warm_s: float = 0.0
+) -> tuple[Nanoseconds, float]:
     """Returns the times of the runs of all streams, and how many were completed per second."""
+    _warm(prepared, warm_s)
     deadline = perf_counter_ns() + int(seconds * 1e9)
     times = _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=discard))
     # Each stream's own: they do not end at the same moment, and the rest of one must not count as idling.
     return np.concatenate(times), float(sum(t.size / t.sum() * 1e9 for t in times))
+
+
+def _warm(prepared: Sequence[Prepared], seconds: float) -> None:
+    """Keeps the device busy for so long."""
+    if seconds > 0:
+        deadline = perf_counter_ns() + int(seconds * 1e9)
+        _concurrently(prepared, partial(_until, deadline_ns=deadline, discard=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,30 +253,32 @@ class Turn:
     spent_s: float
 
 
-def turn(prepared: Sequence[Prepared], *, seconds: float, discard: int) -> Turn:
+def turn(prepared: Sequence[Prepared], *, seconds: float, discard: int, warm_s: float = 0.0) -> Turn:
     """Times single runs for about `seconds`, none of which starts later; each stream makes at least one.
 
-    The first `discard` runs are untimed.
+    The first `discard` runs are untimed, and those of the first `warm_s` seconds.
     """
     begin = perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        _, runs_per_s = _streams(prepared, seconds=seconds, discard=discard)
+        _, runs_per_s = _streams(prepared, seconds=seconds, discard=discard, warm_s=warm_s)
     finally:
         if collecting:
             gc.enable()
     return Turn(run_s=1 / runs_per_s, spent_s=perf_counter() - begin)
 
 
-def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> Slice:
+def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float, warm_s: float = 0.0) -> Slice:
     """Times whole sets of `runs` that are handed over at once, each until its last run is done; at least one set.
 
-    Each stream takes the next run of the set when it has done one. No set starts after `seconds`.
+    Each stream takes the next run of the set when it has done one. No set starts after `seconds`, which begin when
+    runs were made for `warm_s` seconds.
     """
-    deadline = perf_counter_ns() + int(seconds * 1e9)
 
     def sets() -> tuple[Nanoseconds, float]:
+        _warm(prepared, warm_s)
+        deadline = perf_counter_ns() + int(seconds * 1e9)
         times = []
         while True:
             start = perf_counter_ns()
@@ -275,8 +291,9 @@ def sample_sets(prepared: Sequence[Prepared], *, runs: int, seconds: float) -> S
     return _watched(sets)
 
 
-def breakdown(prepared: Prepared, *, runs: int = 20) -> Breakdown:
-    """Takes single runs of prepared work apart."""
+def breakdown(prepared: Prepared, *, runs: int = 20, warm_s: float = 0.0) -> Breakdown:
+    """Takes single runs of prepared work apart, after others for `warm_s` seconds."""
+    _warm([prepared], warm_s)
     enqueued, whole = np.empty(runs, np.int64), np.empty(runs, np.int64)
     for index in range(runs):
         start = perf_counter_ns()

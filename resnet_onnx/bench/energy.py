@@ -7,6 +7,7 @@ Documentation/power/powercap/powercap.rst; NVML API reference, ``nvmlDeviceGetTo
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from runtimes import nvidia
@@ -75,6 +76,36 @@ class EnergyMeter:
             return f"{folder / 'energy_uj'} holds no number"
         self._packages = found
         return ""
+
+
+class GpuWatch:
+    """What a GPU's sensors say of a stretch of work, from the moment that this is made."""
+
+    def __init__(self, gpu: nvidia.Gpu) -> None:
+        self._gpu = gpu
+        self._before = nvidia.throttled_s(gpu)
+
+    def stop(self, *, seconds: float, energy_j: float | None) -> nvidia.Sensors:
+        """Returns the sensors now, right after the work.
+
+        Power is that of the whole stretch by the counter of energy, where it is long enough to tell: what the GPU
+        calls its power is a mean of about a second on Ampere and later, idling before the work included. Reasons that
+        held the clock down are those that are counted to have done so meanwhile; those that are not counted, now.
+        """
+        seen = nvidia.read_sensors(self._gpu)
+        after = nvidia.throttled_s(self._gpu)
+        counted = self._before.keys() & after.keys()
+        held = {reason for reason in counted if after[reason] - self._before[reason] > _HELD_SHARE * seconds}
+        held |= {reason for reason in seen.throttled if reason not in counted}
+        power = energy_j / seconds if energy_j is not None and seconds >= _LEAST_S else seen.power_w
+        return replace(seen, power_w=power, throttled=tuple(sorted(held)))
+
+
+_LEAST_S = 0.1
+"""From here on the counter of energy, which moves some ten times a second, tells power."""
+
+_HELD_SHARE = 0.01
+"""Of the time; a clock that is held down for less changes no figure."""
 
 
 def _number(path: Path) -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.bench import serving
 from resnet_onnx.bench.clock import (
+    WARM_GPU_S,
     Disturbance,
     RealTime,
     Slice,
@@ -35,11 +36,11 @@ from resnet_onnx.bench.clock import (
     turn,
     warm_up,
 )
-from resnet_onnx.bench.energy import EnergyMeter
+from resnet_onnx.bench.energy import EnergyMeter, GpuWatch
 from resnet_onnx.bench.feed_factory import FedRun, FeedFactory
 from resnet_onnx.results.bench import Breakdown, WarmUp
 from runtimes import nvidia, onnx_types
-from runtimes.base import Prepared, Runtime
+from runtimes.base import Prepared, Runtime, close_all
 from runtimes.cores import usable_cores
 from runtimes.environment import describe_machine
 from runtimes.errors import OutOfMemory, ToolkitError
@@ -145,9 +146,8 @@ class Worker:
             warm = warm_up(prepared, limit_s=limit_s)
             if len(runtime.inputs) == 1 and len(runtime.inputs[0].shape) == _PICTURE_AXES:
                 check_rows(prepared[0].outputs(), batch, who=runtime.source.name)
-        except BaseException:
-            for each in prepared:
-                each.close()
+        except BaseException as error:
+            close_all([each.close for each in prepared], after=error)
             raise
         self._rows[row] = prepared
         if not in_sets:
@@ -159,17 +159,23 @@ class Worker:
 
     def sample(self, row: int, seconds: float, discard: int) -> Slice:
         """Takes the samples of one round of a row."""
+        watch = None if self._gpu is None else GpuWatch(self._gpu)
         before = self._energy.read() if self._energy is not None else ()
         if row in self._sets:
-            taken = sample_sets(self._rows[row], runs=self._sets[row], seconds=seconds)
+            taken = sample_sets(self._rows[row], runs=self._sets[row], seconds=seconds, warm_s=self._warm_s)
         else:
-            taken = sample(self._rows[row], seconds=seconds, discard=discard)
+            taken = sample(self._rows[row], seconds=seconds, discard=discard, warm_s=self._warm_s)
         used = self._energy.since(before) if self._energy is not None else None
-        return replace(taken, energy_j=used, sensors=None if self._gpu is None else nvidia.read_sensors(self._gpu))
+        sensors = None if watch is None else watch.stop(seconds=taken.spent_s, energy_j=used)
+        return replace(taken, energy_j=used, sensors=sensors)
+
+    @property
+    def _warm_s(self) -> float:
+        return 0.0 if self._gpu is None else WARM_GPU_S
 
     def turn(self, row: int, seconds: float, discard: int) -> Turn:
         """Takes one turn of a row that is compared with another worker's."""
-        return turn(self._rows[row], seconds=seconds, discard=discard)
+        return turn(self._rows[row], seconds=seconds, discard=discard, warm_s=self._warm_s)
 
     def outputs(self, row: int) -> dict[str, NDArray[Any]]:
         """Returns what the last run of a row's first stream computed."""
@@ -196,14 +202,13 @@ class Worker:
 
     def breakdown(self, row: int) -> Breakdown:
         """Takes single runs of a row's first stream apart."""
-        return breakdown(self._rows[row][0])
+        return breakdown(self._rows[row][0], warm_s=self._warm_s)
 
     def release(self, row: int) -> None:
         """Frees what a row holds."""
         self._sets.pop(row, None)
         self._given.pop(row, None)
-        for prepared in self._rows.pop(row, ()):
-            prepared.close()
+        close_all([prepared.close for prepared in self._rows.pop(row, ())])
 
     def profile(self, feeds: Feeds, batch: int, runs: int) -> tuple[LayerTime, ...]:
         """Returns the time of each layer by the runtime's own profiler."""

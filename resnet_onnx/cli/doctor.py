@@ -35,11 +35,33 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     machine = typed(Environment, describe_machine())
     with terminal.status("trying every runtime"):
         answers = [registry.probe(name) for name in registry.runtime_names()]
+        on_cuda = [registry.probe(name, device="cuda") for name in _also_on_cuda(machine)]
     _print_machine(terminal, machine)
     terminal.line(f"Cache: {files.cache_root()} (resnet-onnx doctor --cache)")
     terminal.line()
     _print_runtimes(terminal, answers)
-    terminal.emit(Doctor(runtimes=answers, machine=machine, gpu=machine.gpu or Gpus(), cache=str(files.cache_root())))
+    if on_cuda:
+        terminal.line()
+        terminal.line("With --device cuda:")
+        _print_runtimes(terminal, on_cuda)
+    terminal.emit(
+        Doctor(
+            runtimes=answers,
+            machine=machine,
+            gpu=machine.gpu or Gpus(),
+            cache=str(files.cache_root()),
+            on_cuda=on_cuda,
+        )
+    )
+
+
+def _also_on_cuda(machine: Environment) -> Sequence[str]:
+    """Returns the runtimes whose default device is the CPU, and that run on the GPU that is here too."""
+    from runtimes import registry
+
+    if machine.gpu is None or not machine.gpu.gpus:
+        return ()
+    return registry.runtimes_that(lambda found: found.default_device == "cpu" and "cuda" in found._device_kinds())
 
 
 def _print_machine(terminal: Terminal, machine: Environment) -> None:

@@ -70,7 +70,11 @@ def tuning_options(function: F) -> F:
             "--autocast", type=click.Choice(["bf16", "fp16"]), help="torch, torch-compile: round products to that."
         ),
         click.option("--channels-last", is_flag=True, help="torch(-compile), ort-cuda: keep pictures as NHWC."),
-        click.option("--exhaustive-search", is_flag=True, help="torch, ort-cuda: cuDNN tries every algorithm."),
+        click.option(
+            "--exhaustive-search/--no-exhaustive-search",
+            default=None,
+            help="torch, ort-cuda: cuDNN tries every algorithm, or asks its heuristics. [the library's own]",
+        ),
         click.option("--cuda-graph", is_flag=True, help="NVIDIA: capture a run once and replay it."),
         click.option("--tf32", is_flag=True, help="NVIDIA: let fp32 products be rounded to TF32."),
     ):

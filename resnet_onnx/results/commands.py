@@ -189,7 +189,12 @@ class Report(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Document):
-    """What this machine can run; `gpu` is that of `machine` again."""
+    """What this machine can run; `gpu` is that of `machine` again.
+
+    Attributes:
+        runtimes: Each on its default device.
+        on_cuda: Where there is an NVIDIA GPU, those that run on a CPU by default and on a GPU too, tried there.
+    """
 
     kind: ClassVar[str] = "doctor"
 
@@ -197,6 +202,7 @@ class Doctor(Document):
     machine: Environment
     gpu: Gpus
     cache: str
+    on_cuda: Sequence[Availability] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resnet_onnx.data.transforms import prepare
 from resnet_onnx.models.preprocessing import Preprocessing
+from resnet_onnx.training.device import to_device
 from resnet_onnx.training.recipes import Recipe
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -43,7 +44,7 @@ class Shard:
 
     def of(self, drawn: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
         """Returns the numbers of `pictures` out of those [..., total] drawn for the batch, on their device."""
-        return drawn[..., self.first : self.first + len(pictures)].to(pictures.device)
+        return to_device(drawn[..., self.first : self.first + len(pictures)].contiguous(), pictures.device)
 
 
 def augment(

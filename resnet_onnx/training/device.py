@@ -51,6 +51,11 @@ def select_device(recipe: Recipe, entry: CatalogEntry, name: str | None, group: 
     return device
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies a tensor of the host to a device; a GPU need not be waited for, as from memory that may be paged out."""
+    return tensor.to(device) if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def supports_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware, so that bf16 is faster than fp32."""
     if device.type == "cuda":

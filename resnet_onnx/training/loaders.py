@@ -18,6 +18,7 @@ from resnet_onnx.data.datasets import PictureSet
 from resnet_onnx.data.pictures import decode
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.training.augmentation import augmented_picture, seed_for
+from resnet_onnx.training.device import to_device
 from resnet_onnx.training.recipes import Recipe
 from runtimes.errors import ToolkitError, Unavailable, reason
 
@@ -72,7 +73,7 @@ class MemoryLoader(Loader):
 
     def batches(self, order: torch.Tensor, batch_size: int, *, epoch: int) -> Iterator[Batch]:
         """Yields batches, as ``Loader.batches`` describes."""
-        for index in torch.split(order.to(self.device), batch_size):
+        for index in torch.split(to_device(order, self.device), batch_size):
             yield self.pictures[index], self.labels[index]
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ class StreamLoader(Loader):
             pictures, index, problem = item
             if problem is not None:
                 raise problem
-            yield pictures.to(self.device, non_blocking=True), self.labels[index.to(self.device)]
+            yield pictures.to(self.device, non_blocking=True), self.labels[index.to(self.device, non_blocking=True)]
 
     def close(self) -> None:
         """Ends worker processes."""

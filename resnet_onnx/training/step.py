@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from resnet_onnx.training.distributed import ProcessGroup
 from resnet_onnx.training.freezing import freeze
 from resnet_onnx.training.recipes import Recipe
 from runtimes.errors import BadWeights, reason
-
-TensorList = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class TrainState:
@@ -35,7 +33,7 @@ class TrainState:
         self.optimizer = _optimizer(module, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
-        self.average = None if not recipe.ema else AveragedModel(module, multi_avg_fn=_moving_average(recipe.ema))
+        self.average = None if not recipe.ema else MovingAverage(module, recipe.ema)
         self.forward = self.module
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,7 +41,7 @@ class TrainState:
         state: dict[str, Any] = dict(self.optimizer.state_dict())
         if self.average is not None:
             state["trained_weights"] = self.module.state_dict()
-            state["averaged_steps"] = int(self.average.n_averaged)
+            state["averaged_steps"] = self.average.steps
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()
         return state
@@ -55,7 +53,7 @@ class TrainState:
         steps = state.pop("averaged_steps", 0)
         if self.average is not None and trained is not None:
             load_weights(self.average.module, weights)
-            self.average.n_averaged.fill_(steps)
+            self.average.steps = steps
         load_weights(self.module, weights if trained is None else trained)
         self.optimizer.load_state_dict(state)
         if scaler:
@@ -99,7 +97,7 @@ class TrainState:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.module)
+            self.average.update(self.module)
         return loss.detach(), logits.detach()
 
     def end_epoch(self) -> None:
@@ -126,17 +124,32 @@ def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
-def _moving_average(decay: float) -> Callable[[TensorList, TensorList, torch.Tensor | int], None]:
-    """Returns an exponential average whose decay is min(decay, (1 + steps) / (10 + steps)), so that it starts quickly.
+class MovingAverage:
+    """An exponential average whose decay is min(decay, (1 + steps) / (10 + steps)), so that it starts quickly.
 
-    It is that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
+    It is that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. torch's ``AveragedModel`` counts its
+    steps on the device, and reads the count at every step, which makes a GPU wait.
+
+    Attributes:
+        module: The network with averaged parameters; its buffers are those of the last step.
+        steps: How many were averaged.
     """
 
-    def update(averaged: TensorList, current: TensorList, steps: torch.Tensor | int) -> None:
-        count = int(steps)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module, self.steps, self._decay = copy.deepcopy(module), 0, decay
 
-    return update
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Takes the weights after a step in."""
+        averaged, current = tuple(self.module.parameters()), tuple(module.parameters())
+        if self.steps:
+            share = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(averaged, current, share)
+        else:
+            torch._foreach_copy_(averaged, current)
+        for kept, new in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(new)
+        self.steps += 1
 
 
 def load_weights(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
