@@ -27,6 +27,7 @@ _OWN: Mapping[str, str] = MappingProxyType(
         "ort-cpu": "runtimes.ort:OrtCpuRuntime",
         "ort-cuda": "runtimes.ort:OrtCudaRuntime",
         "ort-tensorrt": "runtimes.ort:OrtTensorRTRuntime",
+        "ort-tensorrt-rtx": "runtimes.ort_rtx:OrtTensorRTRTXRuntime",
         "tensorrt": "runtimes.trt:TensorRTRuntime",
         "tensorrt-rtx": "runtimes.trt:TensorRTRTXRuntime",
         "openvino": "runtimes.ov:OpenVINORuntime",
