@@ -6,7 +6,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study env-pair paired-noise clean
+.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study env-pair paired-noise race-study clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
@@ -26,6 +26,10 @@ env-pair: $(STAMP)
 # How often a comparison in turns is wrong: 10,000 of them on each recording of a machine's noise, in some minutes.
 paired-noise: $(STAMP)
 	$(BIN)/python benchmarks/paired_noise.py simulate benchmarks/noise/*.json
+
+# The race of `optimize` in simulated time, with known truths: some 900 races and 1,000 with limits, in some ten minutes.
+race-study: $(STAMP)
+	$(BIN)/python -m pytest -q -s -n 0 -m slow tests/test_race.py
 
 # What needs an NVIDIA GPU; skips itself with the reason where there is none.
 test-gpu: $(STAMP)

@@ -129,6 +129,37 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a file that only grows, such as a journal, and returns when it is on the disk.
+
+    A kill meanwhile may leave a part of the line, which ``read_lines`` leaves out.
+
+    Raises:
+        FileProblem: As ``atomic_file``.
+    """
+    with _told_plainly(path), open(path, "ab") as handle:
+        handle.write(line.encode(errors="replace") + b"\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a file that ``append_line`` wrote, none where there is no such file.
+
+    A last line that was not finished is left out.
+
+    Raises:
+        FileProblem: It can't be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileProblem(f"can't read {printable(str(path))}: {error.strerror or error}") from error
+    return [line.decode(errors="replace") for line in data.split(b"\n")[:-1]]
+
+
 _LONGEST_STEM = 40
 """Characters of a name that its temporary file repeats: four bytes each and the rest stay below the 255 of a name."""
 

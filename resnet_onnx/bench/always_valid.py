@@ -38,6 +38,9 @@ BETS = (0.05, 0.1, 0.2, 0.4, 0.8)
 """λ in the bets, in deviations: the best one is about the distance to be seen over the deviation of a block, 0.1 to 0.3
 where blocks deviate by 8 to 13 % and 2 to 3 % decide. The largest settles what is plain within some ten blocks."""
 
+_MOST_WON = math.log1p(math.tanh(max(BETS) * CLIP))
+"""Growth of the logarithm of the wealth by one block, at most."""
+
 _HALF_LIFE = 20
 _FIRST_SCALE, _ITS_WEIGHT = 0.1, 0.5
 _DEVIATION_OF_DIFFERENCES = math.sqrt(math.pi) / 2
@@ -83,6 +86,8 @@ class RatioSequence:
         self._values: list[float] = []
         self._scales: list[float] = []
         self._weighted, self._weight = _FIRST_SCALE * _ITS_WEIGHT, _ITS_WEIGHT
+        self._found: dict[float, RatioInterval] = {}
+        self._estimate: float | None = None
         for value in values:
             self.add(value)
 
@@ -106,18 +111,51 @@ class RatioSequence:
             self._weight = _ITS_WEIGHT + keep * (self._weight - _ITS_WEIGHT) + 1
         self._values.append(value)
         self._scales.append(scale)
+        self._found.clear()
+        self._estimate = None
+
+    def is_above(self, theta: float, *, error: float) -> bool:
+        """Returns whether the log ratio is above θ for certain; wrong at any moment with probability `error` at most.
+
+        One-sided: the interval of twice the error ends above θ. It costs one step of its bisection.
+        """
+        return self._ruled_out(1.0, theta, error)
+
+    def is_below(self, theta: float, *, error: float) -> bool:
+        """Returns whether the log ratio is below θ for certain, as ``is_above``."""
+        return self._ruled_out(-1.0, -theta, error)
+
+    def _ruled_out(self, sign: float, theta: float, error: float) -> bool:
+        needed = -math.log(error)
+        if len(self._values) * _MOST_WON < needed:
+            return False
+        return _wealth(sign * np.asarray(self._values), self.scales, theta) >= needed
+
+    @property
+    def estimate(self) -> float:
+        """The middle, as ``RatioInterval.estimate``; NaN before the first block."""
+        if not self._values:
+            return math.nan
+        if self._estimate is None:
+            values, scales = np.asarray(self._values), self.scales
+            self._estimate = _falling_root(
+                lambda theta: float(_deviations(values, scales, theta).sum()), values, scales
+            )
+        return self._estimate
 
     def interval(self, *, error: float = ERROR) -> RatioInterval:
         """Returns estimate and interval; raises ``ValueError`` before the first block."""
         if not self._values:
             raise ValueError("no blocks")
-        values, scales = np.asarray(self._values), self.scales
-        needed = math.log(2 / error)
-        return RatioInterval(
-            estimate=_falling_root(lambda theta: float(_deviations(values, scales, theta).sum()), values, scales),
-            low=_end(values, scales, needed),
-            high=-_end(-values, scales, needed),
-        )
+        if error not in self._found:
+            values, scales = np.asarray(self._values), self.scales
+            needed = math.log(2 / error)
+            self._found[error] = RatioInterval(
+                estimate=self.estimate,
+                low=_end(values, scales, needed),
+                high=-_end(-values, scales, needed),
+            )
+        return self._found[error]
 
 
 def log_wealth(values: Floats, scales: Floats, theta: float) -> Floats:
@@ -135,13 +173,20 @@ def log_wealth(values: Floats, scales: Floats, theta: float) -> Floats:
     return found
 
 
+def _wealth(values: Floats, scales: Floats, theta: float) -> float:
+    """Returns what ``log_wealth`` has after the last block."""
+    won = np.log1p(np.tanh(np.multiply.outer(BETS, _deviations(values, scales, theta)))).sum(axis=1)
+    most = won.max()
+    return float(most + np.log(np.exp(won - most).mean()))
+
+
 def _deviations(values: Floats, scales: Floats, theta: float) -> Floats:
     return np.clip((values - theta) / scales, -CLIP, CLIP)
 
 
 def _end(values: Floats, scales: Floats, needed: float) -> float:
     """Returns the largest θ that the bets on "above θ" have ruled out, or −∞."""
-    return _falling_root(lambda theta: float(log_wealth(values, scales, theta)[-1]) - needed, values, scales)
+    return _falling_root(lambda theta: _wealth(values, scales, theta) - needed, values, scales)
 
 
 def _falling_root(function: Callable[[float], float], values: Floats, scales: Floats) -> float:

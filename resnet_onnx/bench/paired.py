@@ -237,13 +237,13 @@ def blocks(base: Contender, new: Contender, *, coin: random.Random) -> Iterator[
         )
 
 
-StoppingRule = Callable[[RatioInterval], bool]
+StoppingRule = Callable[[RatioSequence], bool]
 """Whether what is known of a ratio is enough. It may look as often as it likes: the interval holds at every look."""
 
 
 def settled(tolerance: float) -> StoppingRule:
     """Returns the rule that ends with a verdict."""
-    return lambda found: verdict(found.ends, tolerance) != "inconclusive"
+    return lambda sequence: verdict(sequence.interval().ends, tolerance) != "inconclusive"
 
 
 @dataclass(kw_only=True)
@@ -251,13 +251,27 @@ class PairedRun:
     """What came of two contenders.
 
     Attributes:
-        found: The interval over all blocks; None before the first.
+        blocks: In their order; ``add`` appends to them.
+        sequence: Their log ratios.
         stopped: Whether the rule ended it, and not the time.
     """
 
     blocks: list[Block] = field(default_factory=list)
-    found: RatioInterval | None = None
+    sequence: RatioSequence = field(init=False)
     stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.sequence = RatioSequence(block.log_ratio for block in self.blocks)
+
+    def add(self, block: Block) -> None:
+        """Takes the next block."""
+        self.blocks.append(block)
+        self.sequence.add(block.log_ratio)
+
+    @property
+    def found(self) -> RatioInterval | None:
+        """The interval over all blocks; None before the first."""
+        return self.sequence.interval() if self.blocks else None
 
     @property
     def spent_s(self) -> float:
@@ -291,16 +305,13 @@ def run_pair(
     Raises:
         ContenderFailed: One did; what was measured until then is in `into`.
     """
-    run = PairedRun() if into is None else into
-    sequence, next_look = RatioSequence(block.log_ratio for block in run.blocks), 1
+    run, next_look = PairedRun() if into is None else into, 1
     for block in blocks(base, new, coin=coin):
-        run.blocks.append(block)
-        sequence.add(block.log_ratio)
+        run.add(block)
         out_of_time = run.spent_s * (1 + 1 / len(run.blocks)) > duration_s
-        if len(sequence) >= next_look or out_of_time:
-            next_look = math.ceil(len(sequence) * _LOOKS)
-            run.found = sequence.interval()
-            run.stopped = enough(run.found)
+        if len(run.blocks) >= next_look or out_of_time:
+            next_look = math.ceil(len(run.blocks) * _LOOKS)
+            run.stopped = enough(run.sequence)
             progress(run)
         if run.stopped or out_of_time:
             break

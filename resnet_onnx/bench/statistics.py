@@ -59,13 +59,13 @@ class Interval:
         return count / self.median, ends
 
 
-def samples_needed(percentile: float) -> int:
+def samples_needed(percentile: float, *, error: float = 1 - CONFIDENCE) -> int:
     """Returns how many samples a percentile needs to be reported.
 
-    As many as give it an upper 95 % confidence bound at all, which is the largest sample: 1 − pⁿ ≥ 0.95 (Wilks,
-    Annals of Mathematical Statistics 12, 1941). 29 for p90, 59 for p95, 299 for p99, 2,995 for p99.9.
+    As many as give it an upper confidence bound at all, which is the largest sample: 1 − pⁿ ≥ 1 − error (Wilks, Annals
+    of Mathematical Statistics 12, 1941). At 95 %: 29 for p90, 59 for p95, 299 for p99, 2,995 for p99.9.
     """
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log(percentile / 100))
+    return math.ceil(math.log(error) / math.log(percentile / 100))
 
 
 def percentile(values: Floats, percent: float) -> float | None:
@@ -96,14 +96,18 @@ def autocorrelation_time(values: Floats, *, threshold: float | None = None) -> f
     return float(min(max(1.0, 2 * total - 1), above.size))
 
 
-def median_interval(values: Floats) -> Interval:
-    """Returns the median of samples in their order, and its 95 % interval; raises ``ValueError`` for no samples."""
+def median_interval(values: Floats, *, error: float = 1 - CONFIDENCE) -> Interval:
+    """Returns the median of samples in their order, and its 95 % interval, or another one that misses by `error`.
+
+    Raises:
+        ValueError: There are no samples.
+    """
     if values.size == 0:
         raise ValueError("no samples")
     effective = values.size / autocorrelation_time(values)
     count = math.floor(effective)
     # The largest k for which fewer than k of `count` fair coins fall heads with at most 2.5 % probability.
-    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, count, 0.5)) if count else 0
+    k = int(stats.binom.ppf(error / 2, count, 0.5)) if count else 0
     median = float(np.median(values))
     if k < 1:
         return Interval(median=median, low=None, high=None, effective_samples=effective)
@@ -111,6 +115,58 @@ def median_interval(values: Floats) -> Interval:
     ordered = np.sort(values)
     return Interval(
         median=median, low=float(ordered[rank]), high=float(ordered[-1 - rank]), effective_samples=effective
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PercentileBounds:
+    """A percentile between two order statistics.
+
+    Attributes:
+        value: Of all samples.
+        low: One-sided lower bound, or None where there are too few independent samples for one.
+        high: One-sided upper bound, likewise.
+        effective_samples: Samples over the integrated autocorrelation time.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    effective_samples: float
+
+
+_NEAR_MISS = 1.4
+"""A virtual machine's neighbour has been seen to slow everything by up to 40 % for seconds: what is nearer to a limit
+than that is late when one comes."""
+
+_SLOWEST = 90.0
+"""Percentile beyond which runs show how slow ones follow each other, where most of them are near misses."""
+
+
+def percentile_bounds(values: Floats, percent: float, *, error: float, threshold: float) -> PercentileBounds:
+    """Returns order statistics below and above a percentile, each of which misses with probability `error` at most.
+
+    Conover (Practical Nonparametric Statistics, 3rd ed., section 3.2), on the effective number of samples. What decides
+    the variance of the share beyond a threshold is the autocorrelation of "beyond it". Where none or few samples are,
+    that can't be estimated: near misses then tell whether slow ones come in clusters, the slowest tenth at most.
+
+    Args:
+        values: Times in their order, at least one.
+        percent: Such as 99.
+        error: Of each bound.
+        threshold: Where the percentile is wanted on one side of it: the limit that it is held against.
+    """
+    thresholds = (threshold, max(threshold / _NEAR_MISS, float(np.percentile(values, _SLOWEST))))
+    effective = values.size / max(autocorrelation_time(values, threshold=each) for each in thresholds)
+    count, ordered = math.floor(effective), np.sort(values)
+    # The rth is below the percentile where at least r samples are, and the sth above it where fewer than s are.
+    r, s = (int(stats.binom.ppf(share, count, percent / 100)) for share in (error, 1 - error))
+    s += 1
+    return PercentileBounds(
+        value=float(np.percentile(values, percent)),
+        low=float(ordered[math.floor((r - 1) / count * values.size)]) if r >= 1 else None,
+        high=float(ordered[-1 - math.floor((count - s) / count * values.size)]) if s <= count else None,
+        effective_samples=effective,
     )
 
 
