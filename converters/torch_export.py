@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes import onnx_gate, onnx_plain
-from runtimes.errors import CheckFailed, UsageError
+from runtimes.errors import CheckFailed, UnsupportedModel, UsageError, reason
 
 OPSETS = range(18, 25)
 """Operator sets that torch's dynamo exporter writes (seen with torch 2.15: 18 to 24; it leaves 17 at 18)."""
@@ -90,30 +91,66 @@ def export(
         path: Where to write.
         options: Names, batch, opset.
         metadata: Goes into ``metadata_props``.
+
+    Raises:
+        UnsupportedModel: The exporter can't write this module; names the operator where it is known.
     """
     import torch
 
     dynamic = options.batch is None
     shapes = tuple({0: torch.export.Dim("batch")} for _ in example) if dynamic else None
     with _without_chatter():
-        program = torch.onnx.export(
-            module,
-            tuple(example),
-            None,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=list(options.input_names),
-            output_names=list(options.output_names),
-            opset_version=options.opset,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(example),
+                None,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=list(options.input_names),
+                output_names=list(options.output_names),
+                opset_version=options.opset,
+                verbose=False,
+            )
+        except RuntimeError as error:  # the exporter's own errors, of which torch names the base in private
+            if not type(error).__module__.startswith("torch.onnx"):
+                raise
+            raise _refusal(error) from error
         if program is None:
             raise RuntimeError("torch.onnx.export returned nothing")
         _name_after_modules(program.model)
         program.model.metadata_props.update(metadata)
         proto = program.model_proto
+        if dynamic:
+            _check_open(proto, int(example[0].shape[0]))
         onnx_plain.drop_types_of_initialisers(proto)
         path.write_bytes(proto.SerializeToString())
+
+
+def _check_open(proto: Any, size: int) -> None:
+    """Raises ``UnsupportedModel`` where the exporter bound the batch to the example's `size`."""
+    if any(not value.type.tensor_type.shape.dim[0].dim_param for value in proto.graph.input):
+        raise UnsupportedModel(
+            f"{_EXPORTER} with an open batch: something in it depends on the batch, here {size}",
+            fix=f"a fixed batch works: --batch {size}",
+        )
+
+
+_OPERATOR = re.compile(r"op='([\w.:]+)'|target=torch\.ops\.([\w.]+)|(aten(?:\.|::)\w+)")
+_EXPORTER = "torch's exporter can't write this network as ONNX"
+
+
+def _refusal(error: BaseException) -> UnsupportedModel:
+    """Returns what the exporter's error means, and which operator it can't write."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    said = reason(str(chain[-1]).strip().partition("\n\n")[0] or type(chain[-1]).__name__)
+    operator = next((found for each in reversed(chain) if (found := _OPERATOR.search(str(each)))), None)
+    if operator is not None:
+        name = next(filter(None, operator.groups()))
+        return UnsupportedModel(f"{_EXPORTER}: operator {name}: {said}")
+    return UnsupportedModel(f"{_EXPORTER}: {said}")
 
 
 def verify(module: Any, path: Path, options: ExportOptions, check: Check) -> Verification:

@@ -22,6 +22,7 @@ from support.quantised_models import quantised
 from converters import lowering
 from resnet_onnx import workflow
 from resnet_onnx.bench import roofline, worker_process
+from resnet_onnx.models import downloads
 from resnet_onnx.models import weights as model_weights
 from resnet_onnx.parity import running
 from resnet_onnx.parity.records import Records
@@ -77,7 +78,7 @@ def weights(folder: Path, patch: pytest.MonkeyPatch) -> Kind:
 
 def random_weights(folder: Path, patch: pytest.MonkeyPatch) -> Kind:
     def use() -> tuple[bytes, str]:
-        network = workflow_weights.random_weights(Request(model="cifar-resnet20"))
+        network, _ = workflow_weights.random_weights(Request(model="cifar-resnet20"))
         return network.weights.read_bytes(), network.weights_sha256
 
     kind = Kind(use)
@@ -180,14 +181,14 @@ def download(folder: Path, patch: pytest.MonkeyPatch) -> Kind:
     seen: list[bytes] = []
     patch.setattr(
         "torchvision.models.get_weight",
-        lambda _: SimpleNamespace(url=f"https://example.invalid/{name}", get_state_dict=fetch),
+        lambda _: SimpleNamespace(url=f"https://example.invalid/{name}", get_state_dict=fetch, meta={}),
     )
-    patch.setattr(model_weights, "read_weights_file", read)
-    patch.setattr(model_weights, "replace", lambda file, **_: file)
-    patch.setattr(model_weights, "fit", lambda *_: SimpleNamespace(state={}))
+    patch.setattr(downloads, "read_weights_file", read)
+    patch.setattr(downloads, "replace", lambda file, **_: file)
+    patch.setattr(downloads, "fit", lambda *_: SimpleNamespace(state={}))
 
     def use() -> bytes:
-        model_weights.imagenet_state_dict(workflow_weights.entry_of(Request(model="resnet18")))
+        downloads.imagenet_weights(workflow_weights.entry_of(Request(model="resnet18")))
         return seen[-1]
 
     kind = Kind(use)
@@ -287,10 +288,10 @@ def test_every_bit_of_a_gold_entry(cache: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_note_on_random_weights_that_names_another_seed_is_not_believed(cache: Path) -> None:
-    first, second = (workflow_weights.random_weights(Request(model="cifar-resnet20", seed=seed)) for seed in (1, 2))
+    first, second = (workflow_weights.random_weights(Request(model="cifar-resnet20", seed=seed))[0] for seed in (1, 2))
     notes = {json.loads(files.read_sealed(note) or b"")["made_from"]["seed"]: note for note in cache.glob("random/*")}
     notes[1].write_bytes(notes[2].read_bytes())
-    again = workflow_weights.random_weights(Request(model="cifar-resnet20", seed=1))
+    again, _ = workflow_weights.random_weights(Request(model="cifar-resnet20", seed=1))
     assert again.weights_sha256 == first.weights_sha256 != second.weights_sha256
 
 

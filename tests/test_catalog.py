@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
@@ -36,8 +37,16 @@ def test_names_are_those_of_the_contract() -> None:
     assert catalog.names() == [
         *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
         *("resnet50-v1", "resnet101-v1", "resnet152-v1", "plain18", "plain34", "vgg16", "vgg19"),
-        *("resnet18-cifar", "resnet34-cifar", "resnet50-cifar"),
+        *(f"resnet{depth}-cifar" for depth in (18, 34, 50, 101, 152)),
         *cifar,
+        *("preact-resnet50", "preact-resnet101", "preact-resnet152"),
+        *("cifar-preact-resnet110", "cifar-preact-resnet164"),
+        *("wide-resnet50-2", "wide-resnet101-2"),
+        *("cifar-wide-resnet40-4", "cifar-wide-resnet16-8", "cifar-wide-resnet28-10"),
+        *("resnext50-32x4d", "resnext101-32x4d", "resnext101-32x8d"),
+        *("cifar-resnext29-8x64d", "cifar-resnext29-16x64d"),
+        *("resnet50-d", "resnet101-d", "resnet152-d"),
+        *("se-resnet50", "se-resnet101", "se-resnet152", "se-resnext50-32x4d"),
     ]
 
 
@@ -45,8 +54,8 @@ def test_names_are_those_of_the_contract() -> None:
 def test_every_entry_is_consistent_with_its_name(name: str) -> None:
     entry = catalog.lookup(name)
     assert entry.name == name
-    digits = "".join(c for c in name.split("-v1")[0] if c.isdigit())
-    assert entry.depth == int(digits)
+    (depth,) = re.findall(r"(?:net|plain|vgg|resnext)(\d+)", name)
+    assert entry.depth == int(depth) - 2 * name.startswith("cifar-wide")  # whose paper counts the two projections too
     assert entry.image_size == (32 if "cifar" in name else 224)
     assert entry.config.num_classes == (10 if "cifar" in name else 1000)
     assert entry.preprocessing.resize == (32 if "cifar" in name else 256)
@@ -207,11 +216,13 @@ def test_an_architecture_survives_json(name: str) -> None:
         {"family": "resnet", "block": "basic", "layers": 4},
         {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "widths": [64, 128, 256, 10**9]},
         {"family": "resnet", "block": "wide", "layers": [2, 2, 2, 2]},
-        {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "shortcut": "D"},
+        {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "shortcut": "E"},
         {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "variant": 1.5},
         {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "num_classes": 0},
         {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "num_classes": True},
         {"family": "resnet", "block": "basic", "layers": [2, 2, 2, 2], "colour": "red"},
+        {"family": "library", "library": "keras", "name": "resnet50"},
+        {"family": "library", "library": "timm", "name": "hf-hub:someone/model"},
         {"family": "vgg", "depth": 11},
         {"family": "vgg", "depth": 16, "layers": [1]},
         {"family": "vgg", "depth": 16, "num_classes": 10**12},

@@ -218,7 +218,8 @@ def test_counts_equal_torchvisions(name: str) -> None:
 @pytest.mark.parametrize("name", catalog.names())
 def test_counted_layers_are_the_number_in_the_name(name: str) -> None:
     entry = catalog.lookup(name)
-    assert counting.count(entry.config, entry.image_size).layers == entry.depth
+    deep_stem = isinstance(entry.config, ResNetConfig) and entry.config.stem == "deep"
+    assert counting.count(entry.config, entry.image_size).layers == entry.depth + 2 * deep_stem
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,8 @@ def test_counted_layers_are_the_number_in_the_name(name: str) -> None:
         ("plain34", "all layers, rounded to one decimal"),
         ("vgg16", "convolutions only, rounded to one decimal"),
         ("vgg19", "all layers, rounded to one decimal"),
+        ("resnext50-32x4d", "all layers, rounded to one decimal"),
+        ("resnet50-d", "all layers, rounded to one decimal"),
         ("resnet50", None),
         ("resnet101", None),
         ("resnet152", None),

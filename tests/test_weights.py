@@ -6,14 +6,12 @@ import argparse
 import collections
 import contextlib
 import hashlib
-import http.server
 import io
 import json
 import pickle
 import random
 import resource
 import socket
-import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -29,16 +27,18 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
+from support.servers import Server, refusing_url, running_server
 from torch import Tensor, nn
 
 from resnet_onnx.models import catalog
 from resnet_onnx.models.build import build, build_empty
 from resnet_onnx.models.configs import NetworkConfig, ResNetConfig, with_classes
+from resnet_onnx.models.downloads import imagenet_weights
 from resnet_onnx.models.fitting import fit, recognise
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.models.stated_preprocessing import stated_preprocessing
-from resnet_onnx.models.weights import imagenet_state_dict, load_network, random_state_dict, store_state_dict
+from resnet_onnx.models.weights import load_network, random_state_dict, store_state_dict
 from resnet_onnx.models.weights_file import WeightsFile, in_memory, read_weights_file
 from runtimes import files
 from runtimes.errors import BadWeights, NetworkUnavailable, UsageError
@@ -763,42 +763,10 @@ def test_damaged_missing_and_foreign_weights_do_not_open(tmp_path: Path, small_s
 # ---- downloading ----------------------------------------------------------------------------------------------------
 
 
-class _Server:
-    """A stand-in for torchvision's server on this machine."""
-
-    def __init__(self) -> None:
-        self.content: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked.append(self.path)
-                data = outer.content.get(self.path)
-                self.send_response(200 if data is not None else 404)
-                self.send_header("Content-Length", str(len(data or b"")))
-                self.end_headers()
-                self.wfile.write(data or b"")
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
 @pytest.fixture
-def server() -> Iterator[_Server]:
-    stand_in = _Server()
-    yield stand_in
-    stand_in.close()
+def server() -> Iterator[Server]:
+    with running_server() as stand_in:
+        yield stand_in
 
 
 def _point_torchvision_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -824,50 +792,49 @@ def published() -> tuple[bytes, dict[str, Tensor]]:
 
 
 def test_imagenet_weights_are_downloaded_once_and_checked(
-    server: _Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path, published: tuple[bytes, dict[str, Tensor]]
+    server: Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path, published: tuple[bytes, dict[str, Tensor]]
 ) -> None:
     data, expected = published
     name = f"/resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
     server.content[name] = data
     _point_torchvision_at(monkeypatch, server.url + name)
     entry = catalog.lookup("resnet18")
-    state = imagenet_state_dict(entry)
+    state = imagenet_weights(entry).state
     assert all(torch.equal(state[key], expected[key]) for key in expected)
-    imagenet_state_dict(entry)
+    imagenet_weights(entry)
     assert server.asked == [name]
     cached = own_cache / name[1:]
     damaged = bytearray(cached.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     cached.write_bytes(damaged)
-    state = imagenet_state_dict(entry)
+    state = imagenet_weights(entry).state
     assert server.asked == [name, name]
     assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
 def test_a_download_with_another_hash_is_refused_and_not_kept(
-    server: _Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path, published: tuple[bytes, dict[str, Tensor]]
+    server: Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path, published: tuple[bytes, dict[str, Tensor]]
 ) -> None:
     server.content["/resnet18-deadbeef.pth"] = published[0]
     _point_torchvision_at(monkeypatch, f"{server.url}/resnet18-deadbeef.pth")
-    with pytest.raises(BadWeights, match="not what torchvision published"):
-        imagenet_state_dict(catalog.lookup("resnet18"))
+    with pytest.raises(BadWeights, match="not what was published"):
+        imagenet_weights(catalog.lookup("resnet18"))
     assert list(own_cache.iterdir()) == []
 
 
 def test_without_a_network_the_message_says_so(
-    server: _Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path
+    server: Server, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        refused = f"http://127.0.0.1:{free.getsockname()[1]}/resnet18-f37072fd.pth"
+    refused = f"{refusing_url()}/resnet18-f37072fd.pth"
     unknown = "http://no-such-host.invalid/resnet18-f37072fd.pth"
     for url in (refused, unknown, f"{server.url}/resnet18-f37072fd.pth"):
         _point_torchvision_at(monkeypatch, url)
         with pytest.raises(NetworkUnavailable) as caught:
-            imagenet_state_dict(catalog.lookup("resnet18"))
+            imagenet_weights(catalog.lookup("resnet18"))
         assert caught.value.exit_code == 3
         assert "there is no network" in caught.value.message
         assert url in caught.value.message
+        assert f"resnet18-f37072fd.pth was looked for in {own_cache}" in caught.value.message
         assert "--weights resnet18-f37072fd.pth" in (caught.value.fix or "")
     assert "HTTP 404" in caught.value.message
     assert list(own_cache.iterdir()) == []
@@ -880,5 +847,5 @@ def test_without_a_network_the_message_says_so(
 )
 def test_networks_without_imagenet_weights_say_what_to_do(name: str, fix: str) -> None:
     with pytest.raises(UsageError, match=f"no ImageNet weights for {name}") as caught:
-        imagenet_state_dict(catalog.lookup(name))
+        imagenet_weights(catalog.lookup(name))
     assert fix in (caught.value.fix or "")

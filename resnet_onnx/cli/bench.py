@@ -423,5 +423,5 @@ def _print_next(terminal: Terminal, model: Model, rows: Sequence[BenchRow]) -> N
     if len({row.runtime for row in rows}) > 1 or model.network is not None:
         terminal.line(f"Parity: not checked here → resnet-onnx parity {what}")
     if "convert" in COMMANDS and model.precision == "fp32":
-        onnx = model.onnx or f"{model.name}.onnx"
+        onnx = model.onnx or f"{model.file_stem}.onnx"
         terminal.line(f"Faster still: int8 → resnet-onnx convert {onnx} --to int8 --calibration DATA")

@@ -290,8 +290,8 @@ def _target_file(output: Path, model: Model, built: Engine) -> Path:
     if not output.is_dir():
         return output
     if built.key.library in registry.runtimes_that(lambda found: found.built_from == "torch"):
-        return output / f"{model.name}{registry.adapter(built.key.library).suffixes[0]}"
-    return output / f"{model.name}-{built.key.target}.engine"
+        return output / f"{model.file_stem}{registry.adapter(built.key.library).suffixes[0]}"
+    return output / f"{model.file_stem}-{built.key.target}.engine"
 
 
 @contextmanager

@@ -58,8 +58,8 @@ def command(
 ) -> None:
     """Export a network to one self-contained ONNX file, verified against torch before it is kept.
 
-    MODEL is a catalog name, a checkpoint folder or a weights file; --depth N names an ImageNet ResNet. Weights are
-    random unless --weights says otherwise.
+    MODEL is a catalog name, timm:NAME or torchvision:NAME, a checkpoint folder or a weights file; --depth N names an
+    ImageNet ResNet. Weights are random unless --weights says otherwise.
     """
     request = _with_depth(request, depth)
     if precision == "bf16" and opset is not None and opset < 22:
@@ -130,6 +130,10 @@ def _form(element: Any, layout: Any, batch: int, opset: int | None) -> OnnxForm:
 
 
 def _default_name(request: Request) -> str:
-    name = Path(str(request.model)).stem if request.name is None else request.name
+    from resnet_onnx.models import libraries
+    from resnet_onnx.models.network import file_stem
+
+    given = str(request.model) if request.name is None else request.name
+    name = file_stem(given) if request.name or libraries.parse(given) else Path(given).stem
     suffix = "-v1" if request.variant == "v1" and not name.endswith("-v1") else ""
     return f"{name}{suffix}.onnx"

@@ -150,6 +150,24 @@ class WholeNumbers(click.ParamType[Any]):
         return numbers
 
 
+class PictureSize(click.ParamType[Any]):
+    """The side of a picture, pixels, or ``test``."""
+
+    name = "N|test"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads the number."""
+        if value == "test":
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number of pixels nor 'test'", param, ctx)
+        if number < 1:
+            self.fail(f"{number}: expected at least 1 pixel", param, ctx)
+        return number
+
+
 weights_entry_option = click.option(
     "--weights-entry", metavar="NAME", help="Which network of a weights file that holds several (EMA …)."
 )
@@ -183,7 +201,11 @@ def model_options(*, required: bool = True, argument: bool = True) -> Callable[[
             ),
             click.option("--shortcut", type=click.Choice(["A", "B", "C"]), help="The paper's shortcut option."),
             click.option("--variant", type=click.Choice(["v1", "v1.5"]), help="Stride in the 1×1 (v1) or 3×3 (v1.5)."),
-            click.option("--image-size", type=click.IntRange(1), help="Side of the input picture, pixels."),
+            click.option(
+                "--image-size",
+                type=PictureSize(),
+                help="Side of the input picture, pixels; 'test' is what a library states for testing.",
+            ),
             resize_option,
             click.option(
                 "--output-name", metavar="NAME", help="Output that holds the scores, of a model with several."
@@ -195,9 +217,18 @@ def model_options(*, required: bool = True, argument: bool = True) -> Callable[[
             ),
             click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255."),
             click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255."),
-            click.option("--weights", metavar="random|imagenet|PATH", help="Weights for a named architecture."),
+            click.option(
+                "--weights",
+                metavar="random|imagenet|pretrained|PATH",
+                help="Weights of a named architecture; 'pretrained' are a library's own.",
+            ),
             weights_entry_option,
-            click.option("--model", "model_name", metavar="NAME", help="Architecture of a weights file."),
+            click.option(
+                "--model",
+                "model_name",
+                metavar="NAME",
+                help="Architecture of a weights file: of the catalog, timm:NAME or torchvision:NAME.",
+            ),
         ):
             decorated = option(decorated)
         if argument:
@@ -215,6 +246,7 @@ def _request(kwargs: dict[str, Any]) -> Request:
 
     model = kwargs.pop("model", None)
     name = kwargs.pop("model_name")
+    size = kwargs.pop("image_size")
     if model is None and name is not None:
         model, name = name, None
     return Request(
@@ -225,7 +257,8 @@ def _request(kwargs: dict[str, Any]) -> Request:
         seed=kwargs.pop("seed"),
         variant=kwargs.pop("variant"),
         shortcut=kwargs.pop("shortcut"),
-        image_size=kwargs.pop("image_size"),
+        image_size=None if size == "test" else size,
+        test_size=size == "test",
         resize=kwargs.pop("resize"),
         mean=kwargs.pop("mean"),
         std=kwargs.pop("std"),

@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
 
 @make_command("train", example="resnet-onnx train --model cifar-resnet20 --data digits --out runs/digits")
-@click.option("--model", "name", default="cifar-resnet20", show_default=True, metavar="NAME", help="Network to train.")
+@click.option(
+    "--model",
+    "name",
+    default="cifar-resnet20",
+    show_default=True,
+    metavar="NAME",
+    help="Network to train; timm:NAME, torchvision:NAME too.",
+)
 @training_data_option
 @click.option("--recipe", "recipe_name", metavar="NAME", help="Named recipe; chosen by data and network by default.")
 @click.option("--list-recipes", is_flag=True, help="List the recipes and leave.")
@@ -60,7 +67,9 @@ if TYPE_CHECKING:
 @resize_option
 @click.option("--mean", type=Triple(), help="Mean per channel, as fractions of 255.")
 @click.option("--std", type=Triple(), help="Standard deviation per channel, as fractions of 255.")
-@click.option("--weights", metavar="imagenet|PATH", help="Start from trained weights; a fitting head is kept.")
+@click.option(
+    "--weights", metavar="imagenet|pretrained|PATH", help="Start from trained weights; a fitting head is kept."
+)
 @weights_entry_option
 @click.option(
     "--skip-bad", type=click.IntRange(0), default=0, metavar="N", help="Leave out up to N pictures that can't be read."
@@ -120,6 +129,7 @@ def command(
         return
 
     from resnet_onnx import workflow
+    from resnet_onnx.models.network import file_stem
     from resnet_onnx.training import curves, tensorboard_logs
     from resnet_onnx.training.plan import TrainingPlan
     from resnet_onnx.training.recipes import lookup_recipe
@@ -148,13 +158,14 @@ def command(
             entry=entry,
             data=pictures,
             recipe=recipe if batch_per_process is None else recipe.with_batch(batch_per_process * group.world_size),
-            out=out or Path("runs") / f"{entry.name}-{Path(spec).stem}",
+            out=out or Path("runs") / f"{file_stem(entry.name)}-{Path(spec).stem}",
             seed=seed,
             resume=resume,
             device=device,
             threads=_threads(threads, group),
             workers=workers,
             initial_state=None if start is None else start.state,
+            weights_license=None if start is None else start.license,
             skip_bad=skip_bad,
         )
         return plan, [*_announcement(plan, recipe, group), *([] if start is None else [f"start: {start.description}"])]
@@ -276,6 +287,8 @@ def _announcement(plan: TrainingPlan, recipe: Recipe, group: ProcessGroup) -> li
 
 def _print(terminal: Terminal, found: Train) -> None:
     """Prints the result of the training for people."""
+    from resnet_onnx.models.network import file_stem
+
     if found.resumed_from is not None and not any(epoch["epoch"] > found.resumed_from for epoch in found.epochs):
         terminal.note("the training was complete already; nothing was done")
     for skipped in found.skipped:
@@ -291,7 +304,7 @@ def _print(terminal: Terminal, found: Train) -> None:
     terminal.line(f"{found.images_per_second:.0f} img/s, {found.recipe['precision']} · checkpoint {found.checkpoint}")
     if found.plot is not None:
         terminal.line(f"Curves: {found.plot}")
-    terminal.line(f"Next: resnet-onnx export {found.checkpoint} -o {found.model}.onnx")
+    terminal.line(f"Next: resnet-onnx export {found.checkpoint} -o {file_stem(found.model)}.onnx")
 
 
 def show_step(display: Display, task: TaskID, progress: Progress, *, name: str = "") -> None:

@@ -13,6 +13,16 @@ from runtimes.errors import UsageError
 
 RESNET_PAPER = "arXiv:1512.03385"
 """He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition."""
+PRE_ACTIVATION_PAPER = "arXiv:1603.05027"
+"""He, Zhang, Ren, Sun: Identity Mappings in Deep Residual Networks."""
+WIDE_PAPER = "arXiv:1605.07146"
+"""Zagoruyko, Komodakis: Wide Residual Networks."""
+RESNEXT_PAPER = "arXiv:1611.05431"
+"""Xie, Girshick, Dollár, Tu, He: Aggregated Residual Transformations for Deep Neural Networks."""
+SQUEEZE_PAPER = "arXiv:1709.01507"
+"""Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks."""
+TRICKS_PAPER = "arXiv:1812.01187"
+"""He, Zhang, Zhang, Zhang, Xie, Li: Bag of Tricks for Image Classification with Convolutional Neural Networks."""
 VGG_PAPER = "arXiv:1409.1556"
 """Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition."""
 
@@ -91,8 +101,17 @@ class Pretrained:
     @property
     def enum_name(self) -> str:
         """The full name of the weights, as ``torchvision.models.get_weight`` takes it."""
-        stem = self.builder.replace("resnet", "ResNet").replace("vgg", "VGG")
-        return f"{stem}_Weights.{self.weights}"
+        spelt = self.builder
+        for theirs, enum in _ENUM_SPELLING:
+            spelt = spelt.replace(theirs, enum)
+        return f"{spelt}_Weights.{self.weights}"
+
+
+_ENUM_SPELLING = (
+    *(("resnet", "ResNet"), ("resnext", "ResNeXt"), ("wide", "Wide"), ("vgg", "VGG")),
+    *(("x4d", "X4D"), ("x8d", "X8D")),
+)
+"""How torchvision writes a builder's name in that of its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +122,21 @@ class CatalogEntry:
         name: What the user types.
         config: The architecture.
         preprocessing: From a picture to the network's input.
-        dataset: What the network is for; its labels are that data set's.
+        dataset: What the network is for; its labels are that data set's. None is another one.
         published: What was printed about it, or None.
         pretrained: Where trained weights can be downloaded, or None.
+        labels: Names of the outputs, of a network for another data set; or None.
+        notes: What a user should know of the choices in it.
     """
 
     name: str
     config: NetworkConfig
     preprocessing: Preprocessing
-    dataset: Literal["imagenet", "cifar10"]
+    dataset: Literal["imagenet", "cifar10"] | None
     published: Published | None = None
     pretrained: Pretrained | None = None
+    labels: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -298,6 +321,10 @@ _TORCHVISION = {
     "resnet50": (76.130, 92.862),
     "resnet101": (77.374, 93.546),
     "resnet152": (78.312, 94.046),
+    "resnext50_32x4d": (77.618, 93.698),
+    "resnext101_32x8d": (79.312, 94.526),
+    "wide_resnet50_2": (78.468, 94.086),
+    "wide_resnet101_2": (78.848, 94.284),
     "vgg16": (71.592, 90.382),
     "vgg19": (72.376, 90.876),
 }
@@ -402,7 +429,7 @@ def _cifar(shortcut: Shortcut, depth: int) -> CatalogEntry:
     )
 
 
-def _wide_cifar(depth: int) -> CatalogEntry:
+def _imagenet_on_cifar(depth: int) -> CatalogEntry:
     """An ImageNet ResNet on small pictures, with CIFAR's stem (kuangliu/pytorch-cifar, models/resnet.py)."""
     block: Block = "basic" if depth in _BASIC_LAYERS else "bottleneck"
     layers = _BASIC_LAYERS.get(depth) or _BOTTLENECK_LAYERS[depth]
@@ -415,6 +442,189 @@ def _wide_cifar(depth: int) -> CatalogEntry:
     )
 
 
+# ---- the paper's descendants -----------------------------------------------------------------------------------------
+
+_V15 = "printed for a stride in the first 1×1, here as everywhere today in the 3×3"
+_ONE_CROP = "ImageNet validation, one crop"
+
+
+def _descendant(
+    name: str, config: ResNetConfig, published: Published | None = None, *, builder: str = ""
+) -> CatalogEntry:
+    """Returns a network for ImageNet, or for CIFAR-10 where it has CIFAR's stem; `builder` is torchvision's."""
+    cifar = config.stem == "cifar"
+    return CatalogEntry(
+        name=name,
+        config=config,
+        preprocessing=_CIFAR if cifar else _IMAGENET,
+        dataset="cifar10" if cifar else "imagenet",
+        published=published,
+        pretrained=_pretrained(builder) if builder else None,
+    )
+
+
+def _bottleneck(depth: int, **changes: Any) -> ResNetConfig:
+    return ResNetConfig(block="bottleneck", layers=_BOTTLENECK_LAYERS[depth], **changes)
+
+
+def _small(block: Block, blocks: int, **changes: Any) -> ResNetConfig:
+    """Returns a network with CIFAR's stem and three stages."""
+    fields: dict[str, Any] = {"widths": (16, 32, 64), "shortcut": "B", **changes}
+    return ResNetConfig(block=block, layers=(blocks,) * 3, stem="cifar", num_classes=10, **fields)
+
+
+def _error(top1: float, top5: float | None, protocol: str, source: str) -> tuple[PublishedError, ...]:
+    return (PublishedError(top1_percent=top1, top5_percent=top5, protocol=protocol, source=source),)
+
+
+def _pre_activation() -> list[CatalogEntry]:
+    tested, table = "CIFAR-10 test, median of 5 runs", f"{PRE_ACTIVATION_PAPER}, table 3"
+    deepest = Published(
+        errors=_error(21.1, 5.5, "ImageNet validation, one crop of 320", f"{PRE_ACTIVATION_PAPER}, table 5")
+    )
+    return [
+        *(
+            _descendant(
+                f"preact-resnet{depth}", _bottleneck(depth, pre_activation=True), deepest if depth == 152 else None
+            )
+            for depth in _BOTTLENECK_LAYERS
+        ),
+        _descendant(
+            "cifar-preact-resnet110",
+            _small("basic", 18, shortcut="A", pre_activation=True),
+            Published(
+                parameters_m=1.7, parameters_source=f"{RESNET_PAPER}, table 6", errors=_error(6.37, None, tested, table)
+            ),
+        ),
+        _descendant(
+            "cifar-preact-resnet164",
+            _small("bottleneck", 18, pre_activation=True),
+            Published(
+                parameters_m=1.7,
+                parameters_source=f"{PRE_ACTIVATION_PAPER}, table 4",
+                errors=_error(5.46, None, tested, table),
+            ),
+        ),
+    ]
+
+
+def _wide() -> list[CatalogEntry]:
+    """WRN-N-k has N = 6n+4 layers, shortcuts counted, and stages k times as wide as the first ResNets for CIFAR."""
+    printed = {(40, 4): (8.9, 4.53), (16, 8): (11.0, 4.27), (28, 10): (36.5, 4.00)}
+    return [
+        *(
+            _descendant(
+                f"wide-resnet{depth}-2",
+                _bottleneck(depth, group_width=128),
+                Published(
+                    parameters_m=68.9,
+                    parameters_source=f"{WIDE_PAPER}, table 8",
+                    errors=_error(21.9, 6.03, _ONE_CROP, f"{WIDE_PAPER}, table 8"),
+                )
+                if depth == 50
+                else None,
+                builder=f"wide_resnet{depth}_2",
+            )
+            for depth in (50, 101)
+        ),
+        *(
+            _descendant(
+                f"cifar-wide-resnet{depth}-{factor}",
+                _small(
+                    "basic",
+                    (depth - 4) // 6,
+                    widths=(16 * factor, 32 * factor, 64 * factor),
+                    stem_width=16,
+                    pre_activation=True,
+                ),
+                Published(
+                    parameters_m=parameters,
+                    parameters_source=f"{WIDE_PAPER}, table 5",
+                    errors=_error(error, None, "CIFAR-10 test, median of 5 runs", f"{WIDE_PAPER}, table 5"),
+                    note=f"the paper counts the shortcuts' convolutions: {depth} layers",
+                ),
+            )
+            for (depth, factor), (parameters, error) in printed.items()
+        ),
+    ]
+
+
+def _aggregated() -> list[CatalogEntry]:
+    table = f"{RESNEXT_PAPER}, table 3"
+    published = {
+        (50, 4): Published(
+            multiply_adds_g=4.2,
+            multiply_adds_source=f"{RESNEXT_PAPER}, table 1",
+            parameters_m=25.0,
+            parameters_source=f"{RESNEXT_PAPER}, table 1",
+            errors=_error(22.2, None, _ONE_CROP, table),
+        ),
+        (101, 4): Published(errors=_error(21.2, None, _ONE_CROP, table)),
+        (101, 8): None,
+    }
+    builders = ("resnext50_32x4d", "resnext101_32x8d")
+    return [
+        *(
+            _descendant(
+                f"resnext{depth}-32x{width}d",
+                _bottleneck(depth, groups=32, group_width=width),
+                printed,
+                builder=builder if (builder := f"resnext{depth}_32x{width}d") in builders else "",
+            )
+            for (depth, width), printed in published.items()
+        ),
+        *(
+            _descendant(
+                f"cifar-resnext29-{groups}x64d",
+                _small("bottleneck", 3, widths=(64, 128, 256), groups=groups, group_width=64),
+                Published(
+                    parameters_m=parameters,
+                    parameters_source=f"{RESNEXT_PAPER}, table 7",
+                    errors=_error(error, None, "CIFAR-10 test", f"{RESNEXT_PAPER}, table 7"),
+                ),
+            )
+            for groups, parameters, error in ((8, 34.4, 3.65), (16, 68.1, 3.58))
+        ),
+    ]
+
+
+def _with_tricks() -> list[CatalogEntry]:
+    printed = Published(
+        multiply_adds_g=4.3,
+        multiply_adds_source=f"{TRICKS_PAPER}, table 5",
+        errors=_error(22.84, None, _ONE_CROP, f"{TRICKS_PAPER}, table 5"),
+    )
+    return [
+        _descendant(f"resnet{depth}-d", _bottleneck(depth, stem="deep", shortcut="D"), printed if depth == 50 else None)
+        for depth in _BOTTLENECK_LAYERS
+    ]
+
+
+def _squeezed() -> list[CatalogEntry]:
+    table = f"{SQUEEZE_PAPER}, table 2"
+    printed = {50: (3.87, 23.29, 6.62), 101: (7.60, 22.38, 6.07), 152: (11.32, 21.57, 5.73)}
+    return [
+        *(
+            _descendant(
+                f"se-resnet{depth}",
+                _bottleneck(depth, squeeze=16),
+                Published(
+                    multiply_adds_g=multiply_adds,
+                    multiply_adds_source=table,
+                    errors=_error(top1, top5, _ONE_CROP, table),
+                    note=_V15,
+                ),
+            )
+            for depth, (multiply_adds, top1, top5) in printed.items()
+        ),
+        _descendant(
+            "se-resnext50-32x4d",
+            _bottleneck(50, squeeze=16, groups=32, group_width=4),
+            Published(multiply_adds_g=4.25, multiply_adds_source=table, errors=_error(21.10, 5.49, _ONE_CROP, table)),
+        ),
+    ]
+
+
 _CATALOG = {
     entry.name: entry
     for entry in (
@@ -423,11 +633,37 @@ _CATALOG = {
         *(_plain(depth) for depth in _BASIC_LAYERS),
         _vgg(16),
         _vgg(19),
-        *(_wide_cifar(depth) for depth in (18, 34, 50)),
+        *(_imagenet_on_cifar(depth) for depth in DEPTHS),
         *(_cifar("A", depth) for depth in CIFAR_DEPTHS),
         *(_cifar("none", depth) for depth in CIFAR_DEPTHS),
+        *_pre_activation(),
+        *_wide(),
+        *_aggregated(),
+        *_with_tricks(),
+        *_squeezed(),
     )
 }
+
+
+def with_variant(entry: CatalogEntry, variant: Variant) -> CatalogEntry:
+    """Returns a bottleneck net of the catalog in another variant; one of the paper's own has a name of its own.
+
+    Networks without a variant are returned as they are.
+
+    Raises:
+        UsageError: The name says that the network is v1.
+    """
+    if entry.variant in (None, variant):
+        return entry
+    if entry.name.endswith("-v1"):
+        raise UsageError(
+            f"'{entry.name}' is the v1 network, --variant v1.5 is another", fix=f"use {entry.name.removesuffix('-v1')}"
+        )
+    if entry.name == f"resnet{entry.depth}":
+        return by_depth(entry.depth, variant)
+    if not isinstance(entry.config, ResNetConfig):
+        return entry
+    return replace(entry, config=replace(entry.config, variant=variant), pretrained=None)
 
 
 def with_shortcut(entry: CatalogEntry, shortcut: Shortcut) -> CatalogEntry:

@@ -11,17 +11,22 @@ from runtimes.errors import UsageError, UserError
 Block = Literal["basic", "bottleneck"]
 """Two 3×3 convolutions, or 1×1, 3×3, 1×1 with four times the width going out (arXiv:1512.03385, figure 5)."""
 
-Stem = Literal["imagenet", "cifar"]
-"""7×7/2 convolution and 3×3/2 max-pool, or one 3×3 convolution (arXiv:1512.03385, table 1 and section 4.2)."""
+Stem = Literal["imagenet", "cifar", "deep"]
+"""7×7/2 convolution and 3×3/2 max-pool, or one 3×3 convolution (arXiv:1512.03385, table 1 and section 4.2); or three
+3×3 convolutions, the first with stride 2, and the max-pool (arXiv:1812.01187, figure 2b)."""
 
 Variant = Literal["v1", "v1.5"]
 """Where a bottleneck halves the picture: in its first 1×1 (the paper), or in its 3×3 (torchvision, timm, MLPerf)."""
 
-Shortcut = Literal["A", "B", "C", "none"]
-"""Zero-padded, projected where shapes change, projected everywhere (arXiv:1512.03385, section 4.1), or a plain net."""
+Shortcut = Literal["A", "B", "C", "D", "none"]
+"""Zero-padded, projected where shapes change, projected everywhere (arXiv:1512.03385, section 4.1); averaged and
+projected where shapes change (arXiv:1812.01187, figure 2c); or a plain net."""
 
 SHORTCUT_OPTIONS: tuple[Shortcut, ...] = ("A", "B", "C")
-"""The options that make a net residual, cheapest first."""
+"""The paper's options that make a net residual, cheapest first."""
+
+Library = Literal["timm", "torchvision"]
+"""A library whose networks can be named."""
 
 EXPANSION: Mapping[Block, int] = {"basic": 1, "bottleneck": 4}
 """Channels going out of a block, per channel of its width."""
@@ -36,7 +41,7 @@ _MOST_CLASSES = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """A residual network, or its plain counterpart.
+    """A residual network, one of its descendants, or its plain counterpart.
 
     Attributes:
         block: Kind of block.
@@ -44,7 +49,13 @@ class ResNetConfig:
         widths: Width per stage; as many as `layers`. Stage 2 and later halve the picture.
         stem: What stands before the first stage.
         variant: Where a bottleneck halves the picture; without effect on basic blocks.
-        shortcut: The paper's shortcut option, or ``"none"`` for the plain net.
+        shortcut: The shortcut option, or ``"none"`` for the plain net.
+        stem_width: Channels going out of the stem; None is the first stage's width.
+        pre_activation: Batch norm and ReLU before each convolution of a block (arXiv:1603.05027).
+        groups: Of the 3×3 convolution of a bottleneck, the paper's cardinality (arXiv:1611.05431).
+        group_width: Channels of each of these groups in a stage of width 64, in proportion in others; 64, with one
+            group, is the width of the stage itself, 128 twice that (arXiv:1605.07146).
+        squeeze: Reduction of squeeze-and-excitation (arXiv:1709.01507); None is without.
         num_classes: Outputs.
         in_channels: Channels of the picture.
     """
@@ -55,6 +66,11 @@ class ResNetConfig:
     stem: Stem = "imagenet"
     variant: Variant = "v1.5"
     shortcut: Shortcut = "B"
+    stem_width: int | None = None
+    pre_activation: bool = False
+    groups: int = 1
+    group_width: int = 64
+    squeeze: int | None = None
     num_classes: int = 1000
     in_channels: int = 3
 
@@ -73,10 +89,40 @@ class ResNetConfig:
             _check_whole("width of a stage", width, _MOST_CHANNELS)
         _check_whole("num_classes", self.num_classes, _MOST_CLASSES)
         _check_whole("in_channels", self.in_channels, _MOST_CHANNELS)
+        self._check_descendant()
+
+    def _check_descendant(self) -> None:
+        for name in ("stem_width", "groups", "group_width", "squeeze"):
+            if (value := getattr(self, name)) is not None:
+                _check_whole(name, value, _MOST_CHANNELS)
+        if not isinstance(self.pre_activation, bool):
+            raise UsageError(f"pre_activation is true or false, not {self.pre_activation!r}")
+        if self.pre_activation and (self.shortcut == "none" or self.stem == "deep"):
+            raise UsageError("a net with pre-activation has shortcuts, and one convolution for a stem")
+        if self.block == "basic" and (self.groups, self.group_width) != (1, 64):
+            raise UsageError("groups and their width are those of a bottleneck's 3×3 convolution")
+        if self.stem == "deep" and self.first_width % 2:
+            raise UsageError(f"a deep stem ends twice as wide as it begins, so not with {self.first_width} channels")
+        if self.squeeze is not None and self.squeeze > EXPANSION[self.block] * min(self.widths):
+            raise UsageError(f"squeeze {self.squeeze} leaves nothing of {min(self.widths)} channels")
+        if any(self.inner_width(width) % self.groups or self.inner_width(width) < 1 for width in self.widths):
+            raise UsageError(f"{self.groups} groups of {self.group_width} don't divide the widths {self.widths}")
+
+    @property
+    def first_width(self) -> int:
+        """Channels going out of the stem."""
+        return self.stem_width or self.widths[0]
+
+    def inner_width(self, width: int) -> int:
+        """Returns the channels of a bottleneck's 3×3 convolution in a stage of some width."""
+        return width * self.group_width // 64 * self.groups
 
     @property
     def depth(self) -> int:
-        """Weighted layers as the paper counts them: the first convolution, the blocks' and the classifier."""
+        """Weighted layers as the paper counts them: the first convolution, the blocks' and the classifier.
+
+        Those of a deep stem count as one, and those of squeeze-and-excitation not, as in the names of such networks.
+        """
         return 2 + CONVOLUTIONS[self.block] * sum(self.layers)
 
     @property
@@ -109,10 +155,41 @@ class VGGConfig:
         return 32
 
 
-NetworkConfig = ResNetConfig | VGGConfig
+@dataclass(frozen=True, kw_only=True)
+class LibraryConfig:
+    """A network whose module comes from another library's own factory (``libraries.build_module``).
+
+    Attributes:
+        name: As the factory takes it.
+    """
+
+    library: Library
+    name: str
+    num_classes: int = 1000
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        _check_choice("library", self.library, get_args(Library))
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise UsageError(f"{str(self.name)[:60]!r} is not a name of a network of {self.library}")
+        _check_whole("num_classes", self.num_classes, _MOST_CLASSES)
+        _check_whole("in_channels", self.in_channels, _MOST_CHANNELS)
+
+    @property
+    def depth(self) -> int:
+        """Zero: the library's name does not have to say how many weighted layers there are."""
+        return 0
+
+    @property
+    def smallest_image(self) -> int:
+        """Least side of a picture, pixels, as far as it is known."""
+        return 1
+
+
+NetworkConfig = ResNetConfig | VGGConfig | LibraryConfig
 """Every architecture that ``build`` can build."""
 
-_FAMILIES: Mapping[str, type[ResNetConfig] | type[VGGConfig]] = {"resnet": ResNetConfig, "vgg": VGGConfig}
+_FAMILIES: Mapping[str, type[NetworkConfig]] = {"resnet": ResNetConfig, "vgg": VGGConfig, "library": LibraryConfig}
 
 
 def check_image_size(config: NetworkConfig, name: str, size: int) -> None:
@@ -132,7 +209,7 @@ def with_classes(config: NetworkConfig, num_classes: int) -> NetworkConfig:
 
 def config_to_json(config: NetworkConfig) -> dict[str, Any]:
     """Returns plain values, ``family`` among them; ``config_from_json`` is the inverse."""
-    family = "resnet" if isinstance(config, ResNetConfig) else "vgg"
+    family = next(name for name, cls in _FAMILIES.items() if isinstance(config, cls))
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
     return {"family": family, **values}
 
@@ -148,7 +225,7 @@ def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
     family = values.get("family")
     cls = _FAMILIES.get(family) if isinstance(family, str) else None
     if cls is None:
-        raise UserError(f"an architecture's family is 'resnet' or 'vgg', not {family!r}")
+        raise UserError(f"an architecture's family is {', '.join(map(repr, _FAMILIES))}, not {family!r}")
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "family"
     }

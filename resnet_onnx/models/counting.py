@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+LayerKind = Literal["convolution", "projection", "attention", "linear"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerCount:
     """One weighted layer, for one picture.
 
     Attributes:
         name: The module's name, the first part of its parameters' names.
-        kind: Convolution on the main path, convolution on a shortcut, or fully connected.
+        kind: Convolution on the main path, convolution on a shortcut, part of squeeze-and-excitation, or fully
+            connected.
         kernel: Height and width of the kernel; (1, 1) for a fully connected layer.
         stride: Of the convolution; 1 for a fully connected layer.
         in_channels: Channels or features coming in.
@@ -29,7 +33,7 @@ class LayerCount:
     """
 
     name: str
-    kind: Literal["convolution", "projection", "linear"]
+    kind: LayerKind
     kernel: tuple[int, int]
     stride: int
     in_channels: int
@@ -46,7 +50,8 @@ class Counts:
         parameters: Everything that training changes, batch norm's scale and shift included.
         multiply_adds: Of all convolutions (projections included) and fully connected layers, as built.
         projection_multiply_adds: Of the convolutions on shortcuts alone.
-        layers: Weighted layers as the papers count them, projections left out: the number in the name.
+        layers: Weighted layers as the papers count them, projections and squeeze-and-excitation left out: the number
+            in the name, where a deep stem does not add two.
     """
 
     parameters: int
@@ -76,7 +81,7 @@ def count(config: NetworkConfig, image_size: int) -> Counts:
         multiply_adds=total,
         convolution_multiply_adds=total - linear,
         projection_multiply_adds=projection,
-        layers=sum(row.kind != "projection" for row in rows),
+        layers=sum(row.kind in ("convolution", "linear") for row in rows),
     )
 
 
@@ -101,7 +106,7 @@ def printed_convention(counts: Counts, printed_g: float) -> str | None:
     return None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _measure(config: NetworkConfig, image_size: int) -> tuple[tuple[LayerCount, ...], int]:
     import torch
     from torch import nn
@@ -138,10 +143,10 @@ def _row(name: str, layer: nn.Conv2d | nn.Linear, output: Tensor) -> LayerCount:
     from torch import nn
 
     shape = tuple(output.shape[1:])
-    kind: Literal["convolution", "projection", "linear"] = "linear"
+    kind: LayerKind = "linear"
     kernel, stride = (1, 1), 1
     if isinstance(layer, nn.Conv2d):
-        kind = "projection" if "downsample" in name else "convolution"
+        kind = "projection" if "downsample" in name else "attention" if ".se." in name else "convolution"
         kernel, stride = (layer.kernel_size[0], layer.kernel_size[1]), layer.stride[0]
     return LayerCount(
         name=name,

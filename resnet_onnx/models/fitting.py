@@ -1,4 +1,4 @@
-"""Finding a network in a weights file, and fitting its tensors to an architecture of the catalog.
+"""Finding a network in a weights file, and fitting its tensors to an architecture of the catalog or of a library.
 
 A network is recognised by its tensors, not by the keys that a training script put around it: whatever mapping of the
 file holds all its layers, behind any common prefix, is one. Tensors beside it are left out and named. Where several
@@ -16,9 +16,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from resnet_onnx.models import catalog
+from resnet_onnx.models import catalog, libraries
 from resnet_onnx.models.build import build_skeleton
-from resnet_onnx.models.configs import SHORTCUT_OPTIONS, NetworkConfig, ResNetConfig, VGGConfig, with_classes
+from resnet_onnx.models.configs import (
+    SHORTCUT_OPTIONS,
+    LibraryConfig,
+    NetworkConfig,
+    ResNetConfig,
+    VGGConfig,
+    with_classes,
+)
 from resnet_onnx.models.weights_file import StateDict, WeightsFile
 from runtimes.errors import BadWeights, UsageError
 
@@ -26,9 +33,6 @@ T = TypeVar("T")
 
 _BATCHES_TRACKED = ".num_batches_tracked"
 _NAMED_IN_MESSAGE = 3
-_ANCHORS = ("conv1.weight", "features.0.weight")
-"""The first layer of a ResNet and of a VGG: what stands before its name stands before all names."""
-
 _MOST_CANDIDATES = 64
 _AVERAGED = re.compile(r"ema|average|swa", re.IGNORECASE)
 
@@ -72,8 +76,9 @@ class _Candidate:
 def fit(config: NetworkConfig, weights: WeightsFile, *, entry: str | None = None, head: bool = True) -> Fitted:
     """Fits the weights of a file to an architecture.
 
-    Names of torchvision, timm and the common CIFAR repositories are understood, behind any prefix. The number of
-    classes and the shortcut option are the weights' own; every layer of the network must be there and fit exactly.
+    Names of torchvision, timm and the common CIFAR repositories are understood, behind any prefix; for a library's
+    network its own names. The number of classes and the shortcut option are the weights' own; every layer of the
+    network must be there and fit exactly.
 
     Args:
         config: The architecture.
@@ -86,7 +91,7 @@ def fit(config: NetworkConfig, weights: WeightsFile, *, entry: str | None = None
             is one), or one of them is not floating or has NaN, infinity or a negative variance.
         UsageError: Several networks fit and `entry` is None, or `entry` names none.
     """
-    candidates = list(_candidates(weights))
+    candidates = list(_candidates(weights, _Names.of(config)))
     fitting = _that_fit(config, candidates, head=True)
     usable = fitting or _that_fit(config, candidates, head=False)
     chosen = _chosen(usable, entry, weights.origin)
@@ -115,7 +120,7 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
         state: Tensors by name, as an entry of a ``WeightsFile`` has them.
     """
     found = dict.fromkeys(
-        name for one in _of_entry("", dict(state)) for name in _recognised(one.tensors) if not one.beside
+        name for one in _of_entry("", dict(state), _OURS) for name in _recognised(one.tensors) if not one.beside
     )
     return list(found)
 
@@ -127,7 +132,9 @@ def check_exact(config: NetworkConfig, state: Mapping[str, Tensor], *, origin: s
 
 
 def describe(config: NetworkConfig) -> str:
-    """Returns the catalog's name of an architecture, or what kind of net it is."""
+    """Returns the catalog's or library's name of an architecture, or what kind of net it is."""
+    if isinstance(config, LibraryConfig):
+        return f"{config.library}:{config.name}"
     six = config.depth % 6 == 2 and config.depth > 2
     for name in [*catalog.names(), *([f"cifar-{kind}{config.depth}" for kind in ("resnet", "plain")] if six else [])]:
         known = catalog.lookup(name)
@@ -142,21 +149,60 @@ def describe(config: NetworkConfig) -> str:
 # ---- candidates ------------------------------------------------------------------------------------------------------
 
 
-def _candidates(weights: WeightsFile) -> Iterator[_Candidate]:
+@dataclass(frozen=True, kw_only=True)
+class _Names:
+    """How the tensors of a kind of network are named.
+
+    Attributes:
+        anchors: The first layer: what stands before its name stands before all names.
+        roots: Patterns of where layers lie; anything there that the network lacks is a misfit.
+        translated: Whether other repositories' names for the same layers are understood.
+    """
+
+    anchors: tuple[str, ...]
+    roots: tuple[str, ...]
+    translated: bool
+
+    @classmethod
+    def of(cls, config: NetworkConfig) -> _Names:
+        """Returns the names of an architecture: the catalog's, or the library's own."""
+        if not isinstance(config, LibraryConfig):
+            return _OURS
+        names = list(_shapes(config))
+        return cls(
+            anchors=(names[0],),
+            roots=tuple(dict.fromkeys(re.escape(name.partition(".")[0]) for name in names)),
+            translated=False,
+        )
+
+    def belongs(self, name: str) -> bool:
+        """Whether a name lies where the layers of the network do."""
+        first = name.partition(".")[0]
+        return any(re.fullmatch(root, first) for root in self.roots)
+
+
+_OURS = _Names(
+    anchors=("conv1.weight", "conv1.0.weight", "features.0.weight", "stem.conv.weight"),
+    roots=("conv1", "bn1", r"layer\d+", "norm", "fc", "features", "classifier"),
+    translated=True,
+)
+
+
+def _candidates(weights: WeightsFile, names: _Names) -> Iterator[_Candidate]:
     """Yields what may be a network; the same tensors under two names count once."""
     seen: list[StateDict] = []
-    found = [one for path, tensors in weights.entries.items() for one in _of_entry(path, tensors)]
+    found = [one for path, tensors in weights.entries.items() for one in _of_entry(path, tensors, names)]
     for one in found[:_MOST_CANDIDATES]:
         if not any(_same(one.tensors, other) for other in seen):
             seen.append(one.tensors)
             yield one
 
 
-def _of_entry(path: str, tensors: StateDict) -> Iterator[_Candidate]:
+def _of_entry(path: str, tensors: StateDict, names: _Names) -> Iterator[_Candidate]:
     prefixes = dict.fromkeys(  # in the order of the file, so that messages are the same each time
         name.removesuffix(anchor)
         for name in tensors
-        for anchor in _ANCHORS
+        for anchor in names.anchors
         if name == anchor or name.endswith(f".{anchor}")
     )
     # A block's own first layer is called like the network's: what lies below another prefix is a part of that.
@@ -166,15 +212,17 @@ def _of_entry(path: str, tensors: StateDict) -> Iterator[_Candidate]:
         beside = [name for name in tensors if not name.startswith(prefix)]
         ours: StateDict = {}
         for name, tensor in inside.items():
-            new, fitted = _translated(name, tensor)
+            new, fitted = (
+                _translated(name, tensor, "stem.conv.weight" in inside) if names.translated else (name, tensor)
+            )
             if new in ours:
                 raise BadWeights(f"two tensors are both '{new}'; one of them is named '{prefix}{name}'")
             ours[new] = fitted
-        foreign = [name for name in ours if not _belongs(name)]
+        foreign = [name for name in ours if not names.belongs(name)]
         yield _Candidate(
             path=path,
             name=".".join(part for part in (path, prefix.rstrip(".") if len(outermost) > 1 else "") if part),
-            tensors={name: tensor for name, tensor in ours.items() if _belongs(name)},
+            tensors={name: tensor for name, tensor in ours.items() if names.belongs(name)},
             beside=(*beside, *(prefix + name for name in foreign)),
         )
 
@@ -190,12 +238,6 @@ def _elsewhere(weights: WeightsFile, chosen: _Candidate) -> Iterator[str]:
             counts[key] = counts.get(key, 0) + len(tensors)
     for key, count in counts.items():
         yield f"{key} ({count} tensor{'s' if count > 1 else ''})"
-
-
-def _belongs(name: str) -> bool:
-    """Whether a name lies where the layers of our networks do; anything there that we don't have is a misfit."""
-    first = name.partition(".")[0]
-    return first in ("conv1", "bn1", "fc", "features", "classifier") or re.fullmatch(r"layer\d+", first) is not None
 
 
 def _same(a: StateDict, b: StateDict) -> bool:
@@ -237,8 +279,21 @@ def _entry_name(name: str) -> str:
 _TIMM_VGG = {"pre_logits.fc1.": "classifier.0.", "pre_logits.fc2.": "classifier.3.", "head.fc.": "classifier.6."}
 
 
-def _translated(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+_TIMM_PRE_ACTIVATION = (
+    (r"^stem\.conv\.", "conv1."),
+    (r"^stages\.(\d+)\.blocks\.(\d+)\.norm(\d)\.", r"stages.\1.blocks.\2.bn\3."),
+    (r"^stages\.(\d+)\.blocks\.(\d+)\.downsample\.conv\.", r"stages.\1.blocks.\2.downsample.0."),
+    (r"^head\.fc\.", "fc."),
+)
+
+
+def _translated(name: str, tensor: Tensor, timm_pre_activation: bool) -> tuple[str, Tensor]:
     """Returns a tensor under torchvision's name for it."""
+    if timm_pre_activation:
+        for pattern, ours in _TIMM_PRE_ACTIVATION:
+            name = re.sub(pattern, ours, name)
+        name = re.sub(r"^stages\.(\d+)\.blocks\.", lambda found: f"layer{int(found[1]) + 1}.", name)
+        return name, tensor.flatten(1) if name == "fc.weight" else tensor
     for theirs, ours in _TIMM_VGG.items():
         if name.startswith(theirs):
             # timm writes fully connected layers as convolutions over the 7×7 map: the same numbers in the same order.
@@ -261,7 +316,7 @@ def _fitting_config(config: NetworkConfig, given: Mapping[str, Tensor], *, head:
     for candidate in _same_but_for_shortcuts(config):
         expected = _shapes(candidate)
         if not head:
-            expected, given = _without_head(expected), _without_head(given)
+            expected, given = _without_head(expected, candidate), _without_head(given, candidate)
         if not _complaints(expected, given):
             return candidate
     return None
@@ -283,18 +338,21 @@ def _same_but_for_shortcuts(config: NetworkConfig) -> Iterator[NetworkConfig]:
                 yield replace(config, shortcut=option)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _shapes(config: NetworkConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in build_skeleton(config).state_dict().items()}
 
 
 def classifier_name(config: NetworkConfig) -> str:
     """Returns the name of the layer that gives the scores."""
+    if isinstance(config, LibraryConfig):
+        return libraries.classifier_of(with_classes(config, 1000))
     return "fc" if isinstance(config, ResNetConfig) else "classifier.6"
 
 
-def _without_head(tensors: Mapping[str, T]) -> dict[str, T]:
-    return {k: v for k, v in tensors.items() if not k.startswith(("fc.", "classifier.6."))}
+def _without_head(tensors: Mapping[str, T], config: NetworkConfig | None = None) -> dict[str, T]:
+    heads = (f"{classifier_name(config)}.",) if isinstance(config, LibraryConfig) else ("fc.", "classifier.6.")
+    return {k: v for k, v in tensors.items() if not k.startswith(heads)}
 
 
 def _head_problem(config: NetworkConfig, given: Mapping[str, Tensor]) -> str:
@@ -333,11 +391,13 @@ def _misfit(config: NetworkConfig, candidates: Sequence[_Candidate], origin: str
         default=_Candidate(path="", name="", tensors={}, beside=()),
     )  # fmt: skip
     given = nearest.tensors
-    fitting = _recognised(given)
+    fitting = [] if isinstance(config, LibraryConfig) else _recognised(given)
     if fitting:
         fix = f"these look like {fitting[0]}: --model {fitting[0]}"
     elif "features.1.running_mean" in given:
         fix = "these look like a VGG with batch normalisation, which the catalog does not have"
+    elif isinstance(config, LibraryConfig):
+        fix = f"expected the weights of {config.library}'s own {config.name}, under the names that it gives them"
     else:
         fix = "these tensors fit no network of the catalog (resnet-onnx models lists them)"
     problems = _complaints(_shapes(_with_classes_of(config, given)), given)
@@ -356,7 +416,7 @@ def _layers(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
 
 
 def _copied(config: NetworkConfig, given: Mapping[str, Tensor], origin: str, *, head: bool) -> StateDict:
-    expected = _shapes(config) if head else _without_head(_shapes(config))
+    expected = _shapes(config) if head else _without_head(_shapes(config), config)
     return {
         # It counts training steps: absent in old files, and not used afterwards.
         name: torch.zeros((), dtype=torch.int64)

@@ -15,7 +15,18 @@ from runtimes.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-_NAME = re.compile(r"\w[\w.+-]{0,99}")
+_NAME = re.compile(r"(?:(?:timm|torchvision):)?\w[\w.+-]{0,99}")
+_NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+
+
+def file_stem(name: str) -> str:
+    """Returns the name of a network as that of a file: not every system has files with a colon in their names."""
+    return name.replace(":", "-")
+
+
+def is_non_commercial(license: str | None) -> bool:
+    """Whether a license forbids commercial use by its name (CC-BY-NC-4.0)."""
+    return license is not None and _NON_COMMERCIAL.search(license) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,8 @@ class Network:
         weights_sha256: SHA-256 of that file, lower-case hexadecimal.
         weights_source: Where the weights come from, for people: ``random (seed 0)``, a file name …
         trained: Whether predictions mean anything.
+        weights_license: License of the weights as their source states it, or None where it does not.
+        weights_file_sha256: SHA-256 of the file that the weights were read or downloaded from, or None for others.
     """
 
     name: str
@@ -41,6 +54,8 @@ class Network:
     weights_sha256: str
     weights_source: str
     trained: bool
+    weights_license: str | None = None
+    weights_file_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):  # files are named after it
@@ -74,6 +89,8 @@ class Network:
             "weights_sha256": self.weights_sha256,
             "weights_source": self.weights_source,
             "trained": self.trained,
+            "weights_license": self.weights_license,
+            "weights_file_sha256": self.weights_file_sha256,
         }
 
     @classmethod
@@ -94,6 +111,12 @@ class Network:
                 weights_sha256=str(values["weights_sha256"]),
                 weights_source=str(values["weights_source"]),
                 trained=bool(values["trained"]),
+                weights_license=_text(values.get("weights_license")),
+                weights_file_sha256=_text(values.get("weights_file_sha256")),
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"this is not a network record: {error} is missing or wrong") from error
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

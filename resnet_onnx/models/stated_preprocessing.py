@@ -1,4 +1,4 @@
-"""How pictures are prepared where a weights file, or what lies beside it, states it."""
+"""How pictures are prepared, and the license, where a weights file, or what lies beside it, states it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from resnet_onnx.models.catalog import CatalogEntry
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.models.weights_file import WeightsFile
 from runtimes import files
 from runtimes.errors import UsageError
+
+if TYPE_CHECKING:
+    from resnet_onnx.models.weights_file import WeightsFile
 
 _LARGEST_CONFIG_BYTES = 2**20
 
@@ -39,27 +41,43 @@ def _torchvision(path: Path, entry: CatalogEntry) -> tuple[Preprocessing, str] |
 
     for published in get_model_weights(entry.pretrained.builder):
         if str(published.url).endswith(f"/{path.name}") and files.sha256_file(path).startswith(hashed[1]):
-            preset = published.transforms()
-            return _checked(
-                image_size=preset.crop_size[0],
-                resize=preset.resize_size[0],
-                mean=preset.mean,
-                std=preset.std,
-                interpolation=preset.interpolation.value,
-            ), f"torchvision's {published}"  # fmt: skip
+            return of_torchvision(published), f"torchvision's {published}"
     return None
 
 
+def of_torchvision(weights: Any) -> Preprocessing:
+    """Returns the transforms of torchvision's weights as ours."""
+    preset = weights.transforms()
+    return _checked(
+        image_size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        mean=preset.mean,
+        std=preset.std,
+        interpolation=preset.interpolation.value,
+    )
+
+
+def stated_license(weights: WeightsFile) -> str | None:
+    """Returns the license of a weights file that timm's ``config.json`` beside it states, or None."""
+    stated = None if weights.path is None else _timm_beside(weights.path).get("license")
+    return stated if isinstance(stated, str) and stated else None
+
+
 def _timm_config(path: Path) -> tuple[Preprocessing, str] | None:
+    found = of_timm(_timm_beside(path))
+    return None if found is None else (found, f"{path.with_name('config.json')}")
+
+
+def _timm_beside(path: Path) -> Mapping[str, Any]:
+    """Returns what timm's ``config.json`` beside a file says of it; nothing where there is none."""
     beside = path.with_name("config.json")
     try:
         if not beside.is_file() or beside.stat().st_size > _LARGEST_CONFIG_BYTES:
-            return None
+            return {}
         stated = json.loads(beside.read_text(encoding="utf-8"))["pretrained_cfg"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None  # of another program: it does not speak of pictures
-    found = _of_timm(stated) if isinstance(stated, Mapping) else None
-    return None if found is None else (found, f"{beside}")
+        return {}  # of another program: it does not speak of pictures
+    return stated if isinstance(stated, Mapping) else {}
 
 
 def _timm_options(options: Mapping[str, Any]) -> tuple[Preprocessing, str] | None:
@@ -67,11 +85,11 @@ def _timm_options(options: Mapping[str, Any]) -> tuple[Preprocessing, str] | Non
     side = size if isinstance(size, int) else three[-1] if isinstance(three, Sequence) and len(three) == 3 else None
     if side is None or "crop_pct" not in options:
         return None
-    found = _of_timm({**options, "input_size": (3, side, side)})
+    found = of_timm({**options, "input_size": (3, side, side)})
     return None if found is None else (found, "the checkpoint's own options")
 
 
-def _of_timm(stated: Mapping[str, Any]) -> Preprocessing | None:
+def of_timm(stated: Mapping[str, Any]) -> Preprocessing | None:
     """Returns timm's settings as ours (timm.data.create_transform: the shorter side is size / crop_pct, rounded down).
 
     None where they are of another kind than a centre crop of three channels, or not complete.

@@ -1,15 +1,10 @@
-"""Weights from torchvision's server or from a seed, and keeping them in the cache by content."""
+"""Weights from a seed, and keeping weights in the cache by content."""
 
 from __future__ import annotations
 
-import http.client
-import re
-import socket
-import urllib.error
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -18,18 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from resnet_onnx.models import catalog
 from resnet_onnx.models.build import build, build_empty
-from resnet_onnx.models.configs import NetworkConfig, ResNetConfig
-from resnet_onnx.models.fitting import check_exact, classifier_name, fit
+from resnet_onnx.models.configs import LibraryConfig, NetworkConfig, ResNetConfig
+from resnet_onnx.models.fitting import check_exact, classifier_name
 from resnet_onnx.models.preprocessing import Preprocessing
-from resnet_onnx.models.resnet import BasicBlock, Bottleneck
-from resnet_onnx.models.weights_file import StateDict, read_safetensors, read_weights_file
+from resnet_onnx.models.resnet import ResidualBlock
+from resnet_onnx.models.weights_file import StateDict, read_safetensors
 from runtimes import files
-from runtimes.errors import BadWeights, FileProblem, NetworkUnavailable, UsageError
+from runtimes.errors import BadWeights, UsageError
 
 _PICTURES_AT_ONCE = 16
-_SILENCE_SECONDS = 30.0  # of the server, before a download counts as failed
 
 
 # ---- making ---------------------------------------------------------------------------------------------------------
@@ -38,7 +31,7 @@ _SILENCE_SECONDS = 30.0  # of the server, before a download counts as failed
 def random_state_dict(
     config: NetworkConfig, preprocessing: Preprocessing, *, seed: int, pictures: NDArray[np.uint8]
 ) -> StateDict:
-    """Draws He-initialised weights; running pictures through sets batch-norm statistics and the classifier's bias.
+    """Draws initial weights (He's, or a library's own); pictures set batch norm's statistics and the classifier's bias.
 
     Without the statistics the activations of a deep random net grow from block to block until nothing measured on it
     means anything. The bias makes the logits average to zero over the pictures: without it they hardly depend on the
@@ -62,9 +55,13 @@ def random_state_dict(
         raise UsageError(
             f"batch-norm statistics need uint8 [≥2, height, width, 3], not {pictures.dtype} {list(pictures.shape)}"
         )
-    network = build(config, generator=torch.Generator().manual_seed(seed)).eval()
+    generator = torch.Generator().manual_seed(seed)
+    network = build(config, generator=generator).eval()
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    _calm(network)
+    if isinstance(config, LibraryConfig):
+        _calm_library(network, generator)
+    else:
+        _calm(network)
     for norm in norms:
         norm.train()  # the norms alone: dropout would draw from the global random state
         norm.momentum = None  # a plain average over the batches
@@ -75,8 +72,9 @@ def random_state_dict(
             if len(batch) > 1:  # a deep net can leave one value per channel of a single small picture: no variance
                 logits.append(network(torch.from_numpy(preprocessing.normalise(batch))))
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    if not (isinstance(config, ResNetConfig) and config.shortcut == "none"):
-        state[f"{classifier_name(config)}.bias"] = -torch.cat(logits).mean(dim=0)
+    bias = f"{classifier_name(config)}.bias"
+    if bias in state and not (isinstance(config, ResNetConfig) and config.shortcut == "none"):
+        state[bias] = state[bias] - torch.cat(logits).mean(dim=0)
     return state
 
 
@@ -85,6 +83,7 @@ _LAST_SCALE, _PLAIN_SHIFT, _DEEP_PLAIN_SHIFT = 0.1, 1.0, 1.5
 _DEEP_PLAIN_BLOCKS = 27  # cifar-plain56
 
 
+@torch.no_grad()
 def _calm(network: nn.Module) -> None:
     """Sets batch norm's scales and shifts so that a random net does not amplify rounding errors.
 
@@ -94,88 +93,56 @@ def _calm(network: nn.Module) -> None:
     training, arXiv:1706.02677, section 5.1, starts it at 0); a shift of 1 in plain nets, which leaves more of every
     ReLU linear, gives 6e-7 in plain-34, and one of 1.5 serves beyond 56 layers.
     """
-    blocks = [module for module in network.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
     shift = _PLAIN_SHIFT if len(blocks) <= _DEEP_PLAIN_BLOCKS else _DEEP_PLAIN_SHIFT
     for module in blocks:
         if module.downsample is not None:
-            last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-            nn.init.constant_(last.weight, _LAST_SCALE)
+            module.last.weight.mul_(_LAST_SCALE)  # of a batch norm, 1 so far
         else:
             for norm in module.modules():
                 if isinstance(norm, nn.BatchNorm2d):
                     nn.init.constant_(norm.bias, shift)
 
 
-def imagenet_state_dict(entry: catalog.CatalogEntry, *, progress: bool = False) -> StateDict:
-    """Downloads torchvision's trained weights for a network of the catalog, or takes them from the cache.
+@torch.no_grad()
+def _calm_library(network: nn.Module, generator: torch.Generator) -> None:
+    """Makes a library's freshly initialised network one that random weights prove something about.
 
-    Args:
-        entry: The network.
-        progress: Whether torch draws its progress bar on stderr.
-
-    Returns:
-        The complete state dict, float32.
-
-    Raises:
-        UsageError: torchvision has no weights for exactly this network.
-        NetworkUnavailable: The server can't be reached.
-        BadWeights: What was downloaded is not what torchvision published.
+    timm can start the last scale (or, before activation, the last convolution) of every residual branch at zero: the
+    branch then computes nothing, and a wrong export of it would go unnoticed. Where it is left at one, as torchvision
+    leaves it, rounding errors grow from block to block. All get what ``_calm`` gives the catalog's networks.
     """
-    from torchvision.models import get_weight
-
-    pretrained = entry.pretrained
-    if pretrained is None:
-        raise UsageError(f"there are no ImageNet weights for {entry.name}", fix=_where_weights_are(entry))
-    weights = get_weight(pretrained.enum_name)
-    url = str(weights.url)
-    folder = files.cache_dir("downloads")
-    cached = folder / url.rsplit("/", 1)[-1]
-    published = re.search(r"-([0-9a-f]{8,64})\.", cached.name)
-    if published is None:
-        raise BadWeights(f"torchvision's address {url} names no hash to check the download by")
-    # torch checks the hash of a download, but not of a file that is already there.
-    if cached.exists() and not files.sha256_file(cached).startswith(published[1]):
-        cached.unlink()
-    with _told_plainly(url, entry):
-        weights.get_state_dict(progress=progress, check_hash=True, model_dir=str(folder), weights_only=True)
-    return dict(fit(entry.config, replace(read_weights_file(cached), origin=pretrained.enum_name)).state)
-
-
-def _where_weights_are(entry: catalog.CatalogEntry) -> str:
-    config = entry.config
-    if isinstance(config, ResNetConfig) and config.block == "bottleneck" and config.variant == "v1":
-        return f"torchvision's are for v1.5: use {entry.name.removesuffix('-v1')}, or pass a file: --weights PATH"
-    have = ", ".join(name for name in catalog.names() if catalog.lookup(name).pretrained)
-    return f"pass a file: --weights PATH; torchvision has weights for {have}"
+    for block in network.modules():
+        silence: Any = getattr(block, "zero_init_last", None)
+        if silence is None:
+            continue
+        before = {name: parameter.clone() for name, parameter in block.named_parameters()}
+        silence()
+        for name, parameter in block.named_parameters():
+            if parameter.any() or not name.endswith("weight"):
+                continue
+            if not before[name].any():
+                fresh = before[name]
+                if fresh.ndim > 1:
+                    nn.init.kaiming_normal_(fresh, generator=generator)
+                else:
+                    nn.init.ones_(fresh)
+            parameter.copy_(before[name] * _LAST_SCALE)
+    for norm in _torchvisions_last_norms(network):
+        nn.init.constant_(norm.weight, _LAST_SCALE)
 
 
-@contextmanager
-def _told_plainly(url: str, entry: catalog.CatalogEntry) -> Iterator[None]:
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SILENCE_SECONDS)
-    try:
-        yield
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(error, urllib.error.HTTPError):
-            reason = f"HTTP {error.code}"
-            error.close()
-        raise NetworkUnavailable(
-            f"can't download the ImageNet weights of {entry.name}: "
-            f"there is no network, or {url} does not answer ({reason})",
-            fix=f"download that file elsewhere and pass it: --weights {url.rsplit('/', 1)[-1]}",
-        ) from error
-    except RuntimeError as error:
-        if "invalid hash" not in str(error):
-            raise
-        raise BadWeights(
-            f"what {url} sent is not what torchvision published: the SHA-256 differs",
-            fix="try again; if it stays so, something between here and the server changes files",
-        ) from error
-    except OSError as error:
-        raise FileProblem(f"can't store the download of {url}: {error.strerror or error}") from error
-    finally:
-        socket.setdefaulttimeout(patience)
+def _torchvisions_last_norms(network: nn.Module) -> Iterator[Any]:
+    """Yields the batch norms that end the residual branches of torchvision's ResNets and RegNets."""
+    from torchvision.models import regnet, resnet
+
+    for part in network.modules():
+        if isinstance(part, resnet.BasicBlock):
+            yield part.bn2
+        elif isinstance(part, resnet.Bottleneck):
+            yield part.bn3
+        elif isinstance(part, regnet.ResBottleneckBlock):
+            yield part.f.c[1]
 
 
 # ---- keeping --------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class BenchModel:
     engine: str | None = None
     weights_sha256: str | None
     weights: str | None = None
+    weights_license: str | None = None
     inputs: Sequence[str] = ()
     opset: int | None = None
 

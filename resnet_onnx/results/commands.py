@@ -266,7 +266,13 @@ class PublishedRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """A network of the catalog, counted."""
+    """A network, counted.
+
+    Attributes:
+        dataset: What it is for; None for a library's network with another number of classes.
+        weights: Which trained weights its library has, by tag, the default first; of the catalog's networks none.
+        weights_license: License of the default ones as the library states it, or None.
+    """
 
     name: str
     parameters: int
@@ -274,17 +280,24 @@ class ModelRecord:
     image_size: int
     layers: int
     variant: str | None
-    dataset: str
+    dataset: str | None
     published: PublishedRecord | None
+    weights: Sequence[str] = ()
+    weights_license: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models(Document):
-    """Networks of the catalog."""
+    """Networks of the catalog or of a library.
+
+    Attributes:
+        notes: Which networks were left out, and why.
+    """
 
     kind: ClassVar[str] = "models"
 
     models: Sequence[ModelRecord]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

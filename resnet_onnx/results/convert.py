@@ -224,5 +224,6 @@ class Export(Document):
     model: str
     weights: str
     weights_sha256: str
+    weights_license: str | None = None
     input: InputForm
     conversion: Convert | UnsetType = UNSET

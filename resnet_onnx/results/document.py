@@ -177,9 +177,10 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifacts:
-    """Hashes of what was judged: of the ONNX file, and of the weights that it was made from."""
+    """Hashes of what was judged: of the ONNX file, and of the weights that it was made from, with their license."""
 
     weights_sha256: str | UnsetType | None = UNSET
+    weights_license: str | UnsetType = UNSET
     onnx_sha256: str | UnsetType | None = UNSET
 
     @property

@@ -60,6 +60,7 @@ class Checkpoint:
         progress: What a resumed training needs beside tensors; plain JSON.
         optimizer: Structure of the optimizer's state, or None.
         digests: SHA-256 by file name.
+        weights_license: License of the weights that the training started from, where their source states one.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class Checkpoint:
     progress: Mapping[str, Any]
     optimizer: Any
     digests: Mapping[str, str]
+    weights_license: str | None = None
 
     @property
     def resumable(self) -> bool:
@@ -92,6 +94,7 @@ class Checkpoint:
             weights_sha256=self.digests[MODEL],
             weights_source=f"checkpoint {files.printable(str(self.folder))}, epoch {self.epoch}",
             trained=True,
+            weights_license=self.weights_license,
         )
 
     def module_state(self) -> Tensors:
@@ -160,6 +163,7 @@ class CheckpointContent:
     progress: Mapping[str, Any] = field(default_factory=dict)
     optimizer_state: Mapping[str, Any] | None = None
     rng_state: Mapping[str, torch.Tensor] | None = None
+    weights_license: str | None = None
 
 
 def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
@@ -191,6 +195,7 @@ def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
                 "config": config_to_json(content.config),
                 "preprocessing": content.preprocessing.to_json(),
                 "labels": content.labels,
+                "weights_license": content.weights_license,
             },
             "recipe": dict(content.recipe),
             "epoch": content.epoch,
@@ -286,6 +291,7 @@ def _verified(folder: Path, content: dict[str, Any]) -> Checkpoint:
             progress=dict(content["progress"]),
             optimizer=content["optimizer"],
             digests={name: digest for name, (digest, _) in listed.items()},
+            weights_license=None if (stated := network.get("weights_license")) is None else str(stated),
         )
     except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise BadWeights(f"{folder / RECORD} is incomplete: {error}") from error

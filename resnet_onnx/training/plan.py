@@ -29,7 +29,7 @@ class TrainingPlan:
     The network has one output per class of the data set, and the class names become its labels.
 
     Attributes:
-        entry: The network, from the catalog.
+        entry: The network, from the catalog or a library.
         data: The pictures, as ``open_training_data`` returns them. Where they have no validation split,
             ``recipe.validation`` of every class is held out.
         recipe: Every number of the training. In several processes ``recipe.batch_size`` is divided among them, which
@@ -40,7 +40,8 @@ class TrainingPlan:
         device: ``cpu``, ``cuda`` or ``cuda:N``; None selects a GPU where there is one.
         threads: CPU threads; None leaves torch's setting. One thread makes runs reproducible to the bit.
         workers: Processes that load pictures; None chooses by the size of the data set.
-        initial_state: State dict to start from, or None for He initialisation.
+        initial_state: State dict to start from, or None for fresh weights.
+        weights_license: License of what it starts from, where that is stated.
         skip_bad: Up to so many pictures may be left out because they can't be decoded; where it is not 0, all are
             decoded once to find them.
 
@@ -58,6 +59,7 @@ class TrainingPlan:
     threads: int | None = None
     workers: int | None = None
     initial_state: Mapping[str, torch.Tensor] | None = None
+    weights_license: str | None = None
     skip_bad: int = 0
 
     def __post_init__(self) -> None:

@@ -66,6 +66,8 @@ class Recipe:
         mixup: α of mixup (arXiv:1710.09412); 0 is none. With `cutmix` too, each batch gets one of the two.
         cutmix: α of CutMix (arXiv:1905.04899); 0 is none.
         label_smoothing: Share of the target spread over all classes (arXiv:1512.00567, section 7).
+        stochastic_depth: Share of the steps that leave out the last residual block, falling linearly to none at the
+            first (arXiv:1603.09382, section 3); 0 is none.
         ema: Decay per step of a moving average of the weights, which is then what is validated and kept; 0 is none.
         freeze: Patterns of parameters or modules (``conv1``, ``layer[12]``) that stay as they are, statistics of
             batch norm included.
@@ -107,6 +109,7 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    stochastic_depth: float = 0.0
     ema: float = 0.0
     freeze: tuple[str, ...] = ()
     sync_batch_norm: bool = False
@@ -123,7 +126,7 @@ class Recipe:
         self._between(0, 30, "randaugment_magnitude")
         self._between(0.0, 1000.0, "learning_rate", "start_rate", without=0.0)
         self._between(0.0, 100.0, "colour", "mixup", "cutmix")
-        self._between(0.0, 1.0, "momentum", "ema", "warmup", "label_smoothing", without=1.0)
+        self._between(0.0, 1.0, "momentum", "ema", "warmup", "label_smoothing", "stochastic_depth", without=1.0)
         self._between(0.0, 1.0, "decay", "smallest_area", without=0.0)
         self._between(0.0, 1.0, "weight_decay")
         self._between(0.0, 0.9, "validation")

@@ -113,7 +113,7 @@ class Trainer:
 
     def _new_state(self) -> TrainState:
         torch.manual_seed(seed_for(self.plan.seed, "weights"))
-        module = build(self.plan.config)
+        module = build(self.plan.config, stochastic_depth=self.recipe.stochastic_depth)
         if self.plan.initial_state is not None:
             load_weights(module, self.plan.initial_state)
         return TrainState(module, self.recipe, self.device, self.group)
@@ -266,6 +266,7 @@ class Trainer:
             labels=self.plan.labels,
             module_state=weights,
             recipe=self.recipe.to_json(),
+            weights_license=self.plan.weights_license,
             epoch=epoch,
             metrics=dict(self.history[epoch - 1]),
             progress={

@@ -281,6 +281,7 @@ def about_model(model: Model, path: Path | None) -> BenchModel:
         engine=str(model.engine) if model.engine else None,
         weights_sha256=network.weights_sha256 if network else None,
         weights=network.weights_source if network else None,
+        weights_license=network.weights_license if network else None,
         inputs=[str(spec) for spec in specs(model)],
         opset=checked.opset if checked else None,
     )

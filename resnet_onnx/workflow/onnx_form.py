@@ -11,12 +11,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from resnet_onnx import __version__
-from resnet_onnx.models.network import Network
+from resnet_onnx.models.network import Network, file_stem
 from resnet_onnx.results.convert import Export, InputForm, Verified
 from resnet_onnx.workflow.feeds import feeds_of
 from resnet_onnx.workflow.request import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, Model, OnnxForm, need_network
 from resnet_onnx.workflow.torch_form import wrapped
-from resnet_onnx.workflow.weights import digest
+from resnet_onnx.workflow.weights import digest, library_versions
 from runtimes import files, onnx_gate
 from runtimes.environment import package_version
 from runtimes.errors import BadModel, UsageError
@@ -74,6 +74,7 @@ def export(model: Model, path: Path) -> Export:
         model=network.name,
         weights=network.weights_source,
         weights_sha256=network.weights_sha256,
+        weights_license=network.weights_license,
         input=InputForm(
             input=form.input,
             layout=form.layout,
@@ -112,7 +113,7 @@ def _evaluate_on_ort(path: Path, feeds: Sequence[Feeds]) -> list[dict[str, NDArr
 
 def network_metadata(network: Network, form: OnnxForm) -> dict[str, str]:
     """Returns what a file says of the network in it: architecture, preprocessing, labels, form and tools."""
-    tools = {name: package_version(name) for name in ("torch", "onnx", "onnxscript")}
+    tools = {name: package_version(name) for name in ("torch", "onnx", "onnxscript")} | library_versions(network.config)
     return {
         METADATA_PREFIX + "network": json.dumps(network.to_json(), ensure_ascii=False),
         METADATA_PREFIX + "form": json.dumps(form.to_json()),
@@ -142,10 +143,11 @@ def onnx_path(model: Model) -> Path:
             "form": form.to_json(),
             "opset": form.opset,
             "tools": [package_version("torch"), package_version("onnxscript"), __version__],
+            **library_versions(network.config),
         }
     )
     folder = files.cache_dir("onnx", key)
-    path = folder / f"{network.name}.onnx"
+    path = folder / f"{file_stem(network.name)}.onnx"
     with FileLock(str(folder / "lock")):
         if not (path.is_file() and onnx_gate.manifest_path(path).is_file() and _still_sound(path)):
             export(replace(model, form=form), path)

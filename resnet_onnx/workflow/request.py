@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from resnet_onnx.data.scores import UNSETTLED, Scores
-from resnet_onnx.models import catalog
-from resnet_onnx.models.configs import Shortcut, Variant
-from resnet_onnx.models.network import Network
+from resnet_onnx.models import catalog, libraries
+from resnet_onnx.models.configs import LibraryConfig, Shortcut, Variant
+from resnet_onnx.models.network import Network, file_stem
 from resnet_onnx.models.preprocessing import Layout, Preprocessing
 from runtimes import registry
 from runtimes.errors import BadModel, BadWeights, UsageError, UserError
@@ -17,6 +17,9 @@ from runtimes.spec import RuntimeOptions, TensorSpec
 
 METADATA_PREFIX = "resnet_onnx."
 INPUT_NAME, OUTPUT_NAME = "input", "logits"
+NAMED_WEIGHTS = ("random", "imagenet", "pretrained")
+"""What ``--weights`` names besides files and folders."""
+
 UNTUNED = RuntimeOptions()
 
 
@@ -53,10 +56,13 @@ class Request:
     """The request for a model, as a user makes it.
 
     Attributes:
-        model: MODEL: a catalog name, an ``.onnx`` file, an engine, a checkpoint folder or a weights file.
+        model: MODEL: a name of the catalog or of a library (``timm:NAME``), an ``.onnx`` file, an engine, a checkpoint
+            folder or a weights file.
         name: ``--model``: the architecture of a weights file.
-        weights: ``--weights``: ``random``, ``imagenet`` or a file or folder; None is the default of the kind.
+        weights: ``--weights``: ``random``, ``imagenet``, ``pretrained`` or a file or folder; None is the default of the
+            kind.
         weights_entry: ``--weights-entry``: which of several networks in a weights file.
+        test_size: ``--image-size test``: the picture size that the library of a network states for testing.
         resize: ``--resize``: shorter side of a picture before it is cropped, pixels.
         labels: ``--labels``: a file, ``imagenet`` or ``cifar10``.
         output_name: ``--output-name``: the output that holds the scores.
@@ -70,6 +76,7 @@ class Request:
     variant: Variant | None = None
     shortcut: Shortcut | None = None
     image_size: int | None = None
+    test_size: bool = False
     resize: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -110,6 +117,11 @@ class Model:
     notes: tuple[str, ...] = ()
 
     @property
+    def file_stem(self) -> str:
+        """The name as that of a file, without an ending."""
+        return file_stem(self.name)
+
+    @property
     def description(self) -> str:
         """One line for people."""
         parts = [self.name]
@@ -134,10 +146,13 @@ def check_request(request: Request) -> None:
         raise UsageError(f"{request.model} is {what}: --model is for weights files and catalog names")
     if kind != "catalog" and (request.variant or request.shortcut) and not request.name:
         raise UsageError("--variant and --shortcut are for catalog names")
-    if request.weights is None or request.weights in ("random", "imagenet"):
+    if request.test_size and kind != "catalog" and not request.name:
+        raise UsageError("--image-size test is for a network that is named: timm:NAME", fix="--image-size N")
+    if request.weights is None or request.weights in NAMED_WEIGHTS:
         return
     if not request.weights or not Path(request.weights).exists():
-        raise BadWeights(f"--weights '{request.weights}': no such file or folder", fix="random, imagenet, or a path")
+        known = ", ".join(NAMED_WEIGHTS)
+        raise BadWeights(f"--weights '{request.weights}': no such file or folder", fix=f"{known}, or a path")
     refuse_special(Path(request.weights), BadWeights)
 
 
@@ -153,6 +168,8 @@ def kind_of(request: Request) -> Literal["catalog", "onnx", "engine", "folder", 
         return "catalog"
     if not request.model:
         raise UsageError("MODEL is empty", fix="name one: resnet-onnx models lists them")
+    if libraries.parse(request.model) is not None:
+        return "catalog"
     path = Path(request.model)
     refuse_special(path, BadModel)
     if path.is_dir():
@@ -168,9 +185,8 @@ def kind_of(request: Request) -> Literal["catalog", "onnx", "engine", "folder", 
     if path.exists():
         return "weights" if path.suffix.lower() in (".pth", ".th", ".pt", ".safetensors", ".bin") else _sniff(path)
     if path.suffix or len(path.parts) > 1:
-        raise BadModel(
-            f"no such file: {path}", fix="MODEL is a catalog name, an .onnx file, a checkpoint folder or a weights file"
-        )
+        kinds = "MODEL is a catalog name, timm:NAME, an .onnx file, a checkpoint folder or a weights file"
+        raise BadModel(f"no such file: {path}", fix=libraries.elsewhere(request.model) or kinds)
     return "catalog"
 
 
@@ -188,11 +204,13 @@ def entry_of(request: Request) -> catalog.CatalogEntry:
         raise UsageError(f"two architectures were named: '{request.model}' and --model {request.name}")
     if name is None:
         raise UsageError("no model was named", fix="name one: resnet-onnx models lists them")
-    entry = catalog.lookup(name)
-    if request.variant == "v1" and entry.variant == "v1.5":
-        entry = catalog.by_depth(entry.depth, "v1")
-    elif request.variant == "v1.5" and entry.variant == "v1" and name.endswith("-v1"):
-        raise UsageError(f"'{name}' is the v1 network, --variant v1.5 is another", fix=f"use {name[:-3]}")
+    entry = libraries.lookup(name, test_size=request.test_size)
+    if isinstance(entry.config, LibraryConfig):
+        if request.variant or request.shortcut:
+            raise UsageError(f"--variant and --shortcut are for the catalog's own networks, not for {name}")
+        return entry
+    if request.variant is not None:
+        entry = catalog.with_variant(entry, request.variant)
     if request.shortcut is not None:
         entry = catalog.with_shortcut(entry, request.shortcut)
     return entry

@@ -13,13 +13,14 @@ import numpy as np
 from resnet_onnx.data.feeds import find_picture_input, with_channels
 from resnet_onnx.data.labels import match_classes, read_labels
 from resnet_onnx.data.scores import Scores, class_axis, find_scores
-from resnet_onnx.models import catalog
+from resnet_onnx.models import catalog, libraries
 from resnet_onnx.models.configs import check_image_size
-from resnet_onnx.models.network import Network
+from resnet_onnx.models.network import Network, is_non_commercial
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.feeds import input_spec
 from resnet_onnx.workflow.request import (
     METADATA_PREFIX,
+    NAMED_WEIGHTS,
     OUTPUT_NAME,
     Model,
     OnnxForm,
@@ -31,10 +32,10 @@ from resnet_onnx.workflow.request import (
 from resnet_onnx.workflow.weights import (
     catalog_labels,
     fitted_weights,
-    imagenet_weights,
     overridden,
     overridden_labels,
     overridden_preprocessing,
+    published_weights,
     random_weights,
     read_network,
     source_of,
@@ -51,7 +52,7 @@ def resolve(request: Request) -> Model:
         UsageError: Options contradict each other or name nothing.
         BadModel: An ONNX file did not pass the gate.
         BadWeights: Weights can't be read or don't fit.
-        NetworkUnavailable: ``--weights imagenet`` without a network.
+        NetworkUnavailable: ``--weights imagenet`` or ``pretrained`` without a network.
     """
     check_request(request)
     model = _resolve(request)
@@ -81,9 +82,9 @@ def _resolve(request: Request) -> Model:
             raise UsageError(f"weights were given twice: {request.model} and --weights {request.weights}")
         return _from_network(*fitted_weights(request, Path(str(request.model))), request)
     if request.weights in (None, "random"):
-        return _from_network(random_weights(request), (), request)
-    if request.weights == "imagenet":
-        return _from_network(imagenet_weights(request), (), request)
+        return _from_network(*random_weights(request), request)
+    if request.weights in NAMED_WEIGHTS:
+        return _from_network(*published_weights(request), request)
     path = Path(str(request.weights))
     if path.is_dir():
         network = read_network(path)
@@ -109,7 +110,11 @@ def _from_network(network: Network, notes: tuple[str, ...], request: Request) ->
 
 
 def _notes(network: Network) -> tuple[str, ...]:
-    return () if network.trained else ("random weights: good for throughput and parity, not for predictions",)
+    if not network.trained:
+        return ("random weights: good for throughput and parity, not for predictions",)
+    if is_non_commercial(network.weights_license):
+        return (f"the license of its weights, {network.weights_license}, allows no commercial use",)
+    return ()
 
 
 def _from_engine(request: Request, path: Path) -> Model:
@@ -213,7 +218,7 @@ def _original_weights(request: Request, network: Network) -> Network:
     from resnet_onnx.models.weights import store_state_dict
     from resnet_onnx.models.weights_file import read_weights_file
 
-    if request.weights in ("random", "imagenet"):
+    if request.weights in NAMED_WEIGHTS:
         raise UsageError(f"{request.model} has its weights in it: --weights names the file that they came from")
     path = Path(str(request.weights))
     if path.is_dir():
@@ -314,8 +319,8 @@ def training_entry(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> catalog.CatalogEntry:
-    """Returns a network of the catalog with the preprocessing that a training requests."""
-    entry = catalog.lookup(name)
+    """Returns a network of the catalog or of a library with the preprocessing that a training requests."""
+    entry = libraries.lookup(name)
     asked = Request(image_size=image_size, resize=resize, mean=mean, std=std)
     preprocessing = overridden_preprocessing(entry.preprocessing, asked)
     check_image_size(entry.config, entry.name, preprocessing.image_size)
@@ -328,10 +333,12 @@ class Start:
 
     Attributes:
         description: For people: whose weights they are, and what became of the head.
+        license: Of the weights, as their source states it; or None.
     """
 
     state: Mapping[str, Any]
     description: str
+    license: str | None = None
 
 
 def initial_state(
@@ -350,24 +357,28 @@ def initial_state(
     from resnet_onnx.models.build import build
     from resnet_onnx.models.configs import with_classes
     from resnet_onnx.models.fitting import classifier_name, fit
+    from resnet_onnx.models.stated_preprocessing import stated_license
     from resnet_onnx.models.weights_file import read_weights_file
 
     problem = ""
     if Path(weights).is_file():
-        fitted = fit(entry.config, read_weights_file(Path(weights)), entry=weights_entry, head=False)
+        file = read_weights_file(Path(weights))
+        fitted = fit(entry.config, file, entry=weights_entry, head=False)
         config, state, problem = fitted.config, fitted.state, fitted.head_problem
         labels, source = catalog_labels(entry, config.num_classes), source_of(Path(weights), fitted.entry)
+        license = stated_license(file)
     else:
         network = resolve(Request(name=entry.name, weights=weights)).network  # a folder may have its name
         if network is None or not network.trained:
             raise UsageError(
-                "--weights names trained weights to start from", fix="--weights imagenet, or a file or checkpoint"
+                "--weights names trained weights to start from",
+                fix="--weights imagenet (pretrained for timm:NAME and torchvision:NAME), or a file or checkpoint",
             )
         config, state, labels = network.config, network.load().state_dict(), network.labels
-        source = network.weights_source
+        source, license = network.weights_source, network.weights_license
     if not problem and config.num_classes == len(classes) and _same_classes(classes, labels):
         unknown = "" if labels else ", whose outputs are taken for the classes in their order"
-        return Start(state=state, description=f"{source}, with its head{unknown}")
+        return Start(state=state, description=f"{source}, with its head{unknown}", license=license)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build(with_classes(config, len(classes))).state_dict()
@@ -375,6 +386,7 @@ def initial_state(
     return Start(
         state={name: tensor if name.startswith(head) else state[name] for name, tensor in fresh.items()},
         description=f"{source}; head drawn anew (seed {seed}) for {len(classes)} classes",
+        license=license,
     )
 
 

@@ -26,6 +26,8 @@ def saved_comparison(result: Compare) -> Saved[Compare]:
 def saved_result(model: Model, result: BodyT) -> Saved[BodyT]:
     """Wraps a result with what is needed to trust and repeat it: environment, hashes, command."""
     hashes = {"weights_sha256": model.network.weights_sha256} if model.network is not None else {}
+    if model.network is not None and model.network.weights_license is not None:
+        hashes["weights_license"] = model.network.weights_license
     # What parity judged in several runtimes is the file that bench measures in them, exported or not.
     path = graph_path(model) if result.kind == "parity" else model.onnx
     if path is not None:

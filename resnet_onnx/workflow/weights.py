@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from resnet_onnx.models import catalog
-from resnet_onnx.models.configs import NetworkConfig, check_image_size, config_to_json
+from resnet_onnx.models.configs import LibraryConfig, NetworkConfig, check_image_size, config_to_json
 from resnet_onnx.models.network import Network
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.workflow.request import Request, entry_of
@@ -67,8 +67,11 @@ def catalog_labels(entry: catalog.CatalogEntry, classes: int) -> tuple[str, ...]
     """Returns the labels of an entry's data set, or None where the network has another number of classes."""
     from resnet_onnx.data import labels
 
-    known = labels.imagenet_labels() if entry.dataset == "imagenet" else labels.cifar10_labels()
-    return known if len(known) == classes else None
+    if entry.dataset is None:
+        known = entry.labels
+    else:
+        known = labels.imagenet_labels() if entry.dataset == "imagenet" else labels.cifar10_labels()
+    return known if known is not None and len(known) == classes else None
 
 
 def overridden(network: Network, request: Request) -> Network:
@@ -80,15 +83,20 @@ def overridden(network: Network, request: Request) -> Network:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where stored weights come from; the attributes are those of ``Network`` without ``weights_``."""
+
+    source: str
+    trained: bool
+    license: str | None = None
+    file_sha256: str | None = None
+
+
 def as_network(
-    request: Request,
-    entry: catalog.CatalogEntry,
-    config: NetworkConfig,
-    stored: tuple[Path, str],
-    source: str,
-    trained: bool,
+    request: Request, entry: catalog.CatalogEntry, config: NetworkConfig, stored: tuple[Path, str], origin: Origin
 ) -> Network:
-    """Returns an entry of the catalog with stored weights as a network."""
+    """Returns a named network with stored weights."""
     return Network(
         name=entry.name,
         config=config,
@@ -96,8 +104,10 @@ def as_network(
         labels=overridden_labels(request, config.num_classes, catalog_labels(entry, config.num_classes)),
         weights=stored[0],
         weights_sha256=stored[1],
-        weights_source=source,
-        trained=trained,
+        weights_source=origin.source,
+        trained=origin.trained,
+        weights_license=origin.license,
+        weights_file_sha256=origin.file_sha256,
     )
 
 
@@ -109,36 +119,54 @@ def source_of(path: Path, entry: str) -> str:
 def fitted_weights(request: Request, path: Path) -> tuple[Network, tuple[str, ...]]:
     """Returns the network that a request names with the weights of a file, and what was left out of it, in words."""
     from resnet_onnx.models.fitting import fit
-    from resnet_onnx.models.stated_preprocessing import stated_preprocessing
+    from resnet_onnx.models.stated_preprocessing import stated_license, stated_preprocessing
     from resnet_onnx.models.weights import store_state_dict
     from resnet_onnx.models.weights_file import read_weights_file
 
     entry = entry_of(replace(request, model=None, name=request.name or request.model))
     file = read_weights_file(path)
     fitted = fit(entry.config, file, entry=request.weights_entry)
-    stated = stated_preprocessing(file, entry)
+    stated = None if request.test_size else stated_preprocessing(file, entry)
     notes = fitted.notes
     if stated is not None:
-        entry = replace(entry, preprocessing=stated[0])
+        entry = replace(entry, preprocessing=stated[0], notes=())
         notes += (f"pictures are prepared as {stated[1]} states: shorter side {stated[0].resize}, "
                   f"crop {stated[0].image_size}, {stated[0].interpolation}",)  # fmt: skip
-    source = source_of(path, fitted.entry)
-    network = as_network(request, entry, fitted.config, store_state_dict(fitted.state), source, True)
-    return network, notes
+    origin = Origin(
+        source=source_of(path, fitted.entry),
+        trained=True,
+        license=stated_license(file),
+        file_sha256=files.sha256_file(path),
+    )
+    network = as_network(request, entry, fitted.config, store_state_dict(fitted.state), origin)
+    return network, (*preparation_notes(entry, network), *notes)
 
 
-def imagenet_weights(request: Request) -> Network:
-    """Returns the network that a request names with the published ImageNet weights."""
-    from resnet_onnx.models.weights import imagenet_state_dict, store_state_dict
+def preparation_notes(entry: catalog.CatalogEntry, network: Network) -> tuple[str, ...]:
+    """Returns what an entry says of its choices, where the user made no others."""
+    return entry.notes if network.preprocessing == entry.preprocessing else ()
+
+
+def published_weights(request: Request) -> tuple[Network, tuple[str, ...]]:
+    """Returns the network that a request names with the weights that its library published, and notes."""
+    from resnet_onnx.models import downloads
+    from resnet_onnx.models.weights import store_state_dict
 
     entry = entry_of(request)
-    state = imagenet_state_dict(entry)
-    enum = entry.pretrained.enum_name if entry.pretrained else ""
-    return as_network(request, entry, entry.config, store_state_dict(state), f"torchvision {enum}", True)
+    library = isinstance(entry.config, LibraryConfig)
+    if library and request.weights == "imagenet":
+        raise UsageError(
+            f"--weights imagenet are torchvision's for the catalog's networks, not for {entry.name}",
+            fix="--weights pretrained",
+        )
+    found = (downloads.library_weights if request.weights == "pretrained" else downloads.imagenet_weights)(entry)
+    origin = Origin(source=found.source, trained=True, license=found.license, file_sha256=found.file_sha256)
+    network = as_network(request, entry, entry.config, store_state_dict(found.state), origin)
+    return network, preparation_notes(entry, network)
 
 
-def random_weights(request: Request) -> Network:
-    """Random weights are made once per seed and kept: the same command gives the same numbers."""
+def random_weights(request: Request) -> tuple[Network, tuple[str, ...]]:
+    """Random weights are made once per seed and kept: the same command gives the same numbers. Also returns notes."""
     entry = entry_of(request)
     preprocessing = overridden_preprocessing(entry.preprocessing, request)
     check_image_size(entry.config, entry.name, preprocessing.image_size)
@@ -149,6 +177,7 @@ def random_weights(request: Request) -> Network:
         "pictures": RANDOM_PICTURES,
         "torch": package_version("torch"),
         "recipe": 3,
+        **library_versions(entry.config),
     }
     note = files.cache_dir("random") / f"{digest(made_from)}.json"
     stored = _recall(note)
@@ -160,7 +189,14 @@ def random_weights(request: Request) -> Network:
         state = random_state_dict(entry.config, preprocessing, seed=request.seed, pictures=pictures)
         stored = store_state_dict(state)
         files.write_sealed(note, json.dumps({"weights_sha256": stored[1], "made_from": made_from}).encode())
-    return as_network(request, entry, entry.config, stored, f"random weights (seed {request.seed})", False)
+    origin = Origin(source=f"random weights (seed {request.seed})", trained=False)
+    network = as_network(request, entry, entry.config, stored, origin)
+    return network, preparation_notes(entry, network)
+
+
+def library_versions(config: NetworkConfig) -> dict[str, str | None]:
+    """Returns the version of the library that defines a network, by the library's name; nothing for the catalog's."""
+    return {config.library: package_version(config.library)} if isinstance(config, LibraryConfig) else {}
 
 
 def _recall(note: Path) -> tuple[Path, str] | None:

@@ -196,4 +196,4 @@ def export_half(model: Model, output: Path, precision: Any, *, progress: Progres
 
 def default_output(model: Model, to: str) -> Path:
     """Returns the name of a converted file where none was given."""
-    return Path(f"{model.name}-{to}.onnx")
+    return Path(f"{model.file_stem}-{to}.onnx")

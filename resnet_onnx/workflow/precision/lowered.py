@@ -41,7 +41,7 @@ def build_lowered(model: Model, runtime: str, output: Path | None, *, exact: boo
         )
     path = made.path
     if output is not None:
-        path = output / f"{model.name}-{runtime}.onnx" if output.is_dir() else output
+        path = output / f"{model.file_stem}-{runtime}.onnx" if output.is_dir() else output
         if path.resolve() == checked.path.resolve():
             raise UsageError(f"--output {output} is the model itself, which stays as it is", fix="name another file")
         graph.write(path, graph.load(made.checked), {"made_by": f"resnet-onnx {__version__}", "lowered_for": runtime})
