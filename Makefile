@@ -6,7 +6,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study env-pair paired-noise race-study clean
+.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study family env-pair paired-noise race-study clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
@@ -52,6 +52,10 @@ bench-checks: $(STAMP)
 # 120 pairs compared in turns, left alone and beside a neighbour, in pieces of at most 30 minutes: run it again to go on.
 compare-study: $(STAMP)
 	$(BIN)/python benchmarks/compare_study.py --minutes 30
+
+# One network of each design in timm and torchvision, exported and compared; run it again to go on.
+family: $(STAMP)
+	$(BIN)/python benchmarks/family.py
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -75,3 +75,51 @@ def test_the_example_of_the_readme_as_it_stands(tmp_path: Path) -> None:
     assert re.fullmatch(r" +\d+\.\d %  nine", answer[1])
     assert re.fullmatch(r" +\d+\.\d %  eight", answer[2])
     assert (tmp_path / "answer.png").is_file()
+
+
+def _photos(folder: Path) -> None:
+    """Crops of scikit-learn's two sample photos, a class each; those to test on are of other places."""
+    from sklearn.datasets import load_sample_image
+
+    dice = np.random.default_rng(0)
+    for name in ("china", "flower"):
+        photo = load_sample_image(f"{name}.jpg")
+        for split, count, columns in (("train", 24, (0, 380)), ("test", 8, (420, 540))):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                top, left = dice.integers(0, photo.shape[0] - 100), dice.integers(*columns)
+                crop = Image.fromarray(photo[top : top + 96, left : left + 96])
+                crop.save(folder / split / name / f"{number:02}.jpg", quality=95)
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_is_fine_tuned_on_photos_and_deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Its weights are a file, as one that was downloaded elsewhere: here a made-up one, whose license travels along."""
+    import safetensors.torch
+    import timm
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    _photos(Path("photos"))
+    torch.manual_seed(0)
+    Path("hub").mkdir()
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), "hub/model.safetensors")
+    stated = {"pretrained_cfg": {"license": "cc-by-nc-4.0"}}
+    Path("hub/config.json").write_text(json.dumps(stated))
+    trained = run_json(
+        capfd,
+        *("train", "--model", "timm:resnet18", "--weights", "hub/model.safetensors", "--data", "photos"),
+        *("--image-size", "64", "--epochs", "4", "--batch", "8", "--threads", "1", "--set", "validation=0"),
+        *("--set", "smallest_area=0.6", "--set", "stochastic_depth=0.1"),
+    )
+    assert Path(trained["checkpoint"]).is_relative_to("runs/timm-resnet18-photos")
+    assert trained["test_top1"] >= 0.9
+    exported = run_json(capfd, "export", trained["checkpoint"], "--output", "mine.onnx")
+    assert exported["weights_license"] == "cc-by-nc-4.0"
+    run_json(capfd, "convert", "mine.onnx", "--to", "int8", "--calibration", "photos", "--output", "mine-int8.onnx",
+             "--max-drop", "10")  # fmt: skip
+    for model in ("mine.onnx", "mine-int8.onnx"):
+        answers = run_json(capfd, "predict", model, "photos/test/china/00.jpg", "photos/test/flower/00.jpg")
+        assert [answer["top"][0]["label"] for answer in answers["predictions"]] == ["china", "flower"]

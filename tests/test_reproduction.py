@@ -404,3 +404,30 @@ def test_one_epoch_is_told_in_the_singular(finished: Path, capfd: Any) -> None:
     assert "recipe digits: 1 epoch, batch 32, seed 0" in told
     assert "1 epochs" not in told
     assert (counted(1, "step"), counted(0, "step"), counted(1200, "step")) == ("1 step", "0 steps", "1,200 steps")
+
+
+# ---- the shortcut options --------------------------------------------------------------------------------------------
+
+
+def test_the_shortcut_options_are_compared_at_one_depth(tmp_path: Path, capfd: Any) -> None:
+    line = ("reproduce", "shortcuts", "--data", "digits", "--depths", "8", "--epochs", "1", "--threads", "1")
+    code, found = run_json(capfd, *line, "--out", str(tmp_path))
+    assert code == 0
+    assert [row["kind"] for row in found["rows"]] == ["A", "B", "C"]
+    parameters = [row["parameters"] for row in found["rows"]]
+    assert parameters == sorted(set(parameters))  # each option has more than the one before
+    pairs = [(each["pictures_of"], each["base"], each["other"]) for each in found["comparisons"]]
+    assert pairs == [(which, *pair) for which in ("training", "test") for pair in ("AB", "AC", "BC")]
+    errors = {row["kind"]: row["test_error"] for row in found["rows"]}
+    for each in found["comparisons"][3:]:
+        assert each["difference"] == pytest.approx(errors[each["other"]] - errors[each["base"]])
+    assert "table 3" in found["verdict"]
+    code, again = run_json(capfd, *line, "--out", str(tmp_path))
+    assert (code, again["rows"], again["verdict"]) == (0, found["rows"], found["verdict"])
+
+
+def test_shortcut_options_of_two_depths_are_refused(capfd: Any) -> None:
+    code, found = run_json(capfd, "reproduce", "shortcuts", "--depths", "8,14")
+    assert code == 2
+    assert "at one depth, not at 8, 14" in found["error"]["message"]
+    assert found["error"]["fix"] == "--depths 8"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from resnet_onnx.reproduction.degradation import DegradationPlan
-    from resnet_onnx.results.reproduce import Degradation, ShortcutCost
+    from resnet_onnx.results.reproduce import Degradation, ShortcutCost, Shortcuts
     from resnet_onnx.training.plan import Progress
 
 
 @make_command("reproduce", example="resnet-onnx reproduce degradation --data cifar10 --epochs 15 --depths 20,56")
-@click.argument("experiment", type=click.Choice(["degradation", "table1"]))
+@click.argument("experiment", type=click.Choice(["degradation", "shortcuts", "table1"]))
 @training_data_option
 @click.option(
     "--depths", type=WholeNumbers("20,56"), help="Depths to compare: 6n+2, or 18,34 for ImageNet's.  [default: 20,56]"
@@ -71,20 +71,23 @@ def command(
     \b
     degradation  plain and residual nets of several depths, trained alike: figures 1 and 6.
                  It goes on where it was stopped.
+    shortcuts    one depth with the shortcut options A, B and C, trained alike: table 3, on CIFAR. It goes on too.
     table1       layers, output sizes, parameters and multiply-adds, beside the printed ones.
     """  # noqa: D301  (click keeps the lines of a paragraph that begins with this sign)
     if experiment == "table1":
         _refuse_options()
         _table1(terminal)
         return
-    from resnet_onnx.reproduction import degradation
+    from resnet_onnx.reproduction import degradation, shortcuts
     from resnet_onnx.training.recipes import default_recipe, lookup_recipe
     from runtimes import registry
 
-    variants, spec = degradation.variants(depths or (20, 56)), data or "digits"
+    options = experiment == "shortcuts"
+    variants = shortcuts.variants(depths or ()) if options else degradation.variants(depths or (20, 56))
+    spec = data or "digits"
     # One recipe for all: what the deepest needs at its start, all get.
     recipe = lookup_recipe(recipe_name, depth=variants[-1].depth) if recipe_name else None
-    names = [] if no_bench else registry.parse_names(runtimes)
+    names = [] if no_bench or options else registry.parse_names(runtimes)
     registry.require_all(names)
     pictures, test = degradation.experiment_data(spec, seed or 0)
     image_size = variants[0].entry.image_size
@@ -96,7 +99,7 @@ def command(
         test=test,
         recipe=recipe.override(epochs=epochs, validation=0.0),
         seed=seed or 0,
-        out=out or Path("degradation"),
+        out=out or Path(experiment),
         runtimes=names,
         device=device,
         threads=threads,
@@ -105,13 +108,14 @@ def command(
     terminal.note(_announcement(plan))
     with terminal.progress() as display:
         task = display.add_task("training", total=None)
-        result = degradation.run(
+        run: Callable[..., Any] = shortcuts.run if options else degradation.run
+        result = run(
             plan,
             log=terminal.note,
             progress=lambda name, step: _show(terminal, display, task, name, step),
             status=lambda text: display.update(task, description=text, completed=0, total=None),
         )
-    _print(terminal, result)
+    (_print_options if options else _print)(terminal, result)
     terminal.emit(result)
 
 
@@ -138,8 +142,7 @@ def _show(terminal: Terminal, display: Display, task: TaskID, name: str, progres
         )
 
 
-def _print(terminal: Terminal, result: Degradation) -> None:
-    from resnet_onnx.reproduction.degradation import sentence
+def _print_rows(terminal: Terminal, result: Degradation | Shortcuts) -> None:
     from resnet_onnx.reproduction.forecast import duration
 
     terminal.table(
@@ -160,13 +163,33 @@ def _print(terminal: Terminal, result: Degradation) -> None:
     terminal.line("Errors after the last epoch, in fp32 on unchanged pictures; the test pictures chose nothing.")
     terminal.line()
     terminal.line(result.verdict)
+
+
+_DECIDED = (
+    "Decided by the pictures on which exactly one of the two is right (exact McNemar test, 5 %).\n"
+    "That covers the chance in the pictures, for these trainings; another seed moves every network a little."
+)
+
+
+def _print_options(terminal: Terminal, result: Shortcuts) -> None:
+    from resnet_onnx.reproduction.shortcuts import sentence
+
+    _print_rows(terminal, result)
+    for comparison in result.comparisons:
+        terminal.line(f"  {sentence(comparison)}")
+    terminal.line(_DECIDED)
+    terminal.line()
+    terminal.line(f"Numbers: {result.csv}")
+
+
+def _print(terminal: Terminal, result: Degradation) -> None:
+    from resnet_onnx.reproduction.degradation import sentence
+
+    _print_rows(terminal, result)
     for comparison in result.comparisons:
         if comparison.pictures_of == "test":
             terminal.line(f"  On test pictures, {sentence(comparison)}.")
-    terminal.line(
-        "Decided by the pictures on which exactly one of the two is right (exact McNemar test, 5 %).\n"
-        "That covers the chance in the pictures, for these trainings; another seed moves every network a little."
-    )
+    terminal.line(_DECIDED)
     if result.shortcut_cost:
         terminal.line()
         _print_costs(terminal, result.shortcut_cost)

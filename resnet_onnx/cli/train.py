@@ -129,7 +129,6 @@ def command(
         return
 
     from resnet_onnx import workflow
-    from resnet_onnx.models.network import file_stem
     from resnet_onnx.training import curves, tensorboard_logs
     from resnet_onnx.training.plan import TrainingPlan
     from resnet_onnx.training.recipes import lookup_recipe
@@ -158,7 +157,7 @@ def command(
             entry=entry,
             data=pictures,
             recipe=recipe if batch_per_process is None else recipe.with_batch(batch_per_process * group.world_size),
-            out=out or Path("runs") / f"{file_stem(entry.name)}-{Path(spec).stem}",
+            out=out or _folder(entry, spec),
             seed=seed,
             resume=resume,
             device=device,
@@ -182,6 +181,12 @@ def command(
     document = _document(result, plan, spec, plot, processes=group.world_size)
     _print(terminal, document)
     terminal.emit(document)
+
+
+def _folder(entry: CatalogEntry, spec: str) -> Path:
+    from resnet_onnx.models.network import file_stem
+
+    return Path("runs") / f"{file_stem(entry.name)}-{Path(spec).stem}"
 
 
 def _train(terminal: Terminal, plan: TrainingPlan, group: ProcessGroup, *, tensorboard: bool) -> TrainingResult:

@@ -47,7 +47,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One of the networks: ``plain`` or ``residual``, and its weighted layers."""
+    """One of the networks: ``plain``, ``residual`` or its shortcut option, and its weighted layers."""
 
     kind: str
     depth: int
@@ -59,7 +59,7 @@ class DegradationPlan:
     """Everything that decides the experiment.
 
     Attributes:
-        variants: A plain and a residual network of each depth, the shallowest first.
+        variants: A plain and a residual network of each depth, the shallowest first; or one with each shortcut option.
         spec: What names the pictures on the command line.
         data: What every network learns from; nothing is held out, since nothing is chosen.
         test: What every network is evaluated on after each epoch, and never learns from.
@@ -189,7 +189,7 @@ def run(
         for number, variant in enumerate(plan.variants, 1):
             name = variant.entry.name
             log(f"{number} of {len(plan.variants)}: {name}")
-            trained = _train(plan, variant, predictor, forecast, log, progress)
+            trained = train_variant(plan, variant, predictor, forecast, log, progress)
             recipe = trained.recipe
             curves.append(Curve(model=name, kind=variant.kind, depth=variant.depth, epochs=trained.epochs))
             write_csv(curves, table)
@@ -202,7 +202,7 @@ def run(
     result = Degradation(
         data=plan.spec,
         rows=[
-            _variant_result(variant, curve, predictions[variant.depth, variant.kind], plan.out)
+            variant_result(variant, curve, predictions[variant.depth, variant.kind], plan.out)
             for variant, curve in zip(plan.variants, curves, strict=True)
         ],
         verdict=verdict,
@@ -213,7 +213,7 @@ def run(
         csv=str(table),
         recipe=recipe.to_json(),
         seed=plan.seed,
-        training_seconds=sum(map(_seconds, curves)),
+        training_seconds=sum(map(training_seconds, curves)),
     )
     values = dataclasses.asdict(result)
     files.write_json(plan.out / RESULT, {name: values[name] for name in values if name not in ("experiment", "data")})
@@ -252,7 +252,7 @@ def conclude(comparisons: Sequence[DepthComparison]) -> tuple[bool | None, str]:
     return reproduced, f"{heading}: {sentence(plain)}; {sentence(residual)}."
 
 
-def _train(
+def train_variant(
     plan: DegradationPlan,
     variant: Variant,
     predictor: Predictor,
@@ -260,6 +260,11 @@ def _train(
     log: Log,
     progress: Callable[[str, Progress], None],
 ) -> TrainingResult:
+    """Trains one network of an experiment, or goes on where it was stopped, and tests it after each epoch.
+
+    Raises:
+        BadWeights: It was trained outside the experiment.
+    """
     from resnet_onnx.training.loop import train
 
     name = variant.entry.name
@@ -307,7 +312,8 @@ def _train(
     return result
 
 
-def _seconds(curve: Curve) -> float:
+def training_seconds(curve: Curve) -> float:
+    """Returns what a training took, tests after each epoch included."""
     return sum(epoch["seconds"] + epoch["test_seconds"] for epoch in curve.epochs)
 
 
@@ -327,9 +333,10 @@ def _compare(
     ]
 
 
-def _variant_result(
+def variant_result(
     variant: Variant, curve: Curve, predictions: tuple[Predictions, Predictions], out: Path
 ) -> DegradationRow:
+    """Returns the figures of one network."""
     counts = count(variant.entry.config, variant.entry.image_size)
     training, test = predictions
     last = curve.epochs[-1]
@@ -347,7 +354,7 @@ def _variant_result(
         test_error=test.error,
         test_error_ci95=error_interval(test.correct),
         test_loss=test.loss,
-        seconds=_seconds(curve),
+        seconds=training_seconds(curve),
         images_per_second=last["images_per_second"],
         checkpoint=str(out / variant.entry.name / LAST),
     )

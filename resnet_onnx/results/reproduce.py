@@ -14,7 +14,7 @@ class DegradationRow:
     """The figures of one network, after its last epoch.
 
     Attributes:
-        kind: ``plain`` or ``residual``.
+        kind: ``plain`` or ``residual``, or the shortcut option.
         depth: Weighted layers.
         multiply_adds: For one picture.
         training_error: On unchanged training pictures, 0 to 1.
@@ -122,6 +122,58 @@ class Degradation(Document):
     comparisons: Sequence[DepthComparison]
     shortcut_cost: Sequence[ShortcutCost]
     plot: str
+    csv: str
+    recipe: Mapping[str, Any]
+    seed: int
+    training_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortcutComparison:
+    """One shortcut option against another, at the same depth.
+
+    Attributes:
+        pictures_of: ``training`` or ``test``.
+        base: Option of the one, ``A``, ``B`` or ``C``.
+        other: Option of the other.
+        difference: How much more of the pictures the other one gets wrong.
+        ci95: Its interval.
+        p_value: Of the exact McNemar test.
+        outcome: The other one is ``worse`` or ``better``, or ``undecided``.
+    """
+
+    pictures_of: str
+    base: str
+    other: str
+    base_error: float
+    other_error: float
+    difference: float
+    ci95: tuple[float, float]
+    p_value: float
+    outcome: str
+    pictures: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcuts(Document):
+    """The experiment on the shortcut options.
+
+    Attributes:
+        rows: The figures of every network; the kind is its option.
+        comparisons: Each option against each cheaper one, on training and on test pictures.
+        verdict: In words.
+        csv: The numbers of every epoch.
+        recipe: As it was used.
+        training_seconds: Over all networks, tests after each epoch included.
+    """
+
+    kind: ClassVar[str] = "reproduce"
+
+    experiment: str = "shortcuts"
+    data: str
+    rows: Sequence[DegradationRow]
+    comparisons: Sequence[ShortcutComparison]
+    verdict: str
     csv: str
     recipe: Mapping[str, Any]
     seed: int
