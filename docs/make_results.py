@@ -19,7 +19,8 @@ from pathlib import Path
 from PIL import Image
 
 from resnet_onnx.cli.main import COMMANDS
-from resnet_onnx.report import speed, tables
+from resnet_onnx.report import speed
+from resnet_onnx.results import tables
 from resnet_onnx.results.reading import read_bench
 from runtimes import files, registry
 

@@ -1,4 +1,4 @@
-"""Writes the README's tree, one line per file, from the first lines of the files' own docstrings.
+"""Writes the tree in architecture.md, one line per file, from the first lines of the files' own docstrings.
 
 python docs/update_tree.py
 """
@@ -62,10 +62,10 @@ def tree() -> str:
     return "\n".join([*lines, LAST])
 
 
-def updated(readme: str) -> str:
-    return re.sub(r"```\nresnet_onnx/ .*?```", lambda _: f"```\n{tree()}\n```", readme, flags=re.S)
+def updated(page: str) -> str:
+    return re.sub(r"```\nresnet_onnx/ .*?```", lambda _: f"```\n{tree()}\n```", page, flags=re.S)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "architecture.md"
     path.write_text(updated(path.read_text()))

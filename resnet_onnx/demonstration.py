@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_onnx import workflow
 from resnet_onnx.report.words import counted
-from resnet_onnx.results.bench import Bench
+from resnet_onnx.results.bench import Bench, BenchRow
 from resnet_onnx.results.commands import Demo, DemoParity, DemoPredicted, DemoSpeed, Finding
 from resnet_onnx.results.document import Saved
 from resnet_onnx.results.parity import Parity
@@ -64,7 +64,10 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     write(out / "bench.json", bench)
     speeds = sorted(bench.results, key=lambda row: (row.batch, -row.speed))
     for row in speeds:
-        tell(f"     {row.runtime:<9} {row.speed:>7,.0f} img/s at batch {row.batch}")
+        tell(_speed(row))
+    doubts = dict.fromkeys(row.unstable_reason for row in speeds if row.unstable_reason and not row.stable)
+    if doubts:
+        tell(f"     ~ not stable: {'; '.join(doubts)}")
 
     tell("5/5  predicting held-out digits")
     predicted = _predict(model, out / "predictions.png")
@@ -125,6 +128,13 @@ def _measure(model: workflow.Model, names: list[str]) -> Bench:
         if row.error is not None:
             raise row.error
     return measured.document(raw=True)
+
+
+def _speed(row: BenchRow) -> str:
+    """Returns a row with how sure it is, as ``bench`` shows it; ~ marks one that is not stable."""
+    interval = row.images_per_second_ci95
+    sure = f" ({interval[0]:,.0f}–{interval[1]:,.0f})" if interval else ""
+    return f"     {row.runtime:<9} {row.speed:>7,.0f} img/s{sure} at batch {row.batch}{'' if row.stable else ' ~'}"
 
 
 def _predict(model: workflow.Model, picture: Path) -> DemoPredicted:

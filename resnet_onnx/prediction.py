@@ -18,10 +18,12 @@ from resnet_onnx.results.evaluate import Candidate, PredictionRecord
 from runtimes.base import Runtime
 from runtimes.errors import BadData, BadModel, UsageError
 from runtimes.files import atomic_file
+from runtimes.text import shown as written_out
 
 MAX_DRAWN = 48
 """Most pictures that one drawing shows."""
 
+_WRONG = "#b3261e"
 _COLUMNS = 4
 _BATCH = 16
 
@@ -162,8 +164,10 @@ def draw(predictions: Predictions, out: Path) -> None:
         above.imshow(picture, interpolation="nearest" if picture.shape[0] < 64 else "antialiased")
         above.set_axis_off()
         name = Path(prediction.image).name
-        title = f"{name} · {pictures.classes[pictures.labels[position]]}" if pictures.labelled else name
-        above.set_title(_plain(title, 34), fontsize=9)
+        is_class = pictures.classes[pictures.labels[position]] if pictures.labelled else None
+        wrong = is_class is not None and _spelling(is_class) != _spelling(prediction.top[0].label)
+        title = name if is_class is None else f"{'✗ ' * wrong}{name} · {is_class}"
+        above.set_title(_plain(title, 34), fontsize=9, color=_WRONG if wrong else "black")
         below = figure.add_subplot(grid[2 * row + 1, column])
         below.set_xlim(0, 1)
         below.set_ylim(most - 0.5, -0.5)
@@ -173,14 +177,28 @@ def draw(predictions: Predictions, out: Path) -> None:
             below.barh(line, candidate.probability, height=0.86, color="#7fb2e5" if line == 0 else "#c3d7eb")
             below.text(0.02, line, _plain(candidate.label, 30), va="center", fontsize=8.5)
             below.text(0.98, line, f"{candidate.probability:.1%}", va="center", ha="right", fontsize=8.5)
-    if len(predictions) > len(shown):
-        figure.suptitle(f"the first {len(shown)} of {len(predictions)} pictures", fontsize=10)
+    figure.suptitle(_legend(predictions, len(shown), columns), fontsize=9)
     with atomic_file(Path(out)) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a box stands for an unknown letter
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
+def _legend(predictions: Predictions, drawn: int, columns: int) -> str:
+    """Returns what the drawing shows: how much of the pictures, and what names, bars and the mark mean."""
+    parts = [f"the first {drawn} of {len(predictions)} pictures"] if len(predictions) > drawn else []
+    named = "name · its class, ✗ where the answer is another" if predictions.pictures.labelled else "name"
+    return (" · " if columns > 2 else "\n").join(
+        [*parts, f"above: {named}", "bars: probability of the likeliest classes"]
+    )
+
+
+def _spelling(name: str) -> str:
+    """Returns a class's name without what people write differently: capitals, blanks and underscores."""
+    return "".join(sign for sign in name.casefold() if sign.isalnum())
+
+
 def _plain(text: str, width: int) -> str:
     """Shortens, and keeps matplotlib from reading a dollar sign as the start of a formula."""
+    text = written_out(text)
     short = text if len(text) <= width else f"{text[: width - 1]}…"
     return short.replace("$", r"\$")

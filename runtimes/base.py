@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.cores import usable_cores
+from runtimes.doing import doing
 from runtimes.errors import RuntimeClosed, RuntimeUnavailable, UnsupportedModel, UsageError
 from runtimes.spec import (
     Feeds,
@@ -199,7 +200,9 @@ class Runtime(ABC):
         self.streams = options.streams or self._default_streams()
         self._prepared: weakref.WeakSet[Prepared] = weakref.WeakSet()
         self._closed = True  # until _open is through, so that close() after a failed open does nothing
-        self.inputs, self.outputs, self.recorded = self._open()
+        self._running = f"running {source.name} on {self.name}"
+        with doing(f"opening {source.name} on {self.name}"):
+            self.inputs, self.outputs, self.recorded = self._open()
         self._closed = False
 
     @classmethod
@@ -283,11 +286,15 @@ class Runtime(ABC):
             BadFeeds: A name, dtype or shape differs from ``inputs``.
             RuntimeClosed: The runtime was closed.
         """
-        return self._run(self._accepted(feeds))
+        accepted = self._accepted(feeds)
+        with doing(self._running):
+            return self._run(accepted)
 
     def prepare(self, feeds: Feeds, *, scope: Scope = "device") -> Prepared:
         """Places `feeds` for repeated runs; see ``Prepared``. Closing the runtime closes it too. Raises as ``run``."""
-        prepared = self._prepare(self._accepted(feeds), scope)
+        accepted = self._accepted(feeds)
+        with doing(self._running):
+            prepared = self._prepare(accepted, scope)
         self._prepared.add(prepared)
         return prepared
 

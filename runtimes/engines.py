@@ -20,12 +20,13 @@ import filelock
 import numpy as np
 
 from runtimes import files, onnx_types
-from runtimes.errors import BadModel, FileProblem, UsageError
+from runtimes.errors import BadModel, FileProblem, UsageError, reason
 from runtimes.spec import Profile, ShapeRange, TensorSpec
 
 SCHEMA = 4
 SUFFIX = ".engine"
 _FOLDER = "engines"
+_LARGEST_RECORD_BYTES = 2**26
 _WORKPLACE = ".building"
 _KERNELS = ".kernels"
 _AGAIN = "build it again: resnet-onnx build"
@@ -198,7 +199,7 @@ def _look_up(path: Path) -> tuple[Engine | None, str]:
 def _read_record(engine: Path) -> Engine:
     path = record_path(engine)
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(files.read_bounded(path, _LARGEST_RECORD_BYTES))
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {SCHEMA} expected")
         if value.pop(_SEAL) != _seal(value):
@@ -219,7 +220,7 @@ def _read_record(engine: Path) -> Engine:
     except FileNotFoundError as error:
         raise BadModel(f"the engine {engine} has no record ({path.name}) beside it") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise BadModel(f"the record {path} can't be read ({error})", fix="build the engine again") from error
+        raise BadModel(f"the record {path} can't be read ({reason(error)})", fix="build the engine again") from error
 
 
 def read_record(engine: Path) -> Engine:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runtimes.cores import cpu_quota, usable_cores
@@ -34,6 +37,24 @@ RECORDED_PACKAGES = (
     "torchvision",
 )
 
+SILENCED: Mapping[str, str] = MappingProxyType(
+    {
+        "ORT_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "DO_NOT_TRACK": "1",
+    }
+)
+"""Variables that keep libraries from phoning home; each is read when its library loads.
+
+ONNX Runtime otherwise looks up its maker's host, keeps a device id in the user's cache and writes into $TMPDIR (seen in
+1.31).
+"""
+
+_REPORTERS = ("openvino_telemetry",)
+"""Packages that only phone home, which their users do without: `import openvino` reports itself to a host of Google's
+otherwise, and has no variable against it (seen in 2026.4)."""
+
 _INTERESTING_FLAGS = (
     "avx2",
     "avx512f",
@@ -53,25 +74,34 @@ _INTERESTING_FLAGS = (
 """The instruction sets that decide how fast a convolution is, by their names in /proc/cpuinfo."""
 
 
-def load_library(module: str, *, runtime: str, package: str) -> Any:
-    """Imports a heavy library when `runtime` uses it; pip installs it with `package` (``resnet-onnx[tensorrt]``).
+def load_library(module: str, *, package: str, runtime: str = "", purpose: str = "") -> Any:
+    """Imports a heavy library when it is used; pip installs it with `package` (``resnet-onnx[tensorrt]``).
+
+    Messages name the `runtime` that needs it, or another `purpose`.
 
     Raises:
         RuntimeUnavailable: It is not installed, or is installed but can't be loaded.
     """
+    _silence()
+    whose = f"of runtime '{runtime}'" if runtime else f"for {purpose}"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         itself = error.name is None or error.name.partition(".")[0] == module.partition(".")[0]
         problem = "is not installed" if itself else f"needs '{error.name}', which is not installed"
-        raise RuntimeUnavailable(
-            f"the library '{module}' of runtime '{runtime}' {problem}", fix=f"pip install '{package}'"
-        ) from error
+        raise RuntimeUnavailable(f"the library '{module}' {whose} {problem}", fix=f"pip install '{package}'") from error
     except (ImportError, OSError) as error:
         raise RuntimeUnavailable(
-            f"the library '{module}' of runtime '{runtime}' is installed but can't be loaded: {error}",
+            f"the library '{module}' {whose} is installed but can't be loaded: {error}",
             fix=f"pip install --force-reinstall '{package}'",
         ) from error
+
+
+def _silence() -> None:
+    """Keeps libraries that are loaded from here on from phoning home."""
+    os.environ.update(SILENCED)
+    for name in _REPORTERS:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # an import of it then fails, as if not installed
 
 
 def package_version(*names: str) -> str | None:

@@ -157,6 +157,12 @@ class NoKernel(UnsupportedModel):
     """The runtime knows the model's operators, but computes one of them not in the type that the model has."""
 
 
+class NoTemporaryFolder(Unavailable):
+    """The machine has no folder for temporary files."""
+
+    kind = "no-temporary-folder"
+
+
 class RunFailed(Unavailable):
     """The runtime opened the model, but a run of it failed inside the library."""
 

@@ -19,6 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
@@ -204,7 +205,7 @@ def _told_plainly(path: Path) -> Iterator[None]:
     except ToolkitError:
         raise
     except OSError as error:
-        raise FileProblem(f"can't write {path}: {error.strerror or error}", fix=_write_fix(error)) from error
+        raise FileProblem(f"can't write {path}: {error.strerror or error}", fix=write_fix(error)) from error
     except Exception as error:
         # safetensors reports a failed write as its own exception, which is not an OSError.
         if type(error).__name__ == "SafetensorError":
@@ -212,7 +213,8 @@ def _told_plainly(path: Path) -> Iterator[None]:
         raise
 
 
-def _write_fix(error: OSError) -> str:
+def write_fix(error: OSError) -> str:
+    """Returns what a user can do about an error of writing."""
     return {
         errno.ENOSPC: "free some disk space or write to another disk",
         errno.EFBIG: "the file-size limit of this process was hit (ulimit -f); raise it or write less",
@@ -257,9 +259,48 @@ def _exchange(a: Path, b: Path) -> bool:
 # ---- hashes and the cache ------------------------------------------------------------------------------------------
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a file for reading, and nothing else: a pipe or a device may never end, and opening one may do something.
+
+    Raises:
+        OSError: As ``open``, and for what is not a regular file.
+    """
+    if stat.S_ISREG(os.stat(path).st_mode):
+        handle = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (the caller's to close)
+        if stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            return handle
+        handle.close()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file: a pipe, socket or device", str(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Returns the bytes of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: As ``open_regular``, and for a larger file, sparse ones included.
+    """
+    pieces, left = [], most
+    with open_regular(path) as handle:
+        if os.fstat(handle.fileno()).st_size <= most:
+            while left >= 0 and (piece := handle.read(min(left + 1, 2**20))):
+                pieces.append(piece)
+                left -= len(piece)
+        else:
+            left = -1
+    if left < 0:
+        raise OSError(errno.EFBIG, f"larger than the {most:,} bytes that are read", str(path))
+    return b"".join(pieces)
+
+
 def sha256_file(path: Path) -> str:
-    """Returns the SHA-256 of a file as 64 hex digits."""
-    with open(path, "rb") as handle:
+    """Returns the SHA-256 of a file as 64 hex digits; raises ``OSError`` as ``open_regular``."""
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

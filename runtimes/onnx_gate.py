@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtimes import onnx_graph, onnx_types
+from runtimes.doing import doing
 from runtimes.errors import BadModel, reason
-from runtimes.files import atomic_file, sha256_file, write_json
+from runtimes.files import atomic_file, read_bounded, sha256_file, write_json
 from runtimes.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MANIFEST_SUFFIX = ".manifest.json"
 MANIFEST_SCHEMA = 1
+_LARGEST_MANIFEST_BYTES = 2**24
 
 MAX_PROTO_BYTES = 2**31 - 1
 """Protobuf's own limit for one message (protobuf.dev, "Proto Limits"); larger models keep tensors in external data."""
@@ -129,6 +132,12 @@ def check_onnx(path: Path) -> CheckedModel:
         raise BadModel(f"{path} is not a regular file, expected an .onnx file")
     path = path.absolute()
     stamp = tuple(_stamp(p, follow=True) for p in (path, manifest_path(path)))
+    with doing(f"checking {path}", checking=True):
+        return _check_twice(path, stamp)
+
+
+def _check_twice(path: Path, stamp: tuple[Any, ...]) -> CheckedModel:
+    """Checks a file, and again where its external data changed since it was checked last."""
     checked, external = _check_onnx(path, stamp)
     if any(_stamp(path.parent / name, follow=False) != before for name, before in external.items()):
         _check_onnx.cache_clear()
@@ -235,20 +244,24 @@ def load_model(checked: CheckedModel) -> ModelProto:
 
 def _read_manifest(model: Path) -> dict[str, Any] | None:
     path = manifest_path(model)
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(read_bounded(path, _LARGEST_MANIFEST_BYTES))
         if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
             raise ValueError(f"schema {MANIFEST_SCHEMA} expected")
         str(manifest["model"]["sha256"])
         [str(row["file"]) + str(row["sha256"]) for row in manifest.get("external_data", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadModel(
-            f"the manifest {path} can't be read ({error})",
+            f"the manifest {path} can't be read ({_said(error)})",
             fix="export the model again, or delete the manifest to go without",
         ) from error
     return manifest
+
+
+def _said(error: Exception) -> object:
+    return (error.strerror or error) if isinstance(error, OSError) else error
 
 
 def _compare(path: Path, row: Mapping[str, Any], digest: str, model: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,10 +34,6 @@ from runtimes.errors import (
     reason,
 )
 from runtimes.spec import LayerTime, NodePlacement, Scope, TensorSpec, check_profile
-
-_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
-"""Otherwise ONNX Runtime looks up its maker's host, keeps a device id in the user's cache and writes into $TMPDIR."""
-
 
 _NEWER = re.compile(
     r"Unsupported model IR version: (\d+), max supported IR version: (\d+)"
@@ -71,8 +66,7 @@ class OrtRuntime(Runtime):
 
     @classmethod
     def _library(cls) -> Any:
-        """Loads ONNX Runtime without its telemetry: the one place that imports it, in every process."""
-        os.environ[_NO_TELEMETRY] = "1"  # read once, at the import
+        """Loads ONNX Runtime: the one place that imports it, in every process."""
         ort = load_library("onnxruntime", runtime=cls.name, package="resnet-onnx")
         ort.set_default_logger_severity(4)  # an error also arrives as an exception, which we report
         return ort

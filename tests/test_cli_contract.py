@@ -115,6 +115,16 @@ def test_help_lists_every_command_with_what_it_does(capfd: Capture) -> None:
         assert all(len(text) > 15 for _, text in listed)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_ask_how_a_line_goes_on(shell: str, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    monkeypatch.setenv("_RESNET_ONNX_COMPLETE", f"{shell}_complete")
+    for words, found in (("resnet-onnx par", "parity"), ("resnet-onnx parity --loc", "--localize")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", words.split()[-1] if shell == "fish" else str(len(words.split()) - 1))
+        assert main([]) == 0
+        assert found in capfd.readouterr().out
+
+
 def test_version(capfd: Capture) -> None:
     assert main(["--version"]) == 0
     assert __version__ in capfd.readouterr().out
@@ -207,7 +217,9 @@ def test_one_document_from_a_real_process(tmp_path: Path) -> None:
     done = program(*line, env={**os.environ, "PYTHONWARNINGS": "always"})
     assert done.returncode == 0, done.stderr
     assert one_document(done.stdout)["path"] == str(tmp_path / "net.onnx")
-    assert done.stderr == "cifar-resnet8: random weights: good for throughput and parity, not for predictions\n"
+    note = "cifar-resnet8: random weights: good for throughput and parity, not for predictions"
+    stages = ["preparing the network …", "exporting and verifying cifar-resnet8 …"]
+    assert [line for line in done.stderr.splitlines() if not re.search(r" … \d+:\d\d$", line)] == [*stages, note]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.onnx.manifest.json"]
 
 
@@ -347,6 +359,7 @@ def test_70_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, capfd:
         (OSError(28, "No space left on device"), 2, "file"),
         (errors.RuntimeUnavailable("x"), 3, "runtime-unavailable"),
         (errors.UnsupportedModel("x"), 3, "unsupported-model"),
+        (errors.NoTemporaryFolder("x"), 3, "no-temporary-folder"),
         (errors.RunFailed("x"), 3, "run-failed"),
         (errors.OutOfMemory("x"), 3, "out-of-memory"),
         (errors.NetworkUnavailable("x"), 3, "network-unavailable"),
@@ -387,6 +400,7 @@ def test_every_error_class_has_a_row() -> None:
         "ToolkitError": 70, "CheckFailed": 1, "UserError": 2, "UsageError": 2, "BadModel": 2, "BadWeights": 2,
         "BadData": 2, "BadPicture": 2, "BadFeeds": 2, "FileProblem": 2, "Unavailable": 3, "RuntimeUnavailable": 3,
         "UnsupportedModel": 3, "RunFailed": 3, "OutOfMemory": 3, "NetworkUnavailable": 3,
+        "NoTemporaryFolder": 3,
         "NoKernel": 3, "RewritingFailed": 70,
     }  # fmt: skip
 
@@ -447,7 +461,10 @@ def test_an_interrupt_ends_everything(line: Sequence[str], cpu_s: float, everyon
         if process.poll() is None or session(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
     assert out == ""
-    assert err.splitlines()[-1] == "error: interrupted; what was complete is kept"
+    told = ["error: interrupted; what was complete is kept"]
+    if line[0] == "train":
+        told.append("  go on from it: the same command with --resume")
+    assert err.splitlines()[-len(told) :] == told
     assert "Traceback" not in err
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith((".tmp", ".onnx"))]
 

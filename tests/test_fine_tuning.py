@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from safetensors.numpy import load_file
 
 from resnet_onnx.cli.main import main
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"```bash\n(.*?)```", README, re.S)
-MAKE_FOLDERS = EXAMPLE.partition("python - <<'END'\n")[2].partition("\nEND\n")[0]
+NUMERALS = ROOT / "docs" / "numerals.py"
 COMMANDS = [shlex.split(line) for line in EXAMPLE.replace("\\\n", "").splitlines() if line.startswith("resnet-onnx ")]
 
 
@@ -36,7 +38,7 @@ def test_two_classes_are_learned_with_frozen_layers_and_predicted_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(MAKE_FOLDERS, "README.md", "exec"), {})
+    runpy.run_path(str(NUMERALS))["write"](tmp_path)
     assert [len(list(Path("mine/train", name).iterdir())) for name in ("eight", "nine")] == [20, 20]
     assert len(list(Path("others/train").iterdir())) == 8
     first, second, export, *_, predict = COMMANDS
@@ -60,7 +62,7 @@ def test_two_classes_are_learned_with_frozen_layers_and_predicted_by_name(
 def test_the_example_of_the_readme_as_it_stands(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-e", "-c", EXAMPLE],
+        ["bash", "-e", "-c", EXAMPLE.replace("docs/numerals.py", shlex.quote(str(NUMERALS)))],
         cwd=tmp_path,
         env={**os.environ, "PATH": path},
         capture_output=True,

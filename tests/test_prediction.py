@@ -153,6 +153,18 @@ class TestDraw:
         red = (pixels == [255, 0, 0]).all(axis=1).mean()
         assert red > 0.25 * count / (4 * -(-count // 4) if count > 4 else count)
 
+    def test_wrong_answers_are_marked(self, tmp_path: Path) -> None:
+        for folder, colour in (("red", "red"), ("green", "red")):
+            (tmp_path / "set" / folder).mkdir(parents=True)
+            Image.new("RGB", (20, 20), colour).save(tmp_path / "set" / folder / "a.png")
+        found = predict(runtime(), open_dataset(tmp_path / "set"), PLAIN, labels=COLOURS)
+        draw(found, tmp_path / "plot.png")
+        with Image.open(tmp_path / "plot.png") as drawn:
+            pixels = np.asarray(drawn.convert("RGB")).astype(int)
+        mark = (abs(pixels - [0xB3, 0x26, 0x1E]).sum(axis=2) < 60).any(axis=0)
+        middle = len(mark) // 2
+        assert mark[:middle].any() != mark[middle:].any()
+
     def test_long_and_odd_names(self, tmp_path: Path) -> None:
         path = tmp_path / ("$x^{" * 15 + ".png")
         Image.new("RGB", (20, 20), "red").save(path)

@@ -1,4 +1,4 @@
-"""What the README shows is true: its Python runs, its tree is complete, its commands exist."""
+"""What the front page shows is true: its Python runs, its commands exist; the tree of files is complete."""
 
 from __future__ import annotations
 
@@ -25,8 +25,14 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_tree_is_that_of_the_files() -> None:
     update = runpy.run_path(str(ROOT / "docs" / "update_tree.py"))
-    assert update["updated"](README) == README, "run: python docs/update_tree.py"
-    assert "\nresnet_onnx/workflow/" in README
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert update["updated"](page) == page, "run: python docs/update_tree.py"
+    assert "\nresnet_onnx/workflow/" in page
+
+
+def test_prose_of_the_front_page_is_narrow() -> None:
+    prose = re.sub(r"```.*?```|<!--.*?-->|^\|.*$", "", README, flags=re.S | re.M)
+    assert [line for line in prose.splitlines() if len(line) >= 120] == []
 
 
 def test_every_command_shown_exists() -> None:

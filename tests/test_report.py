@@ -226,6 +226,14 @@ def test_a_file_with_the_weights_of_a_proven_one_is_not_proven(tmp_path: Path) -
     assert "and computes the same function." in made(tmp_path, document(row(noisy(1)), sha256=None), proof)
 
 
+def test_precisions_of_one_network_stand_together_whatever_their_files_are_called(tmp_path: Path) -> None:
+    wide = named("net", row(noisy(1)))
+    narrow = named("small", row(noisy(2, level_ns=2e6), precision="int8"), precision="int8", sha256="d" * 64)
+    assert made(tmp_path, wide, narrow).count("<h2>How fast is it?") == 2
+    narrow["model"]["weights_sha256"] = wide["model"]["weights_sha256"]
+    assert made(tmp_path, wide, narrow).count("<h2>How fast is it?") == 1
+
+
 def test_two_machines_or_two_times_are_not_mixed(tmp_path: Path) -> None:
     def pair(torch_ns: float, ort_ns: float) -> dict[str, Any]:
         return document(row(noisy(1, level_ns=torch_ns), runtime="torch"), row(noisy(2, level_ns=ort_ns)))

@@ -13,8 +13,9 @@ from support.saved_results import document, noisy, row
 
 from resnet_onnx.cli.bench import _table
 from resnet_onnx.cli.main import main
-from resnet_onnx.report import columns, tables
+from resnet_onnx.report import columns
 from resnet_onnx.report.assemble import write_report
+from resnet_onnx.results import tables
 from resnet_onnx.results.bench import Bench
 from resnet_onnx.results.writing import typed
 

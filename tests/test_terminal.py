@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,8 @@ def test_every_kind_of_text_has_its_stream(as_json: bool, quiet: bool, capfd: Ca
             status.update("still working")
         terminal.emit(DOCUMENT)
     out, err = capfd.readouterr()
-    assert err == ("" if quiet else "a note\n")
+    told = ["a note", "pictures …", "working …", "still working …"]  # a line as each stage begins
+    assert err.splitlines() == ([] if quiet else told)
     if as_json:
         assert out == json.dumps(FIELDS, indent=2, ensure_ascii=False) + "\n"
     else:
@@ -117,6 +119,15 @@ def test_every_kind_of_text_has_its_stream(as_json: bool, quiet: bool, capfd: Ca
             " é                   1",
             " [bold]b[/bold]     22",
         ]
+
+
+def test_quiet_leaves_the_result_alone(capfd: Capture) -> None:
+    for quiet in (False, True):
+        terminal = Terminal(quiet=quiet)
+        with terminal.without_chatter():
+            terminal.line("42 img/s")
+            terminal.advice("Next: another command")
+    assert capfd.readouterr().out == "42 img/s\nNext: another command\n42 img/s\n"
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -196,6 +207,26 @@ def test_on_a_terminal_there_is_progress_and_colour() -> None:
     assert "pictures" not in shown
     assert "thinking" not in shown
     assert "done" in shown
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_names() -> None:
+    shown = on_a_terminal("""
+        from resnet_onnx.cli.terminal import Terminal
+        terminal = Terminal()
+        with terminal.without_chatter():
+            columns = ["runtime", "batch", "img/s", "p50 ms", "p90 ms", "p99 ms", "share of peak", "vs torch"]
+            terminal.table(columns, [["openvino-with-a-name", "8", "50.1", "159.6", "161.2", "170.1", "82 %", "2.4x"]])
+            terminal.table(["runtime", "", "what"], [["ort-cpu", "no", "word " * 30]], left=3)
+    """)
+    lines = shown.splitlines()
+    widths = [len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines if "For want" not in line]
+    assert max(widths) <= 60
+    assert "openvino-with-a-name" in shown
+    assert "2.4x" in shown
+    assert "159.6" in shown
+    assert "161.2" not in shown
+    assert "For want of room without: p90 ms" in shown
+    assert shown.count("word") == 30
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class ServerRules:
 
 def require_loadgen() -> Any:
     """Returns the module of LoadGen; raises ``RuntimeUnavailable`` where it is not installed."""
-    return load_library("mlperf_loadgen", runtime="--harness mlperf", package="resnet-onnx[mlperf]")
+    return load_library("mlperf_loadgen", purpose="--harness mlperf", package="resnet-onnx[mlperf]")
 
 
 def run_loadgen(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_onnx.bench.feed_factory import FeedFactory
+from resnet_onnx.bench.statistics import samples_needed
 from runtimes.errors import UsageError
 from runtimes.spec import Scope
 
@@ -32,6 +33,7 @@ class BenchPlan:
             None measures all.
         limit_s: Of the server scenario: what the 99th percentile from arrival to answer may be.
         profile: Whether each row of one run at a time is profiled by layer after it was measured.
+        percentile: One that every row is measured for until it has the samples that it needs, however long; or None.
         precision_target: Half-width of the 95 % interval of the median, as a fraction of it, at which a row is done.
     """
 
@@ -45,6 +47,7 @@ class BenchPlan:
     cut_off: float | None = None
     limit_s: float | None = None
     profile: bool = False
+    percentile: float | None = None
     precision_target: float = PRECISION_TARGET
     seed: int = 0
 
@@ -64,6 +67,11 @@ class BenchPlan:
             )
         if not 0 < self.duration_s < math.inf:
             raise UsageError(f"duration must be a number of seconds above 0, not {self.duration_s}")
+
+    @property
+    def fewest_samples(self) -> int:
+        """Samples that a row needs whatever its time."""
+        return 0 if self.percentile is None else samples_needed(self.percentile)
 
     @property
     def warm_up_limit_s(self) -> float:

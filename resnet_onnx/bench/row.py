@@ -138,12 +138,15 @@ class Row:
         least = 0.0 if self.streams > 1 and self.scenario != "offline" else _RUNS_PER_SLICE * run_s
         wanted = max(min(max(plan.duration_s / _SLICES_PER_ROW, shortest), longest), least)
         # The last run may start just before the end.
-        return max(0.0, min(wanted, plan.duration_s - self.spent_s - run_s))
+        left = plan.duration_s - self.spent_s - run_s
+        return wanted if left <= 0 and self.times_ns.size < plan.fewest_samples else max(0.0, min(wanted, left))
 
     def is_done(self, plan: BenchPlan) -> bool:
         """Returns whether the row failed, is precise enough, or has no time left for a further run."""
         if self.error is not None or not self.slices:
             return self.error is not None
+        if self.times_ns.size < plan.fewest_samples and self.scenario != "offline":
+            return False
         run_s = self.warm_up.run_s if self.warm_up else 0.0
         if self.spent_s + (self.discarded_runs + 1) * run_s >= plan.duration_s:
             return True

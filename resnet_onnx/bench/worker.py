@@ -44,6 +44,7 @@ from runtimes.base import Prepared, Runtime, close_all
 from runtimes.cores import usable_cores
 from runtimes.environment import describe_machine
 from runtimes.errors import OutOfMemory, ToolkitError
+from runtimes.processes import end_with_parent
 from runtimes.registry import open_target
 from runtimes.spec import Feeds, LayerTime, Scope, Target, TensorSpec, check_rows
 
@@ -55,9 +56,6 @@ SET_S = 0.5
 
 _FEWEST_PER_STREAM = 2
 _PICTURE_AXES = 4
-
-_PR_SET_PDEATHSIG = 1
-"""Of prctl(2)."""
 
 PROTOCOL = 7
 """Version of what parent and worker send each other: the methods of ``Worker`` and the types that they take and return.
@@ -188,13 +186,8 @@ class Worker:
         ]
 
     def end_with_parent(self, parent: int) -> None:
-        """Asks the system to kill this process when its parent ends, also while it is frozen; Linux can do that."""
-        if sys.platform == "linux":
-            import ctypes
-
-            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:  # it ended just before
-                os._exit(0)
+        """Ends this process with its parent; see ``processes.end_with_parent``."""
+        end_with_parent(parent)
 
     def describe(self) -> dict[str, Any]:
         """Returns the machine and the libraries of this process, as ``describe_machine``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,11 @@ _DURATION_S, _SERVER_S = 5.0, 60.0
     "--duration",
     type=Number(0, min_open=True),
     help="Seconds a row, at most.  [default: 5; of the server scenario 60]",
+)
+@click.option(
+    "--percentile",
+    type=click.Choice(["p90", "p95", "p99", "p99.9"]),
+    help="Measure every row until it has this one, however long that takes.",
 )
 @click.option(
     "--precision-target",
@@ -107,6 +113,7 @@ def command(
     duration: float | None,
     p99: float | None,
     price: float | None,
+    percentile: str | None,
     precision_target: float | None,
     scenario: Scenario | None,
     scope: Scope | None,
@@ -138,7 +145,7 @@ def command(
     chosen_streams = _streams(streams, scenario)
     _check_decoding(include, data, scope)
     of_rounds = {"streams": streams, "cut_off": cut_off, "include": include, "profile": profile or None,
-                 "precision_target": precision_target}  # fmt: skip
+                 "precision_target": precision_target, "percentile": percentile}  # fmt: skip
     _check_server(scenario, p99, **of_rounds)
     _check_harness(
         harness,
@@ -158,8 +165,7 @@ def command(
         raise problem
     with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
-        for note in model.notes:
-            terminal.note(f"{model.name}: {note}")
+        _say_notes(terminal, model)
         plan = workflow.MeasuringPlan(
             bench=_bench_plan(
                 batches=workflow.batch_sizes(model, batch),
@@ -167,6 +173,7 @@ def command(
                 threads=threads or (None,),
                 duration_s=duration or (_SERVER_S if scenario == "server" else _DURATION_S),
                 limit_s=None if p99 is None else p99 / 1000,
+                percentile=None if percentile is None else float(percentile[1:]),
                 precision_target=precision_target,
                 scenario=scenario,
                 scope=scope or ("device" if include is None and harness is None and p99 is None else "end-to-end"),
@@ -187,6 +194,11 @@ def command(
     _report(terminal, measured, profile=profile, save=save, csv_file=csv_file, markdown=markdown)
     if any(row.error is not None and row.error.kind != "out-of-memory" for row in measured.rows):
         raise click.exceptions.Exit(Unavailable.exit_code)
+
+
+def _say_notes(terminal: Terminal, model: Model) -> None:
+    for note in model.notes:
+        terminal.note(f"{model.name}: {note}")
 
 
 def _bench_plan(*, precision_target: float | None, cut_off: float | None, **settings: Any) -> BenchPlan:
@@ -303,7 +315,7 @@ def _print(
 
 def _markdown(measured: Measurement) -> str:
     """Returns what the terminal shows, for a page that renders Markdown."""
-    from resnet_onnx.report import tables
+    from resnet_onnx.results import tables
 
     rows = measured.results(raw=False)
     return tables.markdown(
@@ -373,7 +385,7 @@ def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:
     lines += [_loadgen_line(row.runtime, row.harness) for row in rows if row.harness is not None]
     unread = dict.fromkeys(row.energy.reason for row in rows if row.energy is not None and row.energy.reason)
     lines += [f"Energy: not readable here ({reason})." for reason in unread]
-    if any(row.pareto for row in rows) and len(rows) > 2:
+    if any(row.pareto and not row.best for row in rows) and len(rows) > 2:
         lines.append("front: no other row has more img/s in as few ms.")
     lines += [_server_line(row.runtime, row.capacity) for row in rows if row.capacity is not None]
     offline = [row.samples_at_once for row in rows if row.samples_at_once]
@@ -382,9 +394,18 @@ def _conditions(rows: Sequence[BenchRow], plan: BenchPlan) -> list[str]:
         lines.append(f"Offline: {sizes} samples handed over at once; ms are until the last of them is done.")
     elif any(row.latency_ms.p90 is None for row in rows if row.samples):
         lines.append(
-            f"p90 needs {samples_needed(90)} samples, p99 {samples_needed(99)}: a longer --duration gives them."
+            f"p90 needs {samples_needed(90)} samples and p99 {samples_needed(99)}: {_seconds_for(99, rows)} or "
+            "--percentile p99 gives them to every row."
         )
     return lines
+
+
+def _seconds_for(percent: float, rows: Sequence[BenchRow]) -> str:
+    """Returns the ``--duration`` in which the slowest row has the samples of a percentile."""
+    from resnet_onnx.bench.statistics import samples_needed
+
+    slowest = max((row.latency_ms.p50 / row.streams for row in rows if row.samples and row.latency_ms.p50), default=1.0)
+    return f"--duration {math.ceil(1.1 * samples_needed(percent) * slowest / 1000)}"
 
 
 def _server_line(runtime: str, found: CapacityRecord) -> str:
@@ -421,7 +442,7 @@ def _print_next(terminal: Terminal, model: Model, rows: Sequence[BenchRow]) -> N
 
     what = model.onnx or model.name
     if len({row.runtime for row in rows}) > 1 or model.network is not None:
-        terminal.line(f"Parity: not checked here → resnet-onnx parity {what}")
+        terminal.advice(f"Parity: not checked here → resnet-onnx parity {what}")
     if "convert" in COMMANDS and model.precision == "fp32":
         onnx = model.onnx or f"{model.file_stem}.onnx"
-        terminal.line(f"Faster still: int8 → resnet-onnx convert {onnx} --to int8 --calibration DATA")
+        terminal.advice(f"Faster still: int8 → resnet-onnx convert {onnx} --to int8 --calibration DATA")

@@ -197,7 +197,7 @@ def _build_lowered(
         f"{changes['unsigned']} tensors unsigned from 0, {changes['shifted']} shifted by 128, "
         f"{changes['absorbed_relu']} ReLUs absorbed, {changes['int32_bias']} biases as int32"
     )
-    terminal.line(f"Next: resnet-onnx bench {made.path} --runtime {runtime}")
+    terminal.advice(f"Next: resnet-onnx bench {made.path} --runtime {runtime}")
     terminal.emit(made)
 
 
@@ -244,7 +244,7 @@ def _build_compiled(
     if built.key.options["batches"]:
         terminal.note(f"the network does not leave its batch open: compiled for {built.key.options['batches']} alone")
     trusted = "" if path == built.path else " --trust-engine"
-    terminal.line(f"Next: resnet-onnx bench {path} --runtime {adapter.name}{trusted}")
+    terminal.advice(f"Next: resnet-onnx bench {path} --runtime {adapter.name}{trusted}")
     terminal.emit(_document(built, adapter.name, model, None, path))
 
 
@@ -331,7 +331,7 @@ def _print(terminal: Terminal, model: Model, built: Engine, source: Any, path: P
         terminal.note(f"{_title(built)} warns: {warning}")
     terminal.line()
     trusted = "" if path == built.path else " --trust-engine"
-    terminal.line(
+    terminal.advice(
         f"Next, on a machine with such a GPU: resnet-onnx bench {path} --runtime {built.key.library}{trusted}"
     )
 

@@ -325,7 +325,7 @@ def _where(row: ComparedRow) -> str:
 
 def _write(terminal: Terminal, found: Compare, *, save: Path | None, junit: Path | None, markdown: Path | None) -> None:
     from resnet_onnx import workflow
-    from resnet_onnx.report import tables
+    from resnet_onnx.results import tables
     from resnet_onnx.results.writing import write
     from runtimes import files
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _METHODS = ("auto", "minmax", "entropy", "percentile", "mse")
 _SHOWN, _RANKED = 4, 10
+_MANY = 1000
+"""Pictures from which on the interval of a share says little that the share does not."""
 
 
 @make_command("convert", example="resnet-onnx convert resnet50.onnx --to int8 --calibration imagenet/", polite=True)
@@ -121,8 +123,8 @@ def _print(terminal: Terminal, model: Model, result: Convert) -> None:
     inside = result.agreement_computed_in
     upcast = f", which computes it in {inside}" if inside not in (None, result.precision) else ""
     terminal.line(
-        f"Decides like fp32 on {100 * result.agreement:.2f} % of {result.agreement_images} held-out pictures "
-        f"({result.agreement_runtime}{upcast}); outputs {_decibels(result.sqnr_db)} signal to noise"
+        f"Decides like fp32 on {100 * result.agreement:.2f} %{_interval(result)} of {result.agreement_images} held-out "
+        f"pictures ({result.agreement_runtime}{upcast}); outputs {_decibels(result.sqnr_db)} signal to noise"
     )
     _print_gate(terminal, result)
     _print_tried(terminal, result)
@@ -138,7 +140,17 @@ def _print(terminal: Terminal, model: Model, result: Convert) -> None:
         cost = "" if share is None else f"; they do {100 * share:.1f} % of the multiply-adds"
         terminal.line(f"Found after {tried} {'choice' if tried == 1 else 'choices'} of layers{cost}")
     able = ",".join(conversion_runtimes(result.precision))
-    terminal.line(f"Next: resnet-onnx bench {result.path} --runtime {able}")
+    terminal.advice(f"Next: resnet-onnx bench {result.path} --runtime {able}")
+
+
+def _interval(result: Convert) -> str:
+    """Returns how sure the agreement is, where pictures were so few that it is worth saying."""
+    from resnet_onnx.parity.proportions import share_interval
+
+    if result.agreement_images >= _MANY:
+        return ""
+    low, high = share_interval(round(result.agreement * result.agreement_images), result.agreement_images)
+    return f" (95 % interval {100 * low:.1f}–{100 * high:.1f})"
 
 
 def _print_gate(terminal: Terminal, result: Convert) -> None:

@@ -10,6 +10,7 @@ import click
 from resnet_onnx.cli.gpu_options import Size, size_text
 from resnet_onnx.cli.options import make_command
 from resnet_onnx.cli.terminal import Terminal
+from runtimes.errors import FileProblem
 
 if TYPE_CHECKING:
     from resnet_onnx.results.commands import CachedEngineRecord
@@ -29,7 +30,7 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
     from resnet_onnx.results.commands import Doctor
     from resnet_onnx.results.document import Environment, Gpus
     from resnet_onnx.results.writing import typed
-    from runtimes import files, registry
+    from runtimes import registry
     from runtimes.environment import describe_machine
 
     machine = typed(Environment, describe_machine())
@@ -37,7 +38,8 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
         answers = [registry.probe(name) for name in registry.runtime_names()]
         on_cuda = [registry.probe(name, device="cuda") for name in _also_on_cuda(machine)]
     _print_machine(terminal, machine)
-    terminal.line(f"Cache: {files.cache_root()} (resnet-onnx doctor --cache)")
+    cache = _cache_place()
+    terminal.line(f"Cache: {cache} (resnet-onnx doctor --cache)")
     terminal.line()
     _print_runtimes(terminal, answers)
     if on_cuda:
@@ -49,7 +51,7 @@ def command(terminal: Terminal, *, show_cache: bool, prune: int | None) -> None:
             runtimes=answers,
             machine=machine,
             gpu=machine.gpu or Gpus(),
-            cache=str(files.cache_root()),
+            cache=cache,
             on_cuda=on_cuda,
         )
     )
@@ -62,6 +64,16 @@ def _also_on_cuda(machine: Environment) -> Sequence[str]:
     if machine.gpu is None or not machine.gpu.gpus:
         return ()
     return registry.runtimes_that(lambda found: found.default_device == "cpu" and "cuda" in found._device_kinds())
+
+
+def _cache_place() -> str:
+    """Returns where the cache is, or why there is none: a user without a home is told what works all the same."""
+    from runtimes import files
+
+    try:
+        return str(files.cache_root())
+    except FileProblem as error:
+        return f"unavailable: {error.message}; {error.fix}"
 
 
 def _print_machine(terminal: Terminal, machine: Environment) -> None:

@@ -102,7 +102,7 @@ def command(
             f"In {precision} {half.sqnr_db:.1f} dB signal to noise against fp32 ({half.agreement_runtime}); "
             f"{len(half.kept_fp32 or ())} layers kept in fp32"
         )
-    terminal.line(f"Next: resnet-onnx parity {result.path} --runtimes all")
+    terminal.advice(f"Next: resnet-onnx parity {result.path} --runtimes all")
     terminal.emit(result)
 
 

@@ -16,10 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.shell_completion import shell_complete
 
 from resnet_onnx import __version__
+from resnet_onnx.cli.guard import INTERRUPTED, end_descendants, work_in_child
 from resnet_onnx.cli.terminal import Terminal
-from runtimes.errors import RewritingFailed, ToolkitError, is_out_of_memory, reason
+from runtimes.doing import ended
+from runtimes.errors import (
+    FileProblem,
+    NoTemporaryFolder,
+    OutOfMemory,
+    RewritingFailed,
+    ToolkitError,
+    is_out_of_memory,
+    reason,
+)
+from runtimes.files import write_fix
 
 COMMANDS = (
     "demo",
@@ -39,7 +51,13 @@ COMMANDS = (
     "verify",
     "doctor",
 )  # fmt: skip
-INTERNAL_ERROR, INTERRUPTED = 70, 130
+INTERNAL_ERROR = 70
+_COMPLETE = "_RESNET_ONNX_COMPLETE"
+"""By which a shell asks what a line could go on with (click, "Shell Completion")."""
+_RESUME = ("train", "reproduce")
+"""Commands that go on with --resume where they were interrupted."""
+WORK_HERE = ("train", "reproduce", "demo")
+"""Commands that open no graph but their own and, interrupted, first save what they have: they need no guard."""
 
 
 class Commands(click.Group):
@@ -82,12 +100,21 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code (see ``runtimes.errors`` for the codes)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    terminal = Terminal(as_json="--json" in arguments, quiet="--quiet" in arguments, verbose="--verbose" in arguments)
+    terminal = _terminal(arguments)
+    if instruction := os.environ.get(_COMPLETE):  # a shell asks, not a person
+        return shell_complete(cli, {}, "resnet-onnx", _COMPLETE, instruction)
     if not arguments:
         arguments = ["--help"]
+    asks = {"-h", "--help", "--version"}.intersection(arguments)  # click takes the list apart
     try:
         with cli.make_context("resnet-onnx", arguments, obj=terminal) as context:
             return _run(context, terminal)
+    except BrokenPipeError as error:
+        if not asks:
+            return _internal_error(error, terminal)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever reads the help has seen enough
+        return 0
     except click.exceptions.Exit as ending:
         return int(ending.exit_code)
     except click.UsageError as error:
@@ -99,14 +126,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _terminal(arguments: Sequence[str]) -> Terminal:
+    """Returns the terminal of a command line that is not parsed yet."""
+    return Terminal(as_json="--json" in arguments, quiet="--quiet" in arguments, verbose="--verbose" in arguments)
+
+
 def _run(context: click.Context, terminal: Terminal) -> int:
     try:
         cli.invoke(context)
-    except (click.UsageError, click.exceptions.Exit):
+    except (click.UsageError, click.exceptions.Exit, BrokenPipeError):
         raise
     except (KeyboardInterrupt, click.Abort):
         if not terminal.mute:
-            terminal.error("interrupted", "interrupted; what was complete is kept", None)
+            resumes = context.invoked_subcommand in _RESUME
+            fix = "go on from it: the same command with --resume" if resumes else None
+            terminal.error("interrupted", "interrupted; what was complete is kept", fix)
         return INTERRUPTED
     except RewritingFailed as error:
         return _internal_error(error, terminal)
@@ -114,20 +148,33 @@ def _run(context: click.Context, terminal: Terminal) -> int:
         if not (terminal.mute and error.common):
             terminal.error(error.kind, error.message, error.fix)
         return error.exit_code
-    except (MemoryError, RuntimeError) as error:  # torch's CPU allocator has no class of its own
-        if not is_out_of_memory(error):
+    except Exception as error:  # the last line of defence: an internal error, or what the system says through a library
+        told = _machine_problem(error)
+        if told is None:
             return _internal_error(error, terminal)
-        terminal.error("out-of-memory", "this machine has not enough memory for that", "use a smaller batch or model")
-        return 3
-    except OSError as error:
-        if error.errno not in _SYSTEM_REFUSALS:
-            return _internal_error(error, terminal)
-        what = f"{error.filename}: " if error.filename else ""
-        terminal.error("file", f"{what}{error.strerror}", "choose another path")
-        return 2
-    except Exception as error:  # the last line of defence: an internal error
-        return _internal_error(error, terminal)
+        terminal.error(told.kind, told.message, told.fix)
+        return told.exit_code
     return 0
+
+
+def _machine_problem(error: BaseException) -> ToolkitError | None:
+    """Returns what the system refused, where an error came of that; None for an internal error."""
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):  # torch has no class of its own
+        return OutOfMemory("this machine has not enough memory for that", fix="use a smaller batch or model")
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        if isinstance(seen, FileNotFoundError) and "No usable temporary directory" in text:
+            return NoTemporaryFolder(
+                "this machine has no folder for temporary files that can be written to", fix="name one: TMPDIR=/FOLDER"
+            )
+        if isinstance(seen, OSError) and seen.errno in _SYSTEM_REFUSALS:
+            what = f"{seen.filename}: " if seen.filename else ""
+            return FileProblem(f"{what}{seen.strerror}", fix=write_fix(seen))
+        if not isinstance(seen, OSError) and os.strerror(errno.ENOSPC) in text:  # libraries say it in their own words
+            return FileProblem(reason(seen), fix=write_fix(OSError(errno.ENOSPC, "")))
+        seen = seen.__cause__
+    return None
 
 
 _SYSTEM_REFUSALS = frozenset(
@@ -168,7 +215,11 @@ def _write_report(error: Exception, terminal: Terminal) -> Path:
 def entry() -> None:
     """The ``resnet-onnx`` program."""
     _open_missing_streams()
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS and arguments[0] not in WORK_HERE and os.environ.get("RANK") is None:
+        work_in_child(_terminal(arguments))
     code = main()
+    ended(code)
     if code == INTERRUPTED or os.environ.get("WORLD_SIZE", "1") != "1":
         _end_at_once(code)
     sys.exit(code)
@@ -183,14 +234,8 @@ def _end_at_once(code: int) -> None:
     DistributedDataParallel never lets go of its process group, and some that had done all their work were ended by
     SIGABRT when Python took itself apart around them, which torchrun takes for a failed run.
     """
-    import psutil
-
     atexit._run_exitfuncs()
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            # The tracker removes what the others shared in memory, and then ends by itself.
-            if "multiprocessing.resource_tracker" not in " ".join(child.cmdline()):
-                child.kill()
+    end_descendants()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

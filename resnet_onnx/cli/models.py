@@ -133,10 +133,8 @@ def _print_catalog(terminal: Terminal, records: Sequence[ModelRecord]) -> None:
         "Multiply-adds are counted over all convolutions (projections included) and fully connected layers; "
         "'printed' is the paper's own figure."
     )
-    terminal.line(
-        "CIFAR nets exist for every depth 6n+2; timm's and torchvision's networks too: --source timm. "
-        "Next: resnet-onnx export --depth 50"
-    )
+    terminal.line("CIFAR nets exist for every depth 6n+2; timm's and torchvision's networks too: --source timm.")
+    terminal.advice("Next: resnet-onnx export --depth 50")
 
 
 def _print_libraries(terminal: Terminal, records: Sequence[ModelRecord]) -> None:
@@ -154,4 +152,4 @@ def _print_libraries(terminal: Terminal, records: Sequence[ModelRecord]) -> None
     terminal.table([*_COUNTED, "pixels", "trained weights", "license, where stated"], rows)
     terminal.line()
     terminal.line("Multiply-adds are counted over all convolutions and fully connected layers.")
-    terminal.line(f"Next: resnet-onnx export --model {records[0].name}" if records else "")
+    terminal.advice(f"Next: resnet-onnx export --model {records[0].name}" if records else "")

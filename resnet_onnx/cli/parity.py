@@ -140,7 +140,7 @@ def _tolerance(text: str) -> tuple[str, float]:
 
 def _print(terminal: Terminal, report: ParityReport) -> None:
     first = next(iter(report.budgets.values()))
-    terminal.line(f"Gold: {report.gold}, {report.pictures} inputs · budget: {first.reason}")
+    terminal.line(f"Gold: {report.gold}, {report.described_inputs} · budget: {first.reason}")
     terminal.line()
     rows = []
     for outcome in report.outcomes:

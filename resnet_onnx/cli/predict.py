@@ -22,8 +22,10 @@ from resnet_onnx.cli.terminal import Terminal
 from runtimes.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from resnet_onnx.workflow import Request
+    from resnet_onnx.workflow import Model, Request
     from runtimes.spec import RuntimeOptions
+
+_IMAGENET_CLASSES = 1000
 
 
 @make_command("predict", example="resnet-onnx predict resnet50.onnx photo.jpg holiday/ --plot answers.png", polite=True)
@@ -80,6 +82,8 @@ def command(
         terminal.line(prediction.image)
         for candidate in prediction.top:
             terminal.line(f"  {100 * candidate.probability:5.1f} %  {candidate.label}")
+    if model.labels is None:
+        terminal.note(_unnamed(model))
     for note in predictions.notes:
         terminal.note(note)
     for skipped in predictions.skipped:
@@ -105,3 +109,11 @@ def command(
     )
     if failed:
         raise click.exceptions.Exit(CheckFailed.exit_code)
+
+
+def _unnamed(model: Model) -> str:
+    """Returns what to say of classes that are numbers."""
+    from resnet_onnx.data.scores import class_axis
+
+    labels = "imagenet" if class_axis(model.scores.settled()) == _IMAGENET_CLASSES else "FILE"
+    return f"the model has no labels, so that classes are numbers: --labels {labels} names them"

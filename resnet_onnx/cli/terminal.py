@@ -11,14 +11,22 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from runtimes.errors import FileProblem
+from runtimes.text import MOST_SHOWN, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from resnet_onnx.cli.steps import Lines
     from resnet_onnx.results.document import Document
 
 _WIDE = 200
 """Columns of a table that goes to a file or pipe, so that nothing is wrapped or cut."""
+
+_NARROWEST_TEXT = 24
+"""Columns that a last column of text has at least."""
+
+_LONGEST_CELL = 400
+"""Characters of a cell; a longer one loses its middle."""
 
 
 def _scratch() -> Any:
@@ -117,7 +125,12 @@ class Terminal:
     def line(self, text: str = "") -> None:
         """Prints one line of the result for people; nothing with ``--json``."""
         if not self.as_json:
-            self._write(text + "\n")
+            self._write(shown(text) + "\n")
+
+    def advice(self, text: str) -> None:
+        """Prints a next step below the result; nothing with ``--quiet`` or ``--json``."""
+        if not self.quiet:
+            self.line(text)
 
     def _write(self, text: str) -> None:
         if self.mute:
@@ -143,13 +156,21 @@ class Terminal:
 
     _null: int | None = None
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-        """Prints a table for people.
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        left: int = 1,
+        expendable: Sequence[str] = ("p90 ms", "p99 ms", "of it", "share of peak"),
+    ) -> None:
+        """Prints a table for people; a terminal that is too narrow for it gets fewer columns, named below it.
 
         Args:
             columns: Headings, with units.
             rows: Cells.
             left: How many columns from the left are aligned left; the others hold numbers.
+            expendable: Headings of the columns to do without first; then others go, from the right.
         """
         if self.as_json:
             return
@@ -157,24 +178,34 @@ class Terminal:
         from rich.table import Table
         from rich.text import Text
 
+        columns = [shown(heading) for heading in columns]
+        rows = [[shown(cell, most=_LONGEST_CELL) for cell in row] for row in rows]
+        width = _width(self._out) if self._ttys[0] else None
+        kept = list(range(len(columns))) if width is None else _fitting(columns, rows, left, width, expendable)
+        dropped = [heading for index, heading in enumerate(columns) if index not in kept]
+        columns, rows = [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
         table = Table(box=None, pad_edge=True, header_style="bold", padding=(0, 1))
         for index, heading in enumerate(columns):
             table.add_column(
-                Text(heading), justify="left" if index < left else "right", no_wrap=index < len(columns) - 1
+                Text(heading),
+                justify="left" if index < left else "right",
+                no_wrap=0 < index < len(columns) - 1,
+                overflow="fold",
             )
         for row in rows:
             table.add_row(*[Text(cell) for cell in row])
         with io.StringIO() as text:
-            width = _width(self._out) if self._ttys[0] else _WIDE
-            Console(file=text, width=width, force_terminal=self._ttys[0], highlight=False).print(table)
+            Console(file=text, width=width or _WIDE, force_terminal=self._ttys[0], highlight=False).print(table)
             self._write(text.getvalue())
+        if dropped:
+            self.advice(f"For want of room without: {', '.join(dropped)} (--json has all).")
 
     # ---- beside the result ----
 
     def note(self, text: str) -> None:
         """Says something beside the result, on stderr; nothing with ``--quiet``."""
         if not self.quiet and not self.mute:
-            self._tell(text)
+            self._tell(shown(text))
 
     def error(self, kind: str, message: str, fix: str | None) -> None:
         """Reports the one error of a failed command."""
@@ -183,9 +214,9 @@ class Terminal:
 
             with contextlib.suppress(FileProblem):
                 self.emit(ErrorDocument(error=ErrorRecord(kind=kind, message=message, fix=fix)))
-        lines = [f"error: {message}"]
+        lines = [f"error: {shown(message)}"]
         if fix:
-            lines += [f"  {line}" for line in fix.splitlines()]
+            lines += [f"  {shown(line)}" for line in fix[: 4 * MOST_SHOWN].split("\n")]
         self._tell("\n".join(lines))
 
     def _tell(self, text: str) -> None:
@@ -200,36 +231,50 @@ class Terminal:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Yields a rich progress display on stderr; silent when it is not a terminal or with ``--quiet``."""
+        """Yields a rich progress display on stderr: bars on a terminal, lines elsewhere, silent with ``--quiet``."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(file=self._err, force_terminal=self._ttys[1])
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=self.quiet or self.mute or not self._ttys[1],
-        ) as display:
-            yield display
+        from resnet_onnx.cli.steps import LineProgress, bars
+
+        if self._ttys[1] or self.quiet or self.mute:
+            console = Console(file=self._err, force_terminal=self._ttys[1])
+            with bars(console, disable=self.quiet or self.mute) as display:
+                yield display
+            return
+        with self._lines() as lines:
+            yield LineProgress(lines)
 
     @contextlib.contextmanager
     def status(self, text: str, *, refresh_per_second: float = 12.5) -> Iterator[Any]:
-        """Shows a spinner with `text` while something of unknown length runs; ``update(text)`` changes it.
+        """Shows `text` while something of unknown length runs, beside a spinner; ``update(text)`` changes it.
 
         Drawing takes a core from what is being measured, so that a benchmark asks for less of it.
         """
-        from rich.console import Console
-
-        console = Console(file=self._err, force_terminal=self._ttys[1])
-        if self.quiet or self.mute or not self._ttys[1]:
+        if self.quiet or self.mute:
             yield _Still()
-            return
-        with console.status(text, refresh_per_second=refresh_per_second) as display:
-            yield display
+        elif self._ttys[1]:
+            from rich.console import Console
+
+            from resnet_onnx.cli.steps import Spinner
+
+            console = Console(file=self._err, force_terminal=True)
+            with Spinner("", console=console, refresh_per_second=refresh_per_second) as display:
+                display.update(text)
+                yield display
+        else:
+            with self._lines() as lines:
+                lines.update(text)
+                yield lines
+
+    @contextlib.contextmanager
+    def _lines(self) -> Iterator[Lines]:
+        from resnet_onnx.cli.steps import Lines
+
+        lines = Lines(self.note)
+        try:
+            yield lines
+        finally:
+            lines.close()
 
 
 def _width(stream: TextIO) -> int | None:
@@ -237,6 +282,25 @@ def _width(stream: TextIO) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns
     except OSError:
         return None
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int, expendable: Sequence[str]
+) -> list[int]:
+    """Returns the places of the columns that fit beside each other; the last one may wrap where it holds text."""
+    from rich.cells import cell_len
+
+    widths = [2 + max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    if left >= len(columns):
+        widths[-1] = min(widths[-1], _NARROWEST_TEXT)
+    middle = range(len(columns) - 2, left - 1, -1)
+    order = sorted(middle, key=lambda at: expendable.index(columns[at]) if columns[at] in expendable else len(columns))
+    kept = list(range(len(columns)))
+    for at in order:
+        if sum(widths[index] for index in kept) <= width:
+            break
+        kept.remove(at)
+    return kept
 
 
 class _Still:

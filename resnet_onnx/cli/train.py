@@ -309,7 +309,7 @@ def _print(terminal: Terminal, found: Train) -> None:
     terminal.line(f"{found.images_per_second:.0f} img/s, {found.recipe['precision']} · checkpoint {found.checkpoint}")
     if found.plot is not None:
         terminal.line(f"Curves: {found.plot}")
-    terminal.line(f"Next: resnet-onnx export {found.checkpoint} -o {file_stem(found.model)}.onnx")
+    terminal.advice(f"Next: resnet-onnx export {found.checkpoint} -o {file_stem(found.model)}.onnx")
 
 
 def show_step(display: Display, task: TaskID, progress: Progress, *, name: str = "") -> None:
@@ -354,5 +354,6 @@ def _list_recipes(terminal: Terminal) -> None:
     recipes = [lookup_recipe(name) for name in recipe_names()]
     for recipe in recipes:
         epochs, rate = counted(recipe.epochs, "epoch"), recipe.learning_rate
-        terminal.line(f"{recipe.name}: {epochs}, batch {recipe.batch_size}, learning rate {rate:g}\n  {recipe.source}")
+        terminal.line(f"{recipe.name}: {epochs}, batch {recipe.batch_size}, learning rate {rate:g}")
+        terminal.line(f"  {recipe.source}")
     terminal.emit(Recipes(recipes=[recipe.to_json() for recipe in recipes]))

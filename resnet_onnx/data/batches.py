@@ -8,6 +8,7 @@ their way is bounded: memory does not grow with the data set.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -88,7 +89,8 @@ def start_worker_server() -> None:
     if context.get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        with contextlib.suppress(OSError):  # it only saves time; who needs workers says what is wrong
+            forkserver.ensure_running()
 
 
 class Batches(Iterator[Batch]):
@@ -293,7 +295,15 @@ class _Pool:
             initializer=_start_worker,
             initargs=(job, memory, shape),
         )
-        self._fill()
+        try:
+            self._fill()
+        except (OSError, EOFError) as error:  # the server that starts workers answers no more
+            self.close()
+            raise Unavailable(
+                f"worker processes that decode pictures can't be started ({error or type(error).__name__}): the memory "
+                "or the processes that this program may have are used up",
+                fix="--workers 0 decodes in the main process",
+            ) from error
 
     def _fill(self) -> None:
         while self._free and (start := next(self._starts, None)) is not None:

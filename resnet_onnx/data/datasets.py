@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from resnet_onnx.data.layout import Layout, NoSplit, Part, Split
 from resnet_onnx.data.listing import ZIP_FAULTS, Listing, list_folder, list_zip
 from resnet_onnx.data.pictures import MAX_BYTES
 from runtimes.errors import BadData, BadPicture, NetworkUnavailable
+from runtimes.files import read_bounded
 
 NAMED_SETS = ("digits", "cifar10")
 """Data sets that are known by name."""
@@ -83,13 +83,10 @@ class FileSource(PictureSource):
         """Returns the file's bytes; see ``PictureSource.read``."""
         path = self.paths[index]
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                raise BadPicture(f"{self.names[index]}: no regular file")  # reading a pipe may never end
-            size = found.st_size
+            size = path.stat().st_size
             if size > MAX_BYTES:
                 raise BadPicture(f"{self.names[index]}: {size:,} bytes; pictures of up to {MAX_BYTES:,} are read")
-            return path.read_bytes()
+            return read_bounded(path, MAX_BYTES)
         except OSError as error:
             raise BadPicture(f"{self.names[index]}: can't be read ({error.strerror or error})") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.errors import FileProblem, UsageError
+from runtimes.files import open_regular
 
 WORDNET_ID = re.compile(r"n\d{8}")
 """How ImageNet's classes are called by WordNet's offset."""
@@ -115,12 +116,7 @@ def read_label_file(argument: str) -> Labels:
 def _text(argument: str) -> str:
     path = Path(argument)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise FileProblem(
-                f"--labels '{argument}': can't be read (not a regular file)",
-                fix="name a text file with one label a line, or imagenet, or cifar10",
-            )
-        with open(path, "rb") as handle:
+        with open_regular(path) as handle:
             data = handle.read(_MAX_BYTES + 1)
     except OSError as error:
         raise FileProblem(

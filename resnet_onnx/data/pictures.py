@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnet_onnx.data.formats import HEAD_BYTES, format_of
-from resnet_onnx.models.picture_tensor import FORMATS, JPEG, MAX_PIXELS, decoded, orientation, upright
+from resnet_onnx.models.picture_tensor import FORMATS, JPEG, MAX_PIXELS, MAX_SIDE, decoded, orientation, upright
 from runtimes.errors import BadPicture
 
 if TYPE_CHECKING:
@@ -48,13 +49,18 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
     """
     picture = _open(data, name)
     described = f"{picture.format or ''} picture of {picture.width}×{picture.height}"
+    by_libjpeg = picture.format in JPEG and picture.mode in ("RGB", "L")
+    if by_libjpeg:
+        from torchvision.io import decode_jpeg  # noqa: F401  (where it can't be loaded, the picture is not at fault)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if picture.format in JPEG and picture.mode in ("RGB", "L"):
+            if by_libjpeg:
                 pixels = upright(_decode_jpeg(data), orientation(picture))
             else:
                 pixels = decoded(picture)
+                if picture.format == "PNG":
+                    _check_png(picture, data)
     except BadPicture:
         raise
     # What a decoder raises on hostile bytes is open-ended (OSError, SyntaxError, struct.error, MemoryError…).
@@ -108,6 +114,12 @@ def _open(data: bytes, name: str) -> Image.Image:
     if width < 1 or height < 1:
         picture.close()
         raise BadPicture(f"{name}: a picture of {width}×{height} pixels has nothing to decode")
+    if max(width, height) > MAX_SIDE:
+        picture.close()
+        raise BadPicture(
+            f"{name}: {width}×{height} pixels; pictures of up to {MAX_SIDE:,} pixels on a side are decoded",
+            fix="scale the picture down or leave it out",
+        )
     if width * height > MAX_PIXELS:
         picture.close()
         raise BadPicture(
@@ -150,6 +162,45 @@ def _end_of_scan(data: bytes) -> int | None:
             found = data.find(b"\xff\xd9", at)
             return found if found >= 0 else None
     return None
+
+
+def _check_png(picture: Image.Image, data: bytes) -> None:
+    """Raises ``ValueError`` where a PNG's stream ends before its picture does.
+
+    Pillow leaves the rows black that a complete but short stream does not have (seen in 12.0). A picture whose last row
+    is not black had them all; of others, and of interlaced ones, the bytes are counted.
+    """
+    width, height = picture.size
+    depth, colours, interlaced = data[24], data[25], data[28]
+    if not interlaced and np.asarray(picture.crop((0, height - 1, width, height))).any():
+        return
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = ((-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in passes)
+    expected = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    if _inflated(data, expected) < expected:
+        raise ValueError("its data ends before the picture does")
+
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row and their steps in the seven passes of an interlaced PNG (PNG specification, 8.2)."""
+
+
+def _inflated(data: bytes, enough: int) -> int:
+    """Returns how many bytes the image data of a PNG holds, at most about `enough`."""
+    stream, found, at = zlib.decompressobj(), 0, 8
+    while at + 8 <= len(data) and found < enough and not stream.eof:
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"IDAT":
+            waiting = data[at + 8 : at + 8 + size]
+            while waiting and found < enough and not stream.eof:
+                found += len(stream.decompress(waiting, _PIECE_BYTES))
+                waiting = stream.unconsumed_tail
+        at += size + 12
+    return found + (len(stream.flush()) if found < enough and not stream.eof else 0)
+
+
+_PIECE_BYTES = 2**20
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,6 +29,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded: Pillow's own bound for a decompression bomb, a quarter GiB of RGB."""
 
+MAX_SIDE = 2**20
+"""Longest side of a picture that is decoded, pixels: Pillow keeps eight bytes for every row beside the pixels."""
+
 JPEG = ("JPEG", "MPO")
 """Pillow's names of JPEG; an MPO is one with further pictures behind it."""
 
@@ -82,6 +85,8 @@ def pixels(picture: str | os.PathLike[str] | bytes | Image.Image | NDArray[np.ui
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width}×{opened.height}: pictures of up to {MAX_PIXELS:,} pixels are decoded")
+        if max(opened.size) > MAX_SIDE:
+            raise ValueError(f"{opened.width}×{opened.height}: pictures of up to {MAX_SIDE:,} on a side are decoded")
         return decoded(opened)
 
 
@@ -102,7 +107,7 @@ def decoded(picture: Image.Image) -> NDArray[np.uint8]:
         return upright(np.repeat(grey[:, :, None], 3, axis=2), turned)
     if picture.mode in ("P", "PA", "LA", "La"):
         picture = picture.convert("RGBA")
-    return upright(np.array(picture.convert("RGB")), turned)
+    return upright(np.array(picture if picture.mode == "RGB" else picture.convert("RGB")), turned)
 
 
 def orientation(picture: Image.Image) -> int:
@@ -277,17 +282,25 @@ def arrange(
     return np.ascontiguousarray(array if layout == "NCHW" else array.transpose(0, 2, 3, 1), dtype=dtype)
 
 
+_PIECE_SAMPLES = 2**22
+"""Samples that are scaled at once: in double they take eight bytes each."""
+
+
 def _to_eight_bits(samples: NDArray[Any], mode: str) -> NDArray[np.uint8]:
     """Scales wide grey samples to bytes: 16-bit by 257 (65535 → 255), floats in [0, 1] by 255; bytes stay."""
-    values = samples.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
+    low, high = float(samples.min()), float(samples.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
         raise ValueError(f"grey samples of mode {mode} run from {low:g} to {high:g}, expected 0 to 65535")
+    scale = 1.0
     if mode.startswith("I;16") or (mode == "I" and high > 255):
-        values /= 257.0
+        scale = 1 / 257
     elif mode == "F":
         if high > 255:
             raise ValueError(f"grey samples of mode F run up to {high:g}, expected 0 to 1 or 0 to 255")
-        if high <= 1:
-            values *= 255.0
-    return np.rint(values).astype(np.uint8)
+        scale = 255.0 if high <= 1 else 1.0
+    eight = np.empty(samples.shape, np.uint8)
+    rows = max(1, _PIECE_SAMPLES // samples.shape[1])
+    for top in range(0, len(samples), rows):
+        piece = samples[top : top + rows].astype(np.float64)
+        eight[top : top + rows] = np.rint(piece / 257.0 if scale < 1 else piece * scale)
+    return eight

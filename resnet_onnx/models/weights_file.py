@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from runtimes import files
 from runtimes.errors import BadWeights
 
 StateDict = dict[str, Tensor]
@@ -85,7 +86,7 @@ def read_weights_file(path: Path) -> WeightsFile:
         if path.is_dir():
             raise BadWeights(f"{path} is a folder, expected a weights file (.pth, .th, .pt or .safetensors)")
         size_bytes = path.stat().st_size
-        with open(path, "rb") as handle:
+        with files.open_regular(path) as handle:
             head = handle.read(16)
     except OSError as error:
         raise BadWeights(f"can't read the weights {path}: {error.strerror or error}", fix="check the path") from error

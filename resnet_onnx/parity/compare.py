@@ -65,6 +65,7 @@ class Inputs:
             then stands for the targets' single output, whatever the names of the two. None: the same feeds.
         notes: What the user should know of how the pictures were read.
         pictures: Whether they are pictures, each of which has a row in some output.
+        adversarial: How many of them nobody photographed.
     """
 
     names: Sequence[str]
@@ -72,6 +73,7 @@ class Inputs:
     gold_batches: Batches | None = None
     notes: tuple[str, ...] = ()
     pictures: bool = False
+    adversarial: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ class ParityReport:
     """All runtimes against the gold.
 
     Attributes:
+        adversarial: How many of the pictures nobody photographed.
         budgets: Allowance per output, of the first runtime's precision.
         pairs: Relative RMSE of the worst output between two runtimes, by their names; the first is taken as the truth.
         original: What a quantised model was made from, in words, or "".
@@ -132,6 +135,12 @@ class ParityReport:
     original: str = ""
     notes: tuple[str, ...] = ()
     itself: bool = False
+    adversarial: int = 0
+
+    @property
+    def described_inputs(self) -> str:
+        """How many inputs there were, and of which kind."""
+        return f"{self.pictures} inputs" + (f" ({self.adversarial} of them adversarial)" if self.adversarial else "")
 
     @property
     def passed(self) -> bool:
@@ -172,6 +181,7 @@ def compare(comparison: Comparison, *, progress: Progress = lambda _: None) -> P
         original=comparison.original.description if comparison.original is not None else "",
         notes=inputs.notes,
         itself=comparison.gold.itself,
+        adversarial=inputs.adversarial,
     )
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from resnet_onnx.bench.statistics import rounded, significant
-from resnet_onnx.report.tables import csv_text
 from resnet_onnx.results.bench import BenchRow
+from resnet_onnx.results.tables import csv_text
 
 Place = Literal["terminal", "page"]
 """Where a table is shown; Markdown has the terminal's."""
 
 UNKNOWN = "–"
+_SYMMETRIC = 0.75
+"""An interval whose shorter side is less than this share of the longer one is shown by its two ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,13 @@ def _half_width(row: BenchRow) -> float | None:
 
 
 def _uncertainty(row: BenchRow, table: BenchTable) -> str:
-    half = _half_width(row)
-    return UNKNOWN if half is None else f"± {significant(row.speed, half)[1]}"
+    half, interval = _half_width(row), row.images_per_second_ci95
+    if half is None or interval is None:
+        return UNKNOWN
+    sides = interval[1] - row.speed, row.speed - interval[0]
+    if min(sides) < _SYMMETRIC * max(sides):
+        return "–".join(significant(end, half)[0] for end in interval)
+    return f"± {significant(row.speed, half)[1]}"
 
 
 def _runtime(row: BenchRow, table: BenchTable) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resnet_onnx.results.commands import Finding
 from runtimes import files
+from runtimes.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +62,23 @@ def write_page(
         FileProblem: The file can't be written.
     """
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resnet_onnx.report", "."),
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_as_shown,
     )
-    environment.filters["base64"] = lambda picture: base64.b64encode(picture.read_bytes()).decode()
+    environment.filters["base64"] = lambda picture: Markup(base64.b64encode(picture.read_bytes()).decode())
     template = environment.get_template("page.html")
     text = template.render(title=title, verdict=findings[0], findings=findings[1:], sections=sections, footer=footer)
     files.write_text(path, text)
+
+
+def _as_shown(value: object) -> object:
+    """Returns text as a page may show it; a drawing and an embedded picture are no text of anybody's."""
+    from markupsafe import Markup
+
+    return shown(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -238,7 +238,7 @@ class Speed:
 def by_model(documents: Sequence[Bench]) -> list[Speed]:
     """Returns one ``Speed`` a model and machine, in the order in which their benchmarks come.
 
-    Results stand together where their rows may be compared: the same name, input and machine. Two that have a row in
+    Results stand together where their rows may be compared: the same network, input and machine. Two that have a row in
     common are two measurements, one before something changed and one after it, and stand apart.
     """
     groups: list[list[Bench]] = []
@@ -246,7 +246,7 @@ def by_model(documents: Sequence[Bench]) -> list[Speed]:
         ours = {_identity(row) for row in document.results}
         for group in groups:
             there = {_identity(row) for other in group for row in other.results}
-            if _subject(group[0]) == _subject(document) and not ours & there and _one_file(group, document):
+            if _same_subject(group[0], document) and not ours & there and _one_file(group, document):
                 group.append(document)
                 break
         else:
@@ -254,8 +254,12 @@ def by_model(documents: Sequence[Bench]) -> list[Speed]:
     return [Speed(group, _apart(group, groups)) for group in groups]
 
 
-def _subject(document: Bench) -> tuple[str, list[str], str]:
-    return document.model.name, list(document.model.inputs), _machine(document.environment)
+def _same_subject(one: Bench, other: Bench) -> bool:
+    """Whether two results are of one network on one machine, by the hash of its weights or by its name."""
+    ours, theirs = one.model, other.model
+    alike = ours.name == theirs.name or (ours.weights_sha256 and ours.weights_sha256 == theirs.weights_sha256)
+    same_input = list(ours.inputs) == list(theirs.inputs)
+    return bool(alike) and same_input and _machine(one.environment) == _machine(other.environment)
 
 
 def _one_file(group: Sequence[Bench], document: Bench) -> bool:
@@ -286,7 +290,7 @@ def _apart(group: Sequence[Bench], groups: Sequence[Sequence[Bench]]) -> str:
         told.append(listed(inputs))
     if any(_machine(other.environment) != machine for other in others):
         told.append(machine)
-    if any(_subject(other) == _subject(first) for other in others):
+    if any(_same_subject(other, first) for other in others):
         told.append(first.made)
     return f" ({'; '.join(told)})" if told else ""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_onnx.report.charts import COLOURS
-from resnet_onnx.report.tables import csv_text
 from resnet_onnx.report.words import counted
+from resnet_onnx.results.tables import csv_text
 from resnet_onnx.training.history import EpochRow
 from runtimes.files import atomic_file, write_text
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from runtimes import files
+from runtimes.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Case:
 
 def write_suite(path: Path, command: str, subject: str, cases: Sequence[Case]) -> None:
     """Writes one suite, named after a command and what it judged; raises ``FileProblem`` where it can't."""
-    subject = _printable(subject)
+    subject = shown(subject)
     suite = ElementTree.Element(
         "testsuite",
         name=f"{command} {subject}",
@@ -42,19 +43,14 @@ def write_suite(path: Path, command: str, subject: str, cases: Sequence[Case]) -
             suite,
             "testcase",
             classname=f"{command}.{subject}",
-            name=_printable(case.name),
+            name=shown(case.name),
             time=f"{case.seconds:.3f}",
         )
         if case.failure is not None:
-            reason = _printable(case.failure)
+            reason = shown(case.failure, lines=True)
             ElementTree.SubElement(element, "failure", message=reason, type=command).text = reason
         elif case.text:
-            ElementTree.SubElement(element, "system-out").text = _printable(case.text)
+            ElementTree.SubElement(element, "system-out").text = shown(case.text, lines=True)
     root = ElementTree.Element("testsuites")
     root.append(suite)
     files.write_bytes(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
-
-
-def _printable(text: str) -> str:
-    """Returns a text that XML can hold: names of files may have control characters, or be no Unicode."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)

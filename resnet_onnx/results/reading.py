@@ -20,6 +20,7 @@ from resnet_onnx.results.document import SCHEMA, Document, Saved
 from resnet_onnx.results.evaluate import Evaluate
 from resnet_onnx.results.parity import Parity
 from runtimes.errors import BadData
+from runtimes.files import read_bounded
 
 AnyResult = Bench | Saved[Any]
 """What ``--save`` writes: ``Bench``, or ``Saved`` of ``Parity``, ``Evaluate``, ``Convert`` or ``Compare``."""
@@ -59,6 +60,8 @@ def read(path: Path, *, kinds: Sequence[str] = KINDS) -> AnyResult:
     try:
         head = _head(content, path, kinds)
         found: AnyResult = msgspec.json.decode(content, type=_FORMS[head])
+        if odd := _impossible(msgspec.json.decode(content), "$"):
+            raise BadData(f"{path}: {odd}, which no result of {head} has")
     except msgspec.ValidationError as error:
         raise BadData(f"{path}: not a complete result of {head}: {error}") from error
     except RecursionError as error:
@@ -115,18 +118,34 @@ def _head(content: bytes, path: Path, kinds: Sequence[str]) -> str:
 
 def _load(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise BadData(f"{path}: a folder, expected a file that --save wrote")
-        if path.exists() and not path.is_file():
-            raise BadData(f"{path}: a device or pipe, expected a file that --save wrote")
         size = path.stat().st_size
         if size > LARGEST_BYTES:
             raise BadData(f"{path}: {size / 2**30:.1f} GiB, expected a result of at most 1 GiB")
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        return read_bounded(path, LARGEST_BYTES).removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError as error:
         raise BadData(f"{path}: no such file", fix=_save_fix(KINDS)) from error
     except OSError as error:
         raise BadData(f"{path}: can't be read: {error.strerror or error}") from error
+
+
+_LONGEST_TEXT = 20_000
+_LARGEST_NUMBER = 1e30
+"""Larger than anything that is measured or counted, and small enough that squares and sums of it stay finite."""
+
+
+def _impossible(value: Any, where: str) -> str:
+    """Returns what in plain values no measurement gives and nothing can be drawn of, with its place; "" for nothing."""
+    if isinstance(value, str):
+        return f"a text of {len(value):,} characters at `{where}`" if len(value) > _LONGEST_TEXT else ""
+    if isinstance(value, int | float):
+        return f"the number {value:.3g} at `{where}`" if not abs(value) <= _LARGEST_NUMBER else ""
+    if isinstance(value, dict):
+        parts = ((item, f"{where}.{key[:40]}", key) for key, item in value.items())
+        return next((odd for item, at, key in parts if (odd := _impossible(key, at) or _impossible(item, at))), "")
+    if isinstance(value, list):
+        parts_of_list = ((item, f"{where}[{index}]") for index, item in enumerate(value))
+        return next((odd for item, at in parts_of_list if (odd := _impossible(item, at))), "")
+    return ""
 
 
 def _no_number(content: bytes, error: ValueError) -> str:

@@ -11,19 +11,23 @@ import msgspec
 
 from resnet_onnx.results.document import SCHEMA, Document, Saved
 from runtimes import files
+from runtimes.text import escaped_json
 
 T = TypeVar("T")
 
 
 def encode(document: Document | Saved[Any]) -> bytes:
-    """Returns a document as indented JSON in UTF-8 that ends in a newline; NaN and Infinity become null."""
+    """Returns a document as indented JSON in UTF-8 that ends in a newline; NaN and Infinity become null.
+
+    What a terminal would not show as text, as in names of files, is escaped.
+    """
     known = ((field.name, getattr(document, field.name)) for field in fields(document))
     whole = {"schema": SCHEMA, "kind": document.kind, **{n: v for n, v in known if v is not msgspec.UNSET}}
     try:
         content = msgspec.json.encode(whole, enc_hook=_plain)
     except UnicodeEncodeError:  # names of files may be of any bytes
         content = msgspec.json.encode(_text_only(msgspec.to_builtins(whole, enc_hook=_plain)))
-    return msgspec.json.format(content, indent=2) + b"\n"
+    return escaped_json(msgspec.json.format(content, indent=2).decode()).encode() + b"\n"
 
 
 def write(path: Path, document: Document | Saved[Any]) -> None:

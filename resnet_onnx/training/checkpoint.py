@@ -43,6 +43,7 @@ VERSION = 1
 _OTHER_CHECKPOINT = "use another checkpoint of the run ('best' or 'last'), or train again"
 LARGEST_RECORD_BYTES = 64 * 2**20
 """No record that a training writes is larger, so a larger file is not parsed."""
+_LARGEST_PART_BYTES = 2**36
 
 Tensors = dict[str, "torch.Tensor"]
 
@@ -133,7 +134,7 @@ class Checkpoint:
                 f"the checkpoint {self.folder} has no {name}: it is for use, not for training on",
                 fix=f"resume from the folder '{LAST}' of the same run",
             )
-        data = _read(self.folder / name)
+        data = _read(self.folder / name, _LARGEST_PART_BYTES)
         if hashlib.sha256(data).hexdigest() != self.digests[name]:
             raise BadWeights(f"{self.folder / name} changed while it was being read", fix="try again")
         try:
@@ -258,7 +259,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise BadWeights(f"{folder} is not a checkpoint: can't read {RECORD} ({error.strerror})") from error
     damaged, fix = f"{path} is damaged", _OTHER_CHECKPOINT
     try:
-        record = json.loads(_read(path).decode())
+        record = json.loads(_read(path, LARGEST_RECORD_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise BadWeights(f"{damaged}: {error}", fix=fix) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -314,9 +315,9 @@ def _check_file(path: Path, digest: str, size: int) -> None:
         raise BadWeights(f"{path} is damaged: {damage}", fix=_OTHER_CHECKPOINT)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_bounded(path, most)
     except OSError as error:
         raise BadWeights(f"can't read {path}: {error.strerror or error}") from error
 

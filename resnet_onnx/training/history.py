@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resnet_onnx.report.tables import csv_text
 from resnet_onnx.results.commands import BestEpoch, EpochRecord
+from resnet_onnx.results.tables import csv_text
 
 COLUMNS = (
     "epoch", "steps", "learning_rate", "train_loss", "train_top1", "validation_loss", "validation_top1",

@@ -21,8 +21,8 @@ def load() -> Any:
     Raises:
         RuntimeUnavailable: TensorBoard is not installed; the message names the extra.
     """
-    load_library("tensorboard", runtime="TensorBoard logs", package=_EXTRA)
-    return load_library("torch.utils.tensorboard", runtime="TensorBoard logs", package=_EXTRA)
+    load_library("tensorboard", purpose="TensorBoard logs", package=_EXTRA)
+    return load_library("torch.utils.tensorboard", purpose="TensorBoard logs", package=_EXTRA)
 
 
 def log(folder: Path, row: EpochRow, step: int) -> None:

@@ -493,7 +493,9 @@ def _inputs(sides: _Sides, plan: ParityPlan, *, largest: int = LARGE_BATCH) -> I
             return (feeds_of(truth, record[""]) for record in rebatched(filled, other))
 
         gold_batches = Batches(theirs, other)
-    return Inputs(names=names, batches=batches, gold_batches=gold_batches, notes=notes, pictures=True)
+    return Inputs(
+        names=names, batches=batches, gold_batches=gold_batches, notes=notes, pictures=True, adversarial=len(odd_names)
+    )
 
 
 def _with_batches(

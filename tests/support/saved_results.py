@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,4 +68,7 @@ def noisy(
 
 
 def named(model: str, *rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return document(*[{**found, "model": model} for found in rows], name=model, **changes)
+    """A benchmark of a network of its own, with weights of its own."""
+    weights = hashlib.sha256(model.encode()).hexdigest()
+    rows_of = [{**found, "model": model} for found in rows]
+    return document(*rows_of, **{"name": model, "weights_sha256": weights, **changes})

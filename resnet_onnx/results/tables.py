@@ -8,6 +8,8 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
+from runtimes.text import shown
+
 
 def csv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """Returns CSV with a line of headings.
@@ -46,7 +48,7 @@ def markdown(
     if below:
         lines += ["", *[f"- {_text(line.strip())}" for line in below]]
     if command:
-        lines += ["", "```", shlex.join(command), "```"]
+        lines += ["", "```", shown(shlex.join(command)), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -57,4 +59,4 @@ def _row(cells: Sequence[str]) -> str:
 def _text(text: str, *, keep: str = "") -> str:
     """Escapes what Markdown or HTML would take for more than text."""
     signs = "".join(sign for sign in r"\`*_|[]<>~" if sign not in keep)
-    return re.sub(f"([{re.escape(signs)}])", r"\\\1", " ".join(text.split()))
+    return re.sub(f"([{re.escape(signs)}])", r"\\\1", shown(" ".join(text.split())))
