@@ -40,6 +40,7 @@ class OrtTensorRTRTXRuntime(OrtRuntime):
     default_device = "cuda:0"
     build_advice = "compiles for the GPU, into the cache, when it opens the ONNX file"
     provider = "NvTensorRTRTXExecutionProvider"
+    in_all = False  # it is measured end to end alone
 
     @classmethod
     def _installed_version(cls) -> str | None:
