@@ -11,7 +11,13 @@ from runtimes.environment import package_version
 from runtimes.errors import UsageError
 
 _EVERYWHERE = ("numpy", "pillow", "cykooz-resizer")
-"""What every bundle needs beside the runtime's library; the last where it has a wheel."""
+"""What every bundle needs beside the runtime's library."""
+
+_ONLY_WHERE = {
+    "cykooz-resizer": "(sys_platform == 'linux' and platform_machine == 'x86_64') or "
+    "(sys_platform == 'win32' and platform_machine == 'AMD64') or sys_platform == 'darwin'"
+}
+"""Where there are wheels; elsewhere NumPy computes the same."""
 
 
 def need_standalone(runtime: str) -> str:
@@ -58,7 +64,10 @@ def packages(runtime: str) -> dict[str, str]:
 def write_requirements(folder: Path, found: Mapping[str, str]) -> None:
     """Writes ``requirements.txt``, which pins what was measured."""
     # A local version (2.9.0+cu130) is of a build that no index has.
-    lines = [f"{name}=={version.partition('+')[0]}\n" for name, version in found.items()]
+    lines = [
+        f"{name}=={version.partition('+')[0]}" + (f"; {_ONLY_WHERE[name]}" if name in _ONLY_WHERE else "") + "\n"
+        for name, version in found.items()
+    ]
     (folder / "requirements.txt").write_text("".join(lines), encoding="utf-8")
 
 

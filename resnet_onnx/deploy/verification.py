@@ -80,6 +80,7 @@ def verify_bundle(folder: Path, plan: VerifyPlan, *, progress: Callable[[str], N
     bundle = _read(folder / MANIFEST, Bundle)
     _read(folder / _PROOF, Proof)
     _check_contained(folder, bundle)
+    program = _runner(folder, bundle)
     asked = argparse.Namespace(sha256=plan.sha256, trust_engine=plan.trust_engine)
     progress("hashes")
     missing = [str(row.path) for row in bundle.files if not (folder / str(row.path)).is_file()]
@@ -96,7 +97,7 @@ def verify_bundle(folder: Path, plan: VerifyPlan, *, progress: Callable[[str], N
         progress("preprocessing, outputs, decisions, speed")
         found, skipped = _run(folder, bundle, plan), []
     checks = [Check(**check) for check in found["checks"]]
-    checks.insert(1, _runner(folder, bundle))
+    checks.insert(1, program)
     speed = {"promised": bundle.figures.over_reference, **found["speed"]}
     return Verify(
         passed=all(check.verdict != "fail" for check in (*checks, *skipped)),
@@ -105,7 +106,7 @@ def verify_bundle(folder: Path, plan: VerifyPlan, *, progress: Callable[[str], N
         runtime=bundle.runtime,
         precision=bundle.precision,
         checks=[*checks, *skipped],
-        speed=msgspec.convert(speed, VerifiedSpeed),
+        speed=replace(msgspec.convert(speed, VerifiedSpeed)),  # what it lacks has its default
         notes=bundle.notes,
     )
 
@@ -249,6 +250,3 @@ def _run(folder: Path, bundle: Bundle, plan: VerifyPlan) -> dict[str, Any]:
     raise RunFailed(f"{folder}: the process that opened it on {bundle.runtime} did not come to its end: {said}")
 
 
-def renamed(found: Verify, path: Path) -> Verify:
-    """Returns a result with the path as the user wrote it."""
-    return replace(found, path=files.printable(str(path)))
