@@ -270,7 +270,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge file": (huge, "10,737,418,240 bytes, and the bundle says"),
     "a huge document": (huge_document, "expected a bundle.json of at most 64 MiB"),
     "a zip bomb": (bomb, "unpacked, and pictures of 32×32 need"),
-    "a wrong type": (lambda folder: bundles.edit(folder, lambda about: about.update(labels=7)), "not a complete bundle.json"),
+    "a wrong type": (
+        lambda folder: bundles.edit(folder, lambda about: about.update(labels=7)),
+        "not a complete bundle.json",
+    ),
     "a billion threads": (
         lambda folder: bundles.edit(folder, lambda about: about["settings"].update(threads=10**9)),
         "not a complete bundle.json",

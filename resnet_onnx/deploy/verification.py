@@ -248,5 +248,3 @@ def _run(folder: Path, bundle: Bundle, plan: VerifyPlan) -> dict[str, Any]:
             return found
     said = reason(done.stderr) or f"it ended with exit code {done.returncode}"
     raise RunFailed(f"{folder}: the process that opened it on {bundle.runtime} did not come to its end: {said}")
-
-

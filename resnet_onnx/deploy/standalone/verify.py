@@ -33,6 +33,8 @@ TURN_S = 0.01
 """Least time of a turn."""
 WITHIN = 0.02
 """Half width of the interval of the ratio at which the measurement ends."""
+PATIENCE_S = 60.0
+"""How much longer a measurement takes at most that waits for the runs of a p99."""
 P99_RUNS = 299
 """Runs that an upper 95 % bound of p99 needs (Wilks 1941)."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16",
@@ -317,7 +319,7 @@ def measure(folder: Path, seconds: float, *, trust: bool, fewest: int) -> tuple[
                     times += found["times"]
             ratios.append(sum(spent["A"]) / sum(spent["B"]))
             pictures.append(sum(spent["B"]) / 2)
-            late = (time.monotonic() > end and len(times) >= fewest) or time.monotonic() > end + 5 * seconds
+            late = (time.monotonic() > end and len(times) >= fewest) or time.monotonic() > end + PATIENCE_S
             if len(ratios) >= 8 and len(times) >= fewest:
                 low, high = median_interval([math.log(ratio) for ratio in ratios])
                 late = late or (len(ratios) >= 20 and high - low <= 2 * WITHIN)
