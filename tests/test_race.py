@@ -213,6 +213,14 @@ def test_what_is_plainly_slower_leaves_within_a_dozen_blocks_and_the_race_ends_b
     assert [one.challenger for one in found.path] == [candidate(1), candidate(2), candidate(3)]
 
 
+def test_time_goes_to_those_that_may_still_be_the_best() -> None:
+    entries = field([1.0, 0.995, *[0.93] * 6], opening_s=0.5)
+    for seed in range(3):
+        found = raced(SimulatedTrack(entries, noise=recorded("beside_others", 0.06), seed=seed), until_s=40.0)
+        blocks = {one.candidate: one.blocks for one in found.standings}
+        assert blocks[candidate(1)] > 2 * np.median([blocks[candidate(number)] for number in range(2, 8)])
+
+
 def test_time_that_ends_leaves_the_rest_undecided_and_says_so() -> None:
     entries = field([1.0, 1.001, 0.999, 0.5], opening_s=5.0)
     found = raced(SimulatedTrack(entries, noise=recorded("beside_others", 0.1)), until_s=14.0)
