@@ -6,7 +6,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study family env-pair paired-noise race-study clean
+.PHONY: demo test test-slow test-gpu test-compile check bench-checks compare-study optimize-study family env-pair paired-noise race-study clean
 
 demo: $(STAMP)
 	$(BIN)/resnet-onnx demo
@@ -56,6 +56,10 @@ compare-study: $(STAMP)
 # One network of each design in timm and torchvision, exported and compared; run it again to go on.
 family: $(STAMP)
 	$(BIN)/python benchmarks/family.py
+
+# How good the answers of optimize are on five nets, in pieces of at most 30 minutes: run it again to go on.
+optimize-study: $(STAMP)
+	$(BIN)/python benchmarks/optimize_study.py --minutes 30
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.document import SCHEMA, Document, ErrorDocument, Saved
 from resnet_onnx.results.evaluate import Evaluate, Predict
+from resnet_onnx.results.optimize import Optimize, OptimizeDryRun
 from resnet_onnx.results.parity import Parity
 from resnet_onnx.results.reproduce import Degradation, Shortcuts, Table1
 
@@ -25,10 +26,12 @@ FILE = Path(__file__).with_name("result-schema.json")
 PRINTED: tuple[type[Document], ...] = (
     Bench, Parity, Evaluate, Convert, Predict, Export, commands.Train, commands.Recipes, commands.BuildEngine,
     commands.BuildLowered, Compare, commands.Report, commands.Doctor, commands.Cache, commands.Models,
-    commands.Demo, Degradation, Shortcuts, Table1, BundleResult, Verify, Bundle, Proof, ErrorDocument,
+    commands.Demo, Degradation, Shortcuts, Table1, BundleResult, Verify, Bundle, Proof, Optimize, OptimizeDryRun,
+    ErrorDocument,
 )  # fmt: skip
 SAVED: tuple[tuple[type[Document], Any], ...] = (
     (Parity, Saved[Parity]), (Evaluate, Saved[Evaluate]), (Convert, Saved[Convert]), (Compare, Saved[Compare]),
+    (Optimize, Saved[Optimize]),
 )  # fmt: skip
 
 

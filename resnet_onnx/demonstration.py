@@ -1,4 +1,4 @@
-"""The whole way on bundled real data: train, export, prove, measure, predict."""
+"""The whole way on bundled real data: train, export, prove, measure, predict, optimize."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from resnet_onnx.report.words import counted
 from resnet_onnx.results.bench import Bench, BenchRow
 from resnet_onnx.results.commands import Demo, DemoParity, DemoPredicted, DemoSpeed, Finding
 from resnet_onnx.results.document import Saved
+from resnet_onnx.results.optimize import Optimize
 from resnet_onnx.results.parity import Parity
+from resnet_onnx.results.reading import AnyResult
 from resnet_onnx.results.writing import write
 from runtimes import registry
 
@@ -26,6 +28,7 @@ REQUIRED_TOP1 = 0.97
 """Least accuracy on held-out digits; the recipe was measured at 98.4 %."""
 SHOWN = 12
 _SECONDS_A_ROW = 2.0
+_SEARCH_S = 20.0
 
 Tell = Callable[[str], None]
 
@@ -46,20 +49,20 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     start = time.monotonic()
     trained = _train(out / "training", seed, tell)
 
-    tell("2/5  exporting to ONNX, verified against torch")
+    tell("2/6  exporting to ONNX, verified against torch")
     onnx = out / "digits.onnx"
     exported = workflow.export(workflow.resolve(workflow.Request(model=str(trained.checkpoint))), onnx)
     model = workflow.resolve(workflow.Request(model=str(onnx)))
     tell(f"     {onnx}, relative RMSE {exported.verified.relative_rmse:.1e}")
 
     names = [n for n in registry.parse_names("all") if registry.adapter(n).default_device == "cpu"]
-    tell(f"3/5  parity of {', '.join(names)} against torch in float64")
+    tell(f"3/6  parity of {', '.join(names)} against torch in float64")
     parity = _prove(model, names)
     write(out / "parity.json", parity)
     for outcome in parity.result.results:
         tell(f"     {outcome.reason}")
 
-    tell("4/5  measuring each")
+    tell("4/6  measuring each")
     bench = _measure(model, names)
     write(out / "bench.json", bench)
     speeds = sorted(bench.results, key=lambda row: (row.batch, -row.speed))
@@ -69,13 +72,19 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     if doubts:
         tell(f"     ~ not stable: {'; '.join(doubts)}")
 
-    tell("5/5  predicting held-out digits")
+    tell("5/6  predicting held-out digits")
     predicted = _predict(model, out / "predictions.png")
     tell(f"     {predicted.right} of {SHOWN} right, drawn in {predicted.picture}")
 
+    tell("6/6  looking for the fastest engine that computes the same and keeps the accuracy")
+    search = _search(model, names)
+    write(out / "optimize.json", search)
+    answer = search.result.answer
+    tell(f"     {answer.sentence if answer is not None else search.result.nearest}")
+
     passed = parity.result.passed and (trained.test_top1 or 0.0) >= REQUIRED_TOP1
     report = out / "report.html"
-    _report(report, [bench, parity], trained, Path(predicted.picture), passed=passed)
+    _report(report, [bench, parity, search], trained, Path(predicted.picture), passed=passed)
     return Demo(
         report=str(report),
         passed=passed,
@@ -93,6 +102,7 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
             for r in speeds
         ],
         predicted=predicted,
+        answer=None if answer is None else answer.sentence,
     )
 
 
@@ -106,7 +116,7 @@ def _train(out: Path, seed: int, tell: Tell) -> TrainingResult:
     data = open_training_data(DATA)
     recipe = default_recipe(DATA, image_size=entry.image_size, pictures=len(data.train))
     # One thread: reproducible to the bit, and on a busy machine several times faster than two that wait for each other.
-    tell(f"1/5  training {NETWORK} on {len(data.train)} digits, {counted(recipe.epochs, 'epoch')}")
+    tell(f"1/6  training {NETWORK} on {len(data.train)} digits, {counted(recipe.epochs, 'epoch')}")
     trained = train(TrainingPlan(entry=entry, data=data, recipe=recipe, out=out, seed=seed, resume=True, threads=1))
     tell(f"     {100 * (trained.test_top1 or 0):.1f} % on held-out digits")
     return trained
@@ -137,6 +147,21 @@ def _speed(row: BenchRow) -> str:
     return f"     {row.runtime:<9} {row.speed:>7,.0f} img/s{sure} at batch {row.batch}{'' if row.stable else ' ~'}"
 
 
+def _search(model: workflow.Model, names: list[str]) -> Saved[Optimize]:
+    from resnet_onnx.optimization.optimizing import optimize_model
+    from resnet_onnx.optimization.plan import OptimizePlan
+
+    plan = OptimizePlan(
+        data=DATA,
+        runtimes=tuple(names),
+        precisions=("fp32", "int8"),
+        batches=(1, 64),
+        streams=(1,),
+        time_budget_s=_SEARCH_S,
+    )
+    return workflow.saved_result(model, optimize_model(model, plan))
+
+
 def _predict(model: workflow.Model, picture: Path) -> DemoPredicted:
     from resnet_onnx.data.datasets import open_dataset
     from resnet_onnx.prediction import draw, predict
@@ -151,9 +176,7 @@ def _predict(model: workflow.Model, picture: Path) -> DemoPredicted:
     return DemoPredicted(shown=SHOWN, right=right, picture=str(picture))
 
 
-def _report(
-    path: Path, results: Sequence[Bench | Saved[Parity]], trained: TrainingResult, picture: Path, *, passed: bool
-) -> None:
+def _report(path: Path, results: Sequence[AnyResult], trained: TrainingResult, picture: Path, *, passed: bool) -> None:
     from resnet_onnx.report.assemble import write_report
     from resnet_onnx.report.page import Section
 

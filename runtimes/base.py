@@ -166,6 +166,7 @@ class Runtime(ABC):
         left_out_because: What a user is told where ``all`` leaves it out, and "" for nothing.
         standalone: The module that runs its models without this program, see ``runtimes.standalone``; "" for none.
         distributions: What pip installs its library as, the first that is installed.
+        efficiency: Share of a processor's peak that it usually reaches; a guess, for what is tried first.
         build_advice: What it does where an engine would be built, as the end of a sentence that begins with "it".
         inputs: Specs of the model's inputs, in the model's order.
         outputs: Specs of the model's outputs, in the model's order.
@@ -186,6 +187,7 @@ class Runtime(ABC):
     left_out_because: ClassVar[str] = ""
     standalone: ClassVar[str] = ""
     distributions: ClassVar[tuple[str, ...]] = ()
+    efficiency: ClassVar[float] = 0.6
     build_advice: ClassVar[str] = "loads the ONNX file itself"
 
     inputs: tuple[TensorSpec, ...]

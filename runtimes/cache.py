@@ -10,6 +10,8 @@ KINDS = {
     "weights": "source weights, by content",
     "random": "notes on random weights",
     "onnx": "exported models",
+    "converted": "models in another precision, made by optimize",
+    "searches": "journals of optimize",
     "lowered": "int8 models in the form of one runtime",
     "engines": "engines of TensorRT and TensorRT for RTX, packages of torch-compile",
     ort_gpu.CACHE_FOLDER: "engines that ONNX Runtime built",

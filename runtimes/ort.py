@@ -349,6 +349,7 @@ class OrtCpuRuntime(OrtRuntime):
     title = "ONNX Runtime on the CPU"
     precisions = frozenset({"fp32", "fp16", "int8"})
     lowers_int8 = True
+    efficiency = 0.8
     provider = "CPUExecutionProvider"
 
 

@@ -43,6 +43,7 @@ class OpenVINORuntime(Runtime):
     lowers_int8 = True
     standalone = "runtimes.standalone.openvino_engine"
     distributions = ("openvino",)
+    efficiency = 0.85
 
     @classmethod
     def _installed_version(cls) -> str | None:

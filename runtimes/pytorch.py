@@ -33,6 +33,7 @@ class TorchRuntime(Runtime):
     uses = frozenset({"threads", "streams", "tf32", "cuda_graph", "exhaustive_search", "channels_last", "autocast"})
     precisions = frozenset({"fp32", "fp16", "bf16"})
     build_advice = "runs the network itself"
+    efficiency = 0.35
 
     @classmethod
     def _device_kinds(cls) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ class TorchCompileRuntime(TorchRuntime):
     standalone = "runtimes.standalone.torch_package_engine"
     distributions = ("torch",)
     in_all = False
+    efficiency = 0.5
     left_out_because = "compiling takes tens of seconds; 'all,torch-compile' includes it"
 
     @classmethod

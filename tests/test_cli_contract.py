@@ -24,7 +24,6 @@ from support.bad_models import sound
 from support.quantised_models import quantised
 from support.saved_results import SCHEMA_1
 
-from resnet_onnx import __version__
 from resnet_onnx.cli.main import COMMANDS, cli, main
 from resnet_onnx.models import catalog
 from resnet_onnx.results.bench import Bench
@@ -44,6 +43,7 @@ from resnet_onnx.results.evaluate import Evaluate, Predict
 from resnet_onnx.results.parity import Parity
 from resnet_onnx.results.reproduce import Table1
 from resnet_onnx.results.writing import encode
+from resnet_onnx.version import __version__
 from runtimes import errors
 
 Capture = pytest.CaptureFixture[str]

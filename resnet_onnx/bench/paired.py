@@ -135,17 +135,32 @@ class OpenedSide:
         """
         try:
             self.opened = self._worker.receive()
-            self.warm_up = self._worker.call(
-                "prepare",
-                row=0,
-                feeds=self.side.feeds,
-                batch=self.side.batch,
-                scope=self.side.scope,
-                feed_factory=self.side.feed_factory,
-                limit_s=self._warm_up_s,
-            )
+            self._warm_up()
         except (UnsupportedModel, RunFailed) as error:
             self.error = error
+
+    def take(self, side: Side) -> None:
+        """Becomes another side of the same target, in the same process; as ``prepare``."""
+        if side.target != self.side.target:
+            raise ValueError("another target needs another process")
+        self.side = side
+        try:
+            with self._worker.awake():
+                self._worker.call("release", row=0)
+                self._warm_up()
+        except (UnsupportedModel, RunFailed) as error:
+            self.error = error
+
+    def _warm_up(self) -> None:
+        self.warm_up = self._worker.call(
+            "prepare",
+            row=0,
+            feeds=self.side.feeds,
+            batch=self.side.batch,
+            scope=self.side.scope,
+            feed_factory=self.side.feed_factory,
+            limit_s=self._warm_up_s,
+        )
 
     def turn(self) -> Turn:
         """Runs once, or for ``TURN_S`` where a run is shorter; the time is that of one picture, all streams together.

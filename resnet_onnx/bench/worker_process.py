@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, Self
 
 import psutil
 
-from resnet_onnx import __version__
 from resnet_onnx.bench.worker import PROTOCOL
+from resnet_onnx.version import __version__
 from runtimes.errors import RunFailed, UsageError
 
 _PYTHON_FIX = "name the python of an environment that has resnet-onnx, such as venv/bin/python"

@@ -18,9 +18,9 @@ from pathlib import Path
 import click
 from click.shell_completion import shell_complete
 
-from resnet_onnx import __version__
 from resnet_onnx.cli.guard import INTERRUPTED, end_descendants, work_in_child
 from resnet_onnx.cli.terminal import Terminal
+from resnet_onnx.version import __version__
 from runtimes.doing import ended
 from runtimes.errors import (
     FileProblem,
@@ -35,6 +35,7 @@ from runtimes.files import write_fix
 
 COMMANDS = (
     "demo",
+    "optimize",
     "models",
     "train",
     "evaluate",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from runtimes.errors import FileProblem
@@ -27,6 +29,9 @@ _NARROWEST_TEXT = 24
 
 _LONGEST_CELL = 400
 """Characters of a cell; a longer one loses its middle."""
+
+
+_LINE_EVERY_S = 30.0
 
 
 def _scratch() -> Any:
@@ -162,6 +167,7 @@ class Terminal:
         rows: Sequence[Sequence[str]],
         *,
         left: int = 1,
+        text_last: bool = False,
         expendable: Sequence[str] = ("p90 ms", "p99 ms", "of it", "share of peak"),
     ) -> None:
         """Prints a table for people; a terminal that is too narrow for it gets fewer columns, named below it.
@@ -170,6 +176,7 @@ class Terminal:
             columns: Headings, with units.
             rows: Cells.
             left: How many columns from the left are aligned left; the others hold numbers.
+            text_last: Whether the last column holds text, too.
             expendable: Headings of the columns to do without first; then others go, from the right.
         """
         if self.as_json:
@@ -186,9 +193,10 @@ class Terminal:
         columns, rows = [columns[index] for index in kept], [[row[index] for index in kept] for row in rows]
         table = Table(box=None, pad_edge=True, header_style="bold", padding=(0, 1))
         for index, heading in enumerate(columns):
+            aligned = index < left or (text_last and index == len(columns) - 1)
             table.add_column(
                 Text(heading),
-                justify="left" if index < left else "right",
+                justify="left" if aligned else "right",
                 no_wrap=0 < index < len(columns) - 1,
                 overflow="fold",
             )
@@ -275,6 +283,27 @@ class Terminal:
             yield lines
         finally:
             lines.close()
+
+    @contextlib.contextmanager
+    def stages(self, text: str) -> Iterator[Callable[[str], None]]:
+        """Shows what a long job is doing; without a terminal a line as each stage begins, and one every 30 s.
+
+        What follows the first " · " or " (" of a text does not begin another stage.
+        """
+        with self.status(text, refresh_per_second=1) as status:
+            if self._ttys[1] and not isinstance(status, _Still):
+                yield status.update
+                return
+            last, said_at = "", float("-inf")
+
+            def tell(now: str) -> None:
+                nonlocal last, said_at
+                stage = re.split(r" · | \(|, \d+ of|: ", now, maxsplit=1)[0]
+                if stage != last or time.monotonic() - said_at >= _LINE_EVERY_S:
+                    last, said_at = stage, time.monotonic()
+                    self.note(now)
+
+            yield tell
 
 
 def _width(stream: TextIO) -> int | None:

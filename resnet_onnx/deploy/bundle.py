@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from resnet_onnx import __version__
 from resnet_onnx.bench.clock import Stopwatch
 from resnet_onnx.deploy import readme, runner
 from resnet_onnx.deploy.model_files import ModelFiles, write_model
@@ -31,6 +30,7 @@ from resnet_onnx.results.document import Artifacts, Document, Environment, FileR
 from resnet_onnx.results.evaluate import Evaluate
 from resnet_onnx.results.parity import Parity
 from resnet_onnx.results.writing import typed, write
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.feeds import need_picture_input, need_preprocessing
 from resnet_onnx.workflow.opening import source
 from resnet_onnx.workflow.parity import ParityPlan, ProvenPictures, prove_pictures

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from resnet_onnx import __version__
 from resnet_onnx.deploy import runner
 from resnet_onnx.deploy.bundle import MANIFEST, SEAL
 from resnet_onnx.deploy.standalone import verify as standalone
 from resnet_onnx.results.bundle import Bundle, Check, Proof, VerifiedSpeed, Verify
 from resnet_onnx.results.document import SCHEMA, Document
+from resnet_onnx.version import __version__
 from runtimes import files, onnx_gate, registry
 from runtimes.errors import BadData, CheckFailed, RunFailed, UsageError, reason
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnet_onnx.bench.statistics import rounded
 from resnet_onnx.parity.proportions import share_interval
-from resnet_onnx.report import charts, conversion, pairs, speed
+from resnet_onnx.report import charts, conversion, pairs, search, speed
 from resnet_onnx.report.charts import Bar
 from resnet_onnx.report.page import Chart, Section, write_page
 from resnet_onnx.report.words import listed
@@ -18,6 +18,7 @@ from resnet_onnx.results.compare import Compare, ComparedRow
 from resnet_onnx.results.convert import Convert
 from resnet_onnx.results.document import Environment, Saved
 from resnet_onnx.results.evaluate import Evaluate, EvaluateRow
+from resnet_onnx.results.optimize import CandidateRow, Optimize
 from resnet_onnx.results.parity import Parity, ParityRow
 from resnet_onnx.results.reading import AnyResult, of_kind
 
@@ -61,6 +62,9 @@ def write_report(
     for compared in of_kind(documents, Compare):
         findings += pairs.findings(compared)
         judged.append(pairs.section(compared))
+    for searched in of_kind(documents, Optimize):
+        findings += search.findings(searched)
+        judged = [*search.sections(searched), *judged]
     # What is bad comes first whatever it is of; otherwise the question that most come with: how fast is it?
     findings.sort(key=lambda finding: finding.state != "bad")
     if verdict is not None:
@@ -92,6 +96,7 @@ def _title(documents: Sequence[AnyResult]) -> str:
         "evaluate": "accuracy",
         "convert": "precision",
         "compare": "comparison",
+        "optimize": "the fastest engine",
     }
     kinds = {found.kind for found in documents}
     told = listed([subject for kind, subject in subjects.items() if kind in kinds])
@@ -99,7 +104,7 @@ def _title(documents: Sequence[AnyResult]) -> str:
     return f"{', '.join(models) if len(models) < 4 else f'{len(models)} models'}: {told}"
 
 
-def _rows(document: AnyResult) -> Sequence[BenchRow | ParityRow | EvaluateRow | ComparedRow]:
+def _rows(document: AnyResult) -> Sequence[BenchRow | ParityRow | EvaluateRow | ComparedRow | CandidateRow]:
     """Returns the rows of a result: one per runtime and, with ``bench``, batch and streams; ``convert`` has none."""
     if isinstance(document, Bench):
         return document.results

@@ -337,6 +337,7 @@ class Demo(Document):
         report: The HTML page.
         passed: Accuracy, export and parity are all as promised.
         seconds: Wall time.
+        answer: The sentence of ``optimize``; None where no engine could be shown to keep the limits in so short a time.
     """
 
     kind: ClassVar[str] = "demo"
@@ -351,3 +352,4 @@ class Demo(Document):
     parity: Sequence[DemoParity]
     bench: Sequence[DemoSpeed]
     predicted: DemoPredicted
+    answer: str | None = None

@@ -18,16 +18,17 @@ from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.convert import Convert
 from resnet_onnx.results.document import SCHEMA, Document, Saved
 from resnet_onnx.results.evaluate import Evaluate
+from resnet_onnx.results.optimize import Optimize
 from resnet_onnx.results.parity import Parity
 from runtimes.errors import BadData
 from runtimes.files import read_bounded
 
 AnyResult = Bench | Saved[Any]
-"""What ``--save`` writes: ``Bench``, or ``Saved`` of ``Parity``, ``Evaluate``, ``Convert`` or ``Compare``."""
+"""What ``--save`` writes: ``Bench``, or ``Saved`` of the document of another command."""
 
 _FORMS: dict[str, Any] = {
     "bench": Bench, "parity": Saved[Parity], "evaluate": Saved[Evaluate], "convert": Saved[Convert],
-    "compare": Saved[Compare],
+    "compare": Saved[Compare], "optimize": Saved[Optimize],
 }  # fmt: skip
 
 KINDS = tuple(_FORMS)

@@ -175,7 +175,7 @@ def write_checkpoint(folder: Path, content: CheckpointContent) -> None:
     """
     from safetensors.torch import save
 
-    from resnet_onnx import __version__
+    from resnet_onnx.version import __version__
 
     structure, optimizer_tensors = None, Tensors()
     parts: dict[str, Mapping[str, torch.Tensor]] = {MODEL: content.module_state}

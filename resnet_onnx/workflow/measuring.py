@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_onnx import __version__
 from resnet_onnx.bench import roofline
 from resnet_onnx.bench.layers import beside_ideal
 from resnet_onnx.bench.plan import BenchPlan
 from resnet_onnx.results.bench import Bench, BenchModel, BenchRow, SkippedRow
 from resnet_onnx.results.document import Environment, Peaks
 from resnet_onnx.results.writing import typed
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.feeds import sample_feeds, specs
 from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.opening import runnable, target

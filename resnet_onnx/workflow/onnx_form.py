@@ -10,9 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from resnet_onnx import __version__
 from resnet_onnx.models.network import Network, file_stem
 from resnet_onnx.results.convert import Export, InputForm, Verified
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.feeds import feeds_of
 from resnet_onnx.workflow.request import INPUT_NAME, METADATA_PREFIX, OUTPUT_NAME, Model, OnnxForm, need_network
 from resnet_onnx.workflow.torch_form import wrapped

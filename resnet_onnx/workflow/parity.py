@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_onnx import __version__
 from resnet_onnx.data.feeds import find_picture_input
 from resnet_onnx.models.preprocessing import Preprocessing
 from resnet_onnx.parity.adversarial import LARGE_BATCH, adversarial_pictures, odd_batches
@@ -30,6 +29,7 @@ from resnet_onnx.parity.records import Records, rebatched
 from resnet_onnx.parity.running import Batches, gold_outputs, run
 from resnet_onnx.parity.summation import sums_of
 from resnet_onnx.results.parity import Localisation
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.feeds import feeds_of, need_preprocessing, sample_feeds, specs, takes_pictures
 from resnet_onnx.workflow.onnx_form import graph_path, onnx_path
 from resnet_onnx.workflow.opening import gold_target, source, target, tensor_names

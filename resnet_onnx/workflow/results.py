@@ -6,10 +6,10 @@ import sys
 import time
 from typing import TypeVar
 
-from resnet_onnx import __version__
 from resnet_onnx.results.compare import Compare
 from resnet_onnx.results.document import Artifacts, Document, Environment, Saved
 from resnet_onnx.results.writing import typed
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.onnx_form import graph_path
 from resnet_onnx.workflow.request import Model
 from runtimes import onnx_gate

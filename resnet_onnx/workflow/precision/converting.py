@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_onnx import __version__
 from resnet_onnx.results.convert import Convert, Export
 from resnet_onnx.results.writing import typed
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.accuracy import skip_bad_named
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.precision import gate as gates

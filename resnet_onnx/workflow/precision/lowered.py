@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from resnet_onnx import __version__
+from resnet_onnx.version import __version__
 from resnet_onnx.workflow.onnx_form import onnx_path
 from resnet_onnx.workflow.request import Model
 from runtimes import onnx_gate
