@@ -113,15 +113,18 @@ def test_a_network_of_timm_is_fine_tuned_on_photos_and_deployed(
     trained = run_json(
         capfd,
         *("train", "--model", "timm:resnet18", "--weights", "hub/model.safetensors", "--data", "photos"),
-        *("--image-size", "64", "--epochs", "4", "--batch", "8", "--threads", "1", "--set", "validation=0"),
-        *("--set", "smallest_area=0.6", "--set", "stochastic_depth=0.1"),
+        *("--image-size", "64", "--epochs", "12", "--batch", "8", "--threads", "1", "--set", "validation=0"),
+        *("--set", "smallest_area=0.6"),
     )
     assert Path(trained["checkpoint"]).is_relative_to("runs/timm-resnet18-photos")
-    assert trained["test_top1"] >= 0.9
+    assert trained["test_top1"] >= 0.8
     exported = run_json(capfd, "export", trained["checkpoint"], "--output", "mine.onnx")
     assert exported["weights_license"] == "cc-by-nc-4.0"
     run_json(capfd, "convert", "mine.onnx", "--to", "int8", "--calibration", "photos", "--output", "mine-int8.onnx",
              "--max-drop", "10")  # fmt: skip
     for model in ("mine.onnx", "mine-int8.onnx"):
-        answers = run_json(capfd, "predict", model, "photos/test/china/00.jpg", "photos/test/flower/00.jpg")
-        assert [answer["top"][0]["label"] for answer in answers["predictions"]] == ["china", "flower"]
+        answers = run_json(capfd, "predict", model, *map(str, sorted(Path("photos/test").rglob("*.jpg"))))[
+            "predictions"
+        ]
+        right = [answer["top"][0]["label"] == Path(answer["image"]).parent.name for answer in answers]
+        assert sum(right) >= 13  # of 16
