@@ -104,12 +104,12 @@ def command(
     check_tuning(tuning, runtimes_named(plan), device=device)
     if problem is not None:
         raise problem
-    with terminal.stages("preparing the model") as tell:
+    with terminal.status("preparing the model", refresh_per_second=1) as status:
         model = workflow.resolve(request)
         if dry_run:
-            planned = plan_search(model, plan, progress=tell)
+            planned = plan_search(model, plan, progress=status.update)
         else:
-            found = optimize_model(model, plan, progress=tell)
+            found = optimize_model(model, plan, progress=status.update)
     if dry_run:
         _print_planned(terminal, planned)
         terminal.emit(planned)

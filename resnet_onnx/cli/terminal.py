@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from runtimes.errors import FileProblem
@@ -29,9 +27,6 @@ _NARROWEST_TEXT = 24
 
 _LONGEST_CELL = 400
 """Characters of a cell; a longer one loses its middle."""
-
-
-_LINE_EVERY_S = 30.0
 
 
 def _scratch() -> Any:
@@ -283,27 +278,6 @@ class Terminal:
             yield lines
         finally:
             lines.close()
-
-    @contextlib.contextmanager
-    def stages(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Shows what a long job is doing; without a terminal a line as each stage begins, and one every 30 s.
-
-        What follows the first " · " or " (" of a text does not begin another stage.
-        """
-        with self.status(text, refresh_per_second=1) as status:
-            if self._ttys[1] and not isinstance(status, _Still):
-                yield status.update
-                return
-            last, said_at = "", float("-inf")
-
-            def tell(now: str) -> None:
-                nonlocal last, said_at
-                stage = re.split(r" · | \(|, \d+ of|: ", now, maxsplit=1)[0]
-                if stage != last or time.monotonic() - said_at >= _LINE_EVERY_S:
-                    last, said_at = stage, time.monotonic()
-                    self.note(now)
-
-            yield tell
 
 
 def _width(stream: TextIO) -> int | None:
