@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_onnx.bench.feed_factory import FeedFactory
-from resnet_onnx.bench.statistics import samples_needed
 from runtimes.errors import UsageError
 from runtimes.spec import Scope
 
@@ -71,6 +70,8 @@ class BenchPlan:
     @property
     def fewest_samples(self) -> int:
         """Samples that a row needs whatever its time."""
+        from resnet_onnx.bench.statistics import samples_needed  # loads SciPy, which a usage error must not wait for
+
         return 0 if self.percentile is None else samples_needed(self.percentile)
 
     @property
