@@ -27,7 +27,7 @@ env-pair: $(STAMP)
 paired-noise: $(STAMP)
 	$(BIN)/python benchmarks/paired_noise.py simulate benchmarks/noise/*.json
 
-# The race of `optimize` in simulated time, with known truths: some 900 races and 1,000 with limits, in some ten minutes.
+# The race of `optimize` in simulated time, with known truths: some 900 races and 1,000 with limits, in some 15 minutes.
 race-study: $(STAMP)
 	$(BIN)/python -m pytest -q -s -n 0 -m slow tests/test_race.py
 
