@@ -165,6 +165,7 @@ class Runtime(ABC):
         in_all: Whether ``all`` includes it; False where it, or making what it opens, is too slow for that.
         left_out_because: What a user is told where ``all`` leaves it out, and "" for nothing.
         standalone: The module that runs its models without this program, see ``runtimes.standalone``; "" for none.
+        not_bundled_because: Where there is none: why, as the end of a sentence that begins with "it".
         distributions: What pip installs its library as, the first that is installed.
         efficiency: Share of a processor's peak that it usually reaches; a guess, for what is tried first.
         build_advice: What it does where an engine would be built, as the end of a sentence that begins with "it".
@@ -186,6 +187,7 @@ class Runtime(ABC):
     in_all: ClassVar[bool] = True
     left_out_because: ClassVar[str] = ""
     standalone: ClassVar[str] = ""
+    not_bundled_because: ClassVar[str] = "has no program that runs it without resnet-onnx"
     distributions: ClassVar[tuple[str, ...]] = ()
     efficiency: ClassVar[float] = 0.6
     build_advice: ClassVar[str] = "loads the ONNX file itself"

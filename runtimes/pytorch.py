@@ -33,6 +33,7 @@ class TorchRuntime(Runtime):
     uses = frozenset({"threads", "streams", "tf32", "cuda_graph", "exhaustive_search", "channels_last", "autocast"})
     precisions = frozenset({"fp32", "fp16", "bf16"})
     build_advice = "runs the network itself"
+    not_bundled_because = "computes with the network's own program, which a bundle does not carry"
     efficiency = 0.35
 
     @classmethod

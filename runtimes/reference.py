@@ -39,6 +39,7 @@ class ReferenceRuntime(Runtime):
     uses = frozenset()
     precisions = frozenset({"fp32", "fp16", "bf16", "int8"})
     in_all = False  # too slow to be measured, and itself a gold
+    not_bundled_because = "computes gold, node by node in NumPy, and is too slow to be deployed"
 
     @classmethod
     def _installed_version(cls) -> str | None:

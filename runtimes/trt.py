@@ -43,6 +43,7 @@ class TensorRTFamilyRuntime(Runtime):
     suffixes = (engines.SUFFIX, ".plan")
     uses = frozenset({"tf32", "cuda_graph", "trust_engine"})
     precisions = frozenset({"fp32", "fp16", "int8"})
+    not_bundled_because = "opens engines, for which there is no program yet that runs them without resnet-onnx"
     library_name: ClassVar[trt_shim.LibraryName]
 
     @classmethod

@@ -232,11 +232,18 @@ class TestWholeOrAbsent:
 
 
 class TestCommand:
-    def test_torch_can_not_be_bundled(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("runtime", "because"),
+        [("torch", "the network's own program"), ("reference", "too slow"), ("tensorrt", "opens engines")],
+    )
+    def test_a_runtime_that_can_not_be_bundled_says_why(
+        self, runtime: str, because: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         out = str(tmp_path / "out")
-        assert main(["bundle", "cifar-resnet20", "--runtime", "torch", "--out", out]) == 2
-        said = capfd.readouterr().err
-        assert "runtime 'torch' can't be bundled" in said
+        assert main(["bundle", "cifar-resnet20", "--runtime", runtime, "--out", out]) == 2
+        said = " ".join(capfd.readouterr().err.split())
+        assert f"runtime '{runtime}' can't be bundled" in said
+        assert because in said
         assert "ort-cpu" in said
 
     def test_the_users_pictures_have_to_be_named(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -26,15 +26,14 @@ def need_standalone(runtime: str) -> str:
     Raises:
         UsageError: There is none; names the runtimes that have one.
     """
-    found = registry.adapter(runtime).standalone
-    if not found:
+    adapter = registry.adapter(runtime)
+    if not adapter.standalone:
         others = ", ".join(registry.runtimes_that(lambda adapter: bool(adapter.standalone)))
         raise UsageError(
-            f"runtime '{runtime}' can't be bundled: it computes with the network's own program, which a bundle does "
-            "not carry",
+            f"runtime '{runtime}' can't be bundled: it {adapter.not_bundled_because}",
             fix=f"bundle it for one of {others}",
         )
-    return found
+    return adapter.standalone
 
 
 def templates(runtime: str) -> dict[str, Path]:
