@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -268,41 +269,53 @@ def test_a_dry_run_measures_nothing(net: Model, capfd: pytest.CaptureFixture[str
     assert speeds[0] == max(speeds)
 
 
-MOMENTS = [1, 2, 3, 4, 5, 6]
+MOMENTS = (1, 3, 6)
+"""Finished steps after which a search is killed, again and again: as it admits, confirms, and writes its bundle."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_search_that_was_killed_goes_on_where_it_was(moment: int, net: Model, tmp_path: Path) -> None:
-    cache = Path(os.environ["RESNET_ONNX_CACHE"])
+def test_a_search_that_was_killed_goes_on_where_it_was(net: Model, tmp_path: Path) -> None:
+    journals = Path(os.environ["RESNET_ONNX_CACHE"]) / "searches"
     line = [
         sys.executable, "-m", "resnet_onnx", "optimize", str(net.onnx), "--runtimes", "ort-cpu", "--precisions", "fp32",
-        "--batch", "1,4", "--streams", "1", "--threads", "1", "--scope", "device", "--time-budget", "0.2", "--json",
-        "--out", str(tmp_path / f"fast-{moment}"),
+        "--batch", "4", "--streams", "1", "--threads", "1", "--scope", "device", "--time-budget", "0.2", "--json",
     ]  # fmt: skip
-    before = set((cache / "searches").glob("*.jsonl")) if (cache / "searches").is_dir() else set()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = _journal_of(process, cache, before, steps=moment)
-    process.kill()
-    process.wait()
-    kept = journal.read_text().splitlines()
-    again = subprocess.run([*line, "--resume"], capture_output=True, text=True, timeout=300, check=False)
-    found = json.loads(again.stdout)
-    assert again.returncode in (0, 1), found
-    steps = journal.read_text().splitlines()
-    sound = [text for text in kept if _is_json(text)]
-    assert steps[: len(sound)] == sound, "what was finished is not measured again"
-    keys = [json.loads(text)["step"] for text in steps[1:]]
-    assert len(set(keys)) == len(keys)
+    line += ["--out", str(tmp_path / "fast"), "--resume"]
+    before = set(journals.glob("*.jsonl"))
+    sound: list[str] = []
+    for moment in MOMENTS:
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        journal = _journal_of(process, journals, before, steps=moment)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert below, "the work is done in a process of its own"
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(below, timeout=10)[1], "what it had started ends with it"
+        sound = _sound(journal, sound)
+        assert len(sound) > moment
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads(ended.stdout)
     assert any(f"{len(sound) - 1} finished steps were taken over" in note for note in found["notes"])
-    assert (found["answer"] is None) or Path(found["bundle"]).is_dir()
+    steps = [json.loads(text) for text in _sound(journal, sound)[1:]]
+    assert len({step["step"] for step in steps}) == len(steps)
+    assert Path(found["bundle"]).is_dir()
+    recorded = next(step["result"] for step in steps if step["step"] == "reference")
+    assert found["answer"]["over_reference_ci95"] == recorded["over_reference_ci95"]
 
 
-def _journal_of(process: subprocess.Popen[bytes], cache: Path, before: set[Path], *, steps: int) -> Path:
+def _sound(journal: Path, before: list[str]) -> list[str]:
+    """Returns the whole lines of a journal, after making sure that what was finished before was not done again."""
+    found = [text for text in journal.read_text().splitlines() if _is_json(text)]
+    assert found[: len(before)] == before
+    return found
+
+
+def _journal_of(process: subprocess.Popen[bytes], journals: Path, before: set[Path], *, steps: int) -> Path:
     """Waits until the journal of a search has so many finished steps."""
     end = time.monotonic() + 240
     while time.monotonic() < end and process.poll() is None:
-        for path in set((cache / "searches").glob("*.jsonl")) - before:
+        for path in set(journals.glob("*.jsonl")) - before:
             if len(path.read_text().splitlines()) > steps:
                 return path
         time.sleep(0.05)
