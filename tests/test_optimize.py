@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from resnet_onnx.optimization.admission import Admission, batches_of
 from resnet_onnx.optimization.candidate import PICTURE_SHARES, Candidate, CandidateFailed, Form
 from resnet_onnx.optimization.candidates import Costs, NotRaced, candidates, entries_of
 from resnet_onnx.optimization.confirmation import Attempt, Confirmation
+from resnet_onnx.optimization.figures import compared_with, reserve
 from resnet_onnx.optimization.limits import Judgement
 from resnet_onnx.optimization.optimizing import optimize_model
 from resnet_onnx.optimization.original import Original
@@ -221,6 +223,21 @@ def test_usage_errors(line: list[str], code: int, kind: str | None, capfd: pytes
     error = json.loads(capfd.readouterr().out)["error"]
     assert kind in (None, error["kind"])
     assert error["message"]
+
+
+# ---- the budget ----
+
+
+def test_what_follows_the_confirmation_is_planned_for_by_what_admission_took() -> None:
+    plan = OptimizePlan()
+    form, torch, compiled = Form("ort-cpu", "fp32"), Form("torch", "fp32"), Form("torch-compile", "fp32")
+    quick, slow = (reserve(plan, {form: seconds}) for seconds in (4.0, 40.0))
+    assert slow.total_s > quick.total_s > 0
+    assert reserve(replace(plan, out=Path("fast")), {form: 40.0}).bundle_s == 40.0  # its proof is parity again
+    assert reserve(plan, {form: 40.0, compiled: 90.0}).gains_s > slow.gains_s
+    candidate = Candidate(runtime="ort-cpu", precision="fp32", batch=4, threads=1)
+    beside = compared_with(candidate, {form: True, torch: True, compiled: True}, left_s=-5.0)
+    assert [each.runtime for each in beside if isinstance(each, Candidate)] == ["torch"]
 
 
 # ---- the whole way ------------------------------------------------------------------------------------------------

@@ -64,10 +64,17 @@ class Verdict:
 
     Attributes:
         parity: Where it is in the network's own precision.
+        converting_s: Of its seconds, those in which the network was converted, which is done once for all runtimes.
     """
 
     form: FormRecord
     parity: Parity | None = None
+    converting_s: float = 0.0
+
+    @property
+    def proving_s(self) -> float:
+        """Seconds that its proof took."""
+        return self.form.seconds - self.converting_s
 
 
 @dataclass(kw_only=True)
@@ -89,6 +96,7 @@ class Admission:
     conversions: dict[str, Convert] = field(default_factory=dict)
     _models: dict[str, Model] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
+    _converting_s: float = 0.0
 
     @property
     def model(self) -> Model:
@@ -104,7 +112,11 @@ class Admission:
         if precision == self.model.precision:
             return self.model
         if precision not in self._models:
-            path, record_ = self._converted(precision)
+            watch = Stopwatch()
+            try:
+                path, record_ = self._converted(precision)
+            finally:
+                self._converting_s += watch.seconds
             self.conversions[precision] = record_
             checked = onnx_gate.check_onnx(path)
             self._models[precision] = replace(self.model, onnx=path, precision=precision, inputs=checked.inputs)
@@ -118,7 +130,7 @@ class Admission:
 
     def admit(self, form: Form) -> Verdict:
         """Finds out whether a form computes the network."""
-        watch = Stopwatch()
+        watch, self._converting_s = Stopwatch(), 0.0
         try:
             found = self._parity(form) if form.precision == self.model.precision else self._gate(form)
         except ToolkitError as error:
@@ -127,7 +139,7 @@ class Admission:
             found = self._verdict(form, reason=str(error), proof="none")
         except Exception as error:  # the code of somebody else's runtime
             found = self._verdict(form, reason=f"{type(error).__name__}: {reason(error)}", proof="none")
-        return replace(found, form=replace(found.form, seconds=watch.seconds))
+        return replace(found, form=replace(found.form, seconds=watch.seconds), converting_s=self._converting_s)
 
     def _verdict(self, form: Form, *, reason: str, proof: str, admitted: bool = False, **figures: Any) -> Verdict:
         parity = figures.pop("parity", None)

@@ -17,11 +17,13 @@ from resnet_onnx.optimization.confirmation import (
 )
 from resnet_onnx.optimization.figures import (
     CapacityFound,
+    Reserve,
     against_reference,
     capacity,
     ceiling_share,
     compared_with,
     gain,
+    reserve,
 )
 from resnet_onnx.optimization.race import RaceOutcome
 from resnet_onnx.optimization.search import Search
@@ -61,14 +63,15 @@ def answered(search: Search, track: RealTrack, found: Found, attempt: Attempt) -
     """Measures what else is to be said of the confirmed candidate, and returns the document; writes the bundle."""
     plan, candidate, journal = search.plan, attempt.candidate, search.journal
     limits = [words.limit_record(each) for each in attempt.limits]
-    gains = _gains(search, track, candidate, found.admitted)
+    kept = kept_for_conclusion(search, found.admitted)
+    gains = _gains(search, track, candidate, found.admitted, kept)
     search.say(f"measuring {candidate} against the reference")
     figures = journal.once("reference", lambda: against_reference(track, candidate, progress=search.say), Figures)
     served: CapacityFound | None = None
     if plan.arrivals is not None:
         served = journal.once(
             "capacity",
-            lambda: capacity(track, candidate, seconds=search.left_s(), progress=search.say),
+            lambda: capacity(track, candidate, seconds=search.left_s() - kept.bundle_s, progress=search.say),
             CapacityFound,
         )
         limits.append(served.limit)
@@ -80,16 +83,33 @@ def answered(search: Search, track: RealTrack, found: Found, attempt: Attempt) -
     if not search.judged:
         limits.append(_agreement_limit(candidate.form, found.admitted))
     if served is not None and any(limit.verdict != "met" for limit in limits):
-        return document_of(search, replace(found, limits=limits, near_text=_missed(candidate, limits)))
+        missed = _missed(candidate, limits)
+        document = document_of(search, replace(found, limits=limits, near_text=missed))
+        rows = [
+            replace(row, state="eliminated", reason=f"not confirmed: {missed}") if row.state == "confirmed" else row
+            for row in document.candidates
+        ]
+        return replace(document, candidates=rows)
     made = _answer(search, attempt, figures, gains, found.admitted, served)
     document = document_of(search, replace(found, limits=limits, answer=made))
     return document if plan.out is None else _bundled(search, track, found.admitted, document, figures)
 
 
-def _gains(search: Search, track: RealTrack, candidate: Candidate, admitted: Sequence[Verdict]) -> list[Gain]:
+def kept_for_conclusion(search: Search, admitted: Sequence[Verdict]) -> Reserve:
+    """Returns the time that is kept for what follows the confirmation."""
+    return reserve(search.plan, {Form(each.form.runtime, each.form.precision): each.proving_s for each in admitted})
+
+
+def _gains(
+    search: Search, track: RealTrack, candidate: Candidate, admitted: Sequence[Verdict], kept: Reserve
+) -> list[Gain]:
     forms = {Form(each.form.runtime, each.form.precision): each.form.admitted for each in admitted}
     gains: list[Gain] = []
-    for other in compared_with(candidate, forms, left_s=search.left_s()):
+
+    def left_s() -> float:
+        return search.left_s() - kept.after_gains_s
+
+    for other in compared_with(candidate, forms, left_s=left_s()):
         if isinstance(other, Gain):
             gains.append(other)
             continue
@@ -97,7 +117,7 @@ def _gains(search: Search, track: RealTrack, candidate: Candidate, admitted: Seq
         gains.append(
             search.journal.once(
                 f"gain over {other}",
-                lambda other=other: gain(track, candidate, other, seed=search.plan.seed, left_s=search.left_s() / 2),  # type: ignore[misc]
+                lambda other=other: gain(track, candidate, other, seed=search.plan.seed, left_s=left_s() / 2),  # type: ignore[misc]
                 Gain,
             )
         )
@@ -123,7 +143,12 @@ def _agreement_limit(form: Form, admitted: Sequence[Verdict]) -> Limit:
 
 
 def _missed(candidate: Candidate, limits: Sequence[Limit]) -> str:
-    missed = [f"{each.name} {each.value}, the limit is {each.limit:g}" for each in limits if each.verdict != "met"]
+    missed = [
+        f"{each.name} {'not measured' if each.value is None else f'{each.value:.4g}'}, the limit is {each.limit:g} "
+        f"({each.verdict})"
+        for each in limits
+        if each.verdict != "met"
+    ]
     return f"{words.arrangement(candidate)}: {'; '.join(missed)}"
 
 

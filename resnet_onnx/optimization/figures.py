@@ -13,6 +13,7 @@ from resnet_onnx.bench.row import Row
 from resnet_onnx.bench.server import find_row_capacity
 from resnet_onnx.deploy.reference import bundle_side, measure_against_reference, reference_side
 from resnet_onnx.optimization.candidate import Candidate, CandidateFailed, Form
+from resnet_onnx.optimization.plan import OptimizePlan
 from resnet_onnx.optimization.track import RealTrack
 from resnet_onnx.results.bundle import Figures, Limit
 from resnet_onnx.results.document import Peaks
@@ -28,10 +29,57 @@ Progress = Callable[[str], None]
 _GAIN_S, _GAIN_BLOCKS, _LONGEST_GAIN_S = 6.0, 12, 20.0
 _REFERENCE_S = 8.0
 _CAPACITY_S = 30.0
-_COMPILING_S = 60.0
+COMPILING_S = 60.0
 
 BESIDE = ("torch", "torch-compile")
 """What a user would run without this program."""
+
+_OPENING_SHARE = 1 / 4
+"""Of an admission's time, that opening its form takes about: it opens it for parity and for further pictures, and runs
+both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserve:
+    """Seconds that are kept for what follows the confirmation.
+
+    Attributes:
+        bundle_s: Its proof is the parity of the admission once more.
+    """
+
+    gains_s: float
+    reference_s: float
+    capacity_s: float
+    bundle_s: float
+
+    @property
+    def after_gains_s(self) -> float:
+        """All but the gains."""
+        return self.reference_s + self.capacity_s + self.bundle_s
+
+    @property
+    def total_s(self) -> float:
+        """All."""
+        return self.gains_s + self.after_gains_s
+
+
+def reserve(plan: OptimizePlan, admitted: Mapping[Form, float]) -> Reserve:
+    """Returns what is to be kept, by how long admission took in this run.
+
+    Args:
+        plan: Says what follows.
+        admitted: The forms that were looked at, and the seconds that the proof of each took.
+    """
+    slowest_s = max((taken for form, taken in admitted.items() if registry.adapter(form.runtime).in_all), default=0.0)
+    opening_s = _OPENING_SHARE * slowest_s
+    beside = [admitted.get(Form(name, "fp32")) for name in BESIDE]
+    gains_s = [2 * opening_s, *(_OPENING_SHARE * taken + opening_s for taken in beside[1:] if taken is not None)]
+    return Reserve(
+        gains_s=sum(each + _GAIN_S for each in gains_s),
+        reference_s=2 * opening_s + 2 * _REFERENCE_S,
+        capacity_s=0.0 if plan.arrivals is None else opening_s + _CAPACITY_S,
+        bundle_s=0.0 if plan.out is None else slowest_s,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +96,7 @@ def compared_with(candidate: Candidate, forms: Mapping[Form, bool], *, left_s: f
     Args:
         candidate: The answer.
         forms: Those that were looked at, and whether they were admitted.
-        left_s: Of the budget; compiling takes tens of seconds.
+        left_s: Of the budget, for this; compiling takes tens of seconds.
     """
     found: list[Candidate | Gain] = []
     for name in BESIDE:
@@ -56,7 +104,7 @@ def compared_with(candidate: Candidate, forms: Mapping[Form, bool], *, left_s: f
         problem = "" if here.available else here.reason or "not available here"
         if known is False:
             problem = "it was not admitted"
-        elif known is None and not registry.adapter(name).in_all and left_s < _COMPILING_S:
+        elif not registry.adapter(name).in_all and left_s < (COMPILING_S if known is None else _GAIN_S):
             problem = "the time was over before it could be compiled"
         if problem:
             found.append(Gain(runtime=name, ratio=None, reason=problem))

@@ -10,13 +10,14 @@ from resnet_onnx.optimization import answer as words
 from resnet_onnx.optimization.admission import Admission, Verdict, batches_of
 from resnet_onnx.optimization.candidate import Form
 from resnet_onnx.optimization.candidates import candidates
-from resnet_onnx.optimization.concluding import Found, answered, document_of
+from resnet_onnx.optimization.concluding import Found, answered, document_of, kept_for_conclusion
 from resnet_onnx.optimization.confirmation import (
     CONFIRMATION_SHARE,
     ConfirmationPlan,
     confirm,
     nearest,
 )
+from resnet_onnx.optimization.figures import COMPILING_S
 from resnet_onnx.optimization.limits import Limits
 from resnet_onnx.optimization.objective import Objective
 from resnet_onnx.optimization.original import Original
@@ -36,8 +37,11 @@ from runtimes import registry
 
 Progress = Callable[[str], None]
 
-_ADMISSION_SHARE = 0.5
-"""Of the budget, after which no further form is admitted where one was."""
+_ADMISSION_SHARE = 0.6
+"""Of the time before the conclusion, after which no further form is admitted where one was."""
+
+_LEAST_RACE_SHARE = 1 / 3
+"""Of what admission left, for race and confirmation, however long the conclusion is expected to take."""
 
 
 def plan_search(model: Model, plan: OptimizePlan, *, progress: Progress = lambda _: None) -> OptimizeDryRun:
@@ -116,13 +120,26 @@ def _admitted(search: Search, admission: Admission) -> list[Verdict]:
     forms.sort(key=lambda form: not registry.adapter(form.runtime).in_all)
     found: list[Verdict] = []
     for number, form in enumerate(forms, 1):
-        late = search.journal.now() > _ADMISSION_SHARE * search.plan.time_budget_s
+        until_s = _ADMISSION_SHARE * (search.plan.time_budget_s - kept_for_conclusion(search, found).total_s)
+        late = search.journal.now() + _expected_s(search, form, found) > until_s
         if late and any(each.form.admitted for each in found):
             search.late = tuple(forms[number - 1 :])
             break
         search.say(f"admitting {form}, {number} of {len(forms)}")
         found.append(search.journal.once(f"admission of {form}", lambda form=form: admission.admit(form), Verdict))  # type: ignore[misc]
     return found
+
+
+def _expected_s(search: Search, form: Form, before: Sequence[Verdict]) -> float:
+    """Returns how long the admission of a form may take, by those before it; its conversion as the longest."""
+    longest_s = max((each.proving_s for each in before), default=0.0)
+    if not registry.adapter(form.runtime).in_all:
+        return max(COMPILING_S, 2 * longest_s)
+    converted = form.precision != search.model.precision
+    if converted and form.precision not in {each.form.precision for each in before}:
+        return 2 * longest_s + max(each.converting_s for each in before) if before else 0.0
+    alike = [each.proving_s for each in before if (each.form.precision != search.model.precision) == converted]
+    return alike[-1] if alike else 2 * longest_s
 
 
 def _raced(search: Search, admission: Admission, admitted: Sequence[Verdict]) -> Optimize:
@@ -141,7 +158,9 @@ def _raced(search: Search, admission: Admission, admitted: Sequence[Verdict]) ->
         for each in admitted
         if each.form.proof != "parity"
     }
-    end_s = plan.time_budget_s - search.figures_s
+    now_s = search.journal.now()
+    end_s = plan.time_budget_s - kept_for_conclusion(search, admitted).total_s
+    end_s = max(end_s, now_s + _LEAST_RACE_SHARE * (plan.time_budget_s - now_s))
     with RealTrack(
         admission=admission, sqnr_db=sqnr, scope=search.scope, feed_factory=search.feed_factory, watch=search.watch
     ) as track:
@@ -150,7 +169,7 @@ def _raced(search: Search, admission: Admission, admitted: Sequence[Verdict]) ->
                 candidates=candidates(forms, plan, search.batches, search.costs),
                 objective=Objective(goal=plan.goal, runtimes=_simplest_first()),
                 limits=limits,
-                until_s=max(search.journal.now(), (1 - CONFIRMATION_SHARE) * end_s),
+                until_s=now_s + (1 - CONFIRMATION_SHARE) * max(0.0, end_s - now_s),
                 seed=plan.seed,
             ),
             track,
