@@ -76,6 +76,15 @@ class TestWhatIsInIt:
         assert (written / "README.md").read_text().startswith("# cifar-resnet20, fp32, on ort-cpu")
         assert "<svg" in (written / "report.html").read_text()
 
+    @pytest.mark.parametrize(("named", "expected"), [(None, "cc-by-nc-4.0"), ("MIT", "MIT")])
+    def test_it_states_the_license_that_the_weights_source_states(
+        self, named: str | None, expected: str, model: Model, tmp_path: Path
+    ) -> None:
+        assert model.network is not None
+        network = replace(model.network, weights_license="cc-by-nc-4.0")
+        bundles.write(replace(model, network=network), tmp_path / "out", license=named)
+        assert bundles.about(tmp_path / "out")["model"]["license"] == expected
+
     def test_requirements_pin_what_was_measured(self, written: Path) -> None:
         pinned = (written / "requirements.txt").read_text().splitlines()
         assert f"numpy=={np.__version__}" in pinned

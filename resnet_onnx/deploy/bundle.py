@@ -57,7 +57,7 @@ class BundleContents:
         results: Further documents kept under ``proof/``, by file name (``optimize.json``).
         pictures: The proof's: ``samples``, or ``data`` for the first of `data`, or ``none`` for tensors alone.
         data: Pictures of the user's, where `pictures` is ``data``.
-        license: Of the weights; None where it is not known.
+        license: Of the weights; None takes the one that their source states, where it does.
         report: Writes ``report.html``; None writes the one that ``report`` makes of the documents.
         notes: What the user should know.
     """
@@ -87,6 +87,12 @@ class BundleContents:
             raise UsageError(f"proof pictures are samples, data or none, not '{self.pictures}'")
         if self.pictures == "data" and self.data is None:
             raise UsageError("--proof-pictures data needs pictures", fix="name them: --data D")
+
+    @property
+    def known_license(self) -> str | None:
+        """The license of the weights: as the user names it, or as the source of the original's weights states it."""
+        network = self.original.network
+        return self.license or (None if network is None else network.weights_license)
 
 
 MANIFEST, SEAL = "bundle.json", "bundle.sha256"
@@ -261,7 +267,7 @@ def _about_model(contents: BundleContents, placed: ModelFiles) -> BundledModel:
         output=_tensor(scores, placed.place_of(scores.name)),
         weights=network.weights_source if network is not None else None,
         weights_sha256=network.weights_sha256 if network is not None else None,
-        license=contents.license,
+        license=contents.known_license,
     )
 
 
@@ -325,7 +331,7 @@ def _notes(contents: BundleContents) -> list[str]:
         )
     if contents.model.trained is False:
         notes.append("the weights are random: good for speed and parity, not for predictions")
-    elif contents.license is None:
+    elif contents.known_license is None:
         notes.append("the licence of the weights is not known")
     return notes
 

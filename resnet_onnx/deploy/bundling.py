@@ -86,7 +86,7 @@ def bundle(model: Model, plan: BundlePlan, out: Path, *, progress: Progress = la
             accuracy=_body(results, Evaluate),
             pictures=plan.proof_pictures,
             data=plan.data,
-            license=plan.license or (None if model.network is None else model.network.weights_license),
+            license=plan.license,
         )
         return write_bundle(contents, out, progress=progress)
 
