@@ -18,7 +18,7 @@ from resnet_onnx.cli.main import main
 from resnet_onnx.data.samples import photo_files
 from resnet_onnx.deploy import bundle as writing
 from resnet_onnx.deploy.reference import reference_file
-from resnet_onnx.results.bundle import Bundle, Proof
+from resnet_onnx.results.bundle import Bundle, Figures, Proof
 from resnet_onnx.workflow import ConversionConfig, Model, Request, convert, feeds_of, onnx_path, predict_on, resolve
 from runtimes import onnx_gate
 from runtimes.errors import CheckFailed, FileProblem, UsageError
@@ -84,6 +84,12 @@ class TestWhatIsInIt:
         network = replace(model.network, weights_license="cc-by-nc-4.0")
         bundles.write(replace(model, network=network), tmp_path / "out", license=named)
         assert bundles.about(tmp_path / "out")["model"]["license"] == expected
+
+    def test_without_a_ratio_to_the_reference_it_says_that_it_promises_no_speed(
+        self, model: Model, tmp_path: Path
+    ) -> None:
+        found = bundles.write(model, tmp_path / "out", figures=Figures(images_per_second=100.0))
+        assert [note for note in found.notes if note.startswith("speed is not promised")]
 
     def test_requirements_pin_what_was_measured(self, written: Path) -> None:
         pinned = (written / "requirements.txt").read_text().splitlines()

@@ -329,6 +329,10 @@ def _notes(contents: BundleContents) -> list[str]:
         notes.append(
             f"the proof's pictures are from {Path(cast(str, contents.data)).name}: who gets the bundle gets them"
         )
+    if contents.figures.over_reference is None:
+        notes.append(
+            "speed is not promised: it was not measured in turns with the reference, and verify can't compare it"
+        )
     if contents.model.trained is False:
         notes.append("the weights are random: good for speed and parity, not for predictions")
     elif contents.known_license is None:
