@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.bad_models import model, node, sound, value
+from support.bad_models import assert_one_error, model, node, sound, value
 
 from resnet_onnx.cli.main import main
 from resnet_onnx.models.build import build
@@ -415,10 +415,7 @@ def test_a_mistake_in_a_real_process(line: str) -> None:
     command = [sys.executable, "-m", "resnet_onnx", *shlex.split(line)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    told = done.stderr.splitlines()
-    (place,) = (index for index, text in enumerate(told) if text.startswith("error: "))
-    assert all(text.endswith(" …") for text in told[:place]), done.stderr  # stages that had begun
-    assert all(text.startswith("  ") for text in told[place + 1 :]), done.stderr
+    assert_one_error(done.stderr)
 
 
 # ---- weights are never code ------------------------------------------------------------------------------------------

@@ -867,7 +867,9 @@ def test_peaks_are_measured_once_and_again_when_stale(monkeypatch: pytest.Monkey
 def test_a_row_goes_on_until_it_has_the_percentile(samples: int, done: bool) -> None:
     plan = BenchPlan(duration_s=1, percentile=99)
     target = Target(runtime="ort-cpu", source=ModelSource(path=Path("net.onnx")))
-    part = Slice(times_ns=np.full(samples, 10**8), runs_per_s=10, spent_s=samples / 10)
+    part = Slice(
+        times_ns=np.full(samples, 10**8), runs_per_s=10, spent_s=samples / 10, disturbance=Disturbance(wall_s=1.0)
+    )
     row = Row(target=target, batch=1, streams=1, scope="device", slices=[part])
     assert row.is_done(plan) == done
     assert (row.slice_seconds(plan) > 0) == (not done)

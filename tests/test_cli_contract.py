@@ -20,7 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 from support import precision_models
-from support.bad_models import sound
+from support.bad_models import assert_one_error, sound
 from support.quantised_models import quantised
 from support.saved_results import SCHEMA_1
 
@@ -236,7 +236,7 @@ def test_a_library_that_prints_in_the_middle_of_a_command(monkeypatch: pytest.Mo
     monkeypatch.setattr(catalog, "names", noisy)
     assert main(["models", "--json"]) == 0
     out, err = capfd.readouterr()
-    assert err == ""
+    assert "noise" not in err
     assert len(one_document(out)["models"]) == len(original())  # type: ignore[arg-type]
     assert main(["models", "--json", "--verbose"]) == 0
     out, err = capfd.readouterr()
@@ -543,7 +543,7 @@ def test_closed_streams() -> None:
     assert shell("resnet-onnx models nosuch >&- 2>&- <&-").returncode == 2
     done = shell("resnet-onnx models nosuch --json >&-")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: no network is named 'nosuch'")
+    assert "error: no network is named 'nosuch'" in assert_one_error(done.stderr)
 
 
 def test_any_locale(foreign: Path, picture: Path) -> None:

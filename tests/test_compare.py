@@ -338,7 +338,7 @@ def test_a_missing_file_a_folder_bytes_and_a_pipe_are_one_error(
         ("none.json", "no such file"),
         (".", "expected two of a kind"),
         ("bytes.json", "not text in UTF-8"),
-        ("pipe", "or pipe"),
+        ("pipe", "a pipe"),
     ):
         code, out, err = run(capfd, base, str(tmp_path / name))
         assert (code, out) == (2, "")

@@ -99,8 +99,8 @@ def test_two_processes_train_as_one_does_that_computes_batch_norm_by_halves(
     (tmp_path / "together.py").write_text(TOGETHER)
     build = trainer.build
 
-    def by_halves(config: Any) -> nn.Module:
-        module: nn.Module = build(config)
+    def by_halves(config: Any, **options: Any) -> nn.Module:
+        module: nn.Module = build(config, **options)
         for part in module.modules():
             if type(part) is nn.BatchNorm2d:
                 part.__class__ = ByHalves

@@ -604,7 +604,7 @@ class Dropping(torch.nn.Module):
 def test_ctrl_c_leaves_a_usable_state_and_dropout_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "build", lambda _: Dropping())
+    monkeypatch.setattr(trainer, "build", lambda _, **_options: Dropping())
 
     def interrupt(progress: Progress) -> None:
         if (progress.epoch, progress.step) == (2, 2):
@@ -717,7 +717,7 @@ class Overflowing(Dropping):
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "build", lambda _: Overflowing())
+    monkeypatch.setattr(trainer, "build", lambda _, **_options: Overflowing())
     with pytest.raises(CheckFailed, match="a weight is no longer finite in epoch 3"):
         small_run(tmp_path / "run", SMALL.override(batch_size=14))
     assert read_checkpoint(tmp_path / "run" / "last").epoch == 2

@@ -282,7 +282,11 @@ def test_ctrl_c_ends_the_command_in_time_with_130_and_the_last_checkpoint_kept(t
     assert os.waitstatus_to_exitcode(status) == 130
     # The promise of 10 s, in CPU time: on a loaded machine the process waits for its turn.
     assert used.ru_utime + used.ru_stime - before.user - before.system < 10
-    assert log.read_text().endswith("error: interrupted; what was complete is kept\n")
+    told = log.read_text().splitlines()
+    assert told[-2:] == [
+        "error: interrupted; what was complete is kept",
+        "  go on from it: the same command with --resume",
+    ]
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     kept = read_checkpoint(out / "last")
     assert (kept.epoch >= 1, kept.resumable) == (True, True)

@@ -357,3 +357,12 @@ BAD: dict[str, tuple[Writer, str]] = {
         "",
     ),
 }  # fmt: skip
+
+
+def assert_one_error(errors: str) -> str:
+    """Returns the line of the one error in standard error; stages that had begun stand before it, advice behind."""
+    told = errors.splitlines()
+    (place,) = (index for index, text in enumerate(told) if text.startswith("error: "))
+    assert all(text.endswith(" …") for text in told[:place]), errors
+    assert all(text.startswith("  ") for text in told[place + 1 :]), errors
+    return told[place]
