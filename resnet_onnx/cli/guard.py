@@ -74,9 +74,16 @@ def work_in_child(terminal: Terminal) -> None:
 
 
 def _interrupted_once(number: int, frame: FrameType | None) -> None:
-    """Raises ``KeyboardInterrupt``; the same Ctrl-C that arrives again would end Python while it takes itself apart."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Raises ``KeyboardInterrupt``, once: the same Ctrl-C comes from the terminal and from the parent.
+
+    A mask would be of this thread alone, and the system hands a signal to any thread that takes it.
+    """
+    signal.signal(signal.SIGINT, _not_again)
     raise KeyboardInterrupt
+
+
+def _not_again(number: int, frame: FrameType | None) -> None:
+    """Does nothing. ``SIG_IGN`` would complain of a signal that is on its way."""
 
 
 class _Watch:
@@ -96,16 +103,17 @@ class _Watch:
         """Returns the exit code, after saying what the child could not say itself."""
         _, status = os.waitpid(self._child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if os.WIFEXITED(status):
+        if os.WIFEXITED(status) and (self._interrupted is None or board.read().exit_code is not None):
             return os.WEXITSTATUS(status)
+        if os.WIFEXITED(status):  # a library made something else of the interrupt, or ended the process itself
+            return self._say_interrupted(terminal)
         by = os.WTERMSIG(status)
         end_descendants()
         note = board.read()
         if note.exit_code is not None:
             return note.exit_code
         if self._interrupted is not None or by == signal.SIGINT:
-            terminal.error("interrupted", "interrupted; what was complete is kept", None)
-            return INTERRUPTED
+            return self._say_interrupted(terminal)
         name = signal.Signals(by).name if by in set(signal.Signals) else f"signal {by}"
         if name in _ENDINGS:
             signal.signal(by, signal.SIG_DFL)
@@ -113,6 +121,10 @@ class _Watch:
         told = death(note, by, name)
         terminal.error(told.kind, told.message, told.fix)
         return told.exit_code
+
+    def _say_interrupted(self, terminal: Terminal) -> int:
+        terminal.error("interrupted", "interrupted; what was complete is kept", None)
+        return INTERRUPTED
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
