@@ -103,10 +103,11 @@ class _Watch:
         """Returns the exit code, after saying what the child could not say itself."""
         _, status = os.waitpid(self._child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if os.WIFEXITED(status) and (self._interrupted is None or board.read().exit_code is not None):
-            return os.WEXITSTATUS(status)
-        if os.WIFEXITED(status):  # a library made something else of the interrupt, or ended the process itself
-            return self._say_interrupted(terminal)
+        if os.WIFEXITED(status):
+            code = os.WEXITSTATUS(status)
+            if self._interrupted is None or code == INTERRUPTED or board.read().exit_code is not None:
+                return code
+            return self._say_interrupted(terminal)  # a library ended the process over the interrupt
         by = os.WTERMSIG(status)
         end_descendants()
         note = board.read()
