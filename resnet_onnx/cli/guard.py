@@ -76,8 +76,10 @@ def work_in_child(terminal: Terminal) -> None:
 def _interrupted_once(number: int, frame: FrameType | None) -> None:
     """Raises ``KeyboardInterrupt``, once: the same Ctrl-C comes from the terminal and from the parent.
 
-    A mask would be of this thread alone, and the system hands a signal to any thread that takes it.
+    The mask is of this thread alone, and the system hands a signal to any thread that takes it; the handler is gone
+    when Python takes itself apart.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGINT, _not_again)
     raise KeyboardInterrupt
 
