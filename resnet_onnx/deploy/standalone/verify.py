@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -33,6 +34,8 @@ TURN_S = 0.01
 """Least time of a turn."""
 WITHIN = 0.02
 """Half width of the interval of the ratio at which the measurement ends."""
+WARM_S = 5.0
+"""Most time of a warm-up."""
 PATIENCE_S = 60.0
 """How much longer a measurement takes at most that waits for the runs of a p99."""
 P99_RUNS = 299
@@ -288,11 +291,13 @@ class Verification:
         low, high = median_interval(logs)
         measured = math.exp(statistics.median(logs))
         ratio, ends = measured / promised, (math.exp(low) / promised, math.exp(high) / promised)
+        # What was promised was measured too, and its lower end is kept as well as its middle.
+        least = (1 - WITHIN) * min(1.0, (self.about["figures"].get("over_reference_ci95") or [promised])[0] / promised)
         p99 = 1e3 * float(np.percentile(times, 99)) if len(times) >= P99_RUNS else None
         self.speed.update(measured=measured, ratio=ratio, ratio_ci95=ends, images_per_second=1 / run_s,
                           latency_ms={"p50": 1e3 * statistics.median(times), "p99": p99})  # fmt: skip
         said = f"{measured:.2f} × the reference, promised {promised:.2f}"
-        if ends[1] < 1 - WITHIN:
+        if ends[1] < least:
             why = f": this machine has {' and '.join(self.machine_differs)}" if self.machine_differs else ""
             said = f"{1 - ratio:.0%} below the promise{why} ({said})"
         problems = []
@@ -302,14 +307,15 @@ class Verification:
             problems.append(f"p99 {'unknown' if p99 is None else f'{p99:.1f} ms'}, {asked.p99:g} ms was asked")
         if problems:
             return "fail", f"{'; '.join(problems)}; {said}"
-        return ("note" if ends[1] < 1 - WITHIN else "pass"), said
+        return ("note" if ends[1] < least else "pass"), said
 
 
 def measure(folder: Path, seconds: float, *, trust: bool, fewest: int) -> tuple[list[float], list[float], float]:
     """Runs bundle and reference in turns, each in its process; returns ratios, times of runs, seconds a picture."""
     coin, ratios, times, pictures = random.Random(0), [], [], []
     with Turns(folder, "bundle", trust) as bundle, Turns(folder, "reference", trust) as reference:
-        end = time.monotonic() + seconds
+        begin = time.monotonic()
+        end = begin + seconds
         while True:
             spent: dict[str, list[float]] = {"A": [], "B": []}
             for who in coin.choice(("ABBA", "BAAB")):
@@ -322,7 +328,9 @@ def measure(folder: Path, seconds: float, *, trust: bool, fewest: int) -> tuple[
             late = (time.monotonic() > end and len(times) >= fewest) or time.monotonic() > end + PATIENCE_S
             if len(ratios) >= 8 and len(times) >= fewest:
                 low, high = median_interval([math.log(ratio) for ratio in ratios])
-                late = late or (len(ratios) >= 20 and high - low <= 2 * WITHIN)
+                # What disturbs a machine lasts for seconds: an interval of less time is narrow, and beside the truth.
+                long_enough = len(ratios) >= 20 and time.monotonic() >= begin + seconds / 2
+                late = late or (long_enough and high - low <= 2 * WITHIN)
             if late:
                 return ratios, times, statistics.median(pictures)
 
@@ -392,8 +400,8 @@ def take_turns(folder: Path, side: str) -> None:
         feed = np.ascontiguousarray(np.resize(feed, (batch, *feed.shape[1:])))
     engine = Engine(str(folder / model["file"]), settings, model)
     runner = Runner(engine, feed, settings["streams"])
-    for _ in range(3):
-        run_s, _ = runner.turn(0.3, discard=1)
+    run_s = runner.warm_up()
+    gc.disable()  # as bench does while it measures
     print(json.dumps({"run_s": run_s}), flush=True)
     for _ in sys.stdin:
         run_s, times = runner.turn(max(0.0, TURN_S - run_s), discard=1 if run_s < TURN_S else 0)
@@ -408,6 +416,15 @@ class Runner:
 
         self._engine, self._feed, self._streams = engine, feed, streams
         self._pools = [ThreadPoolExecutor(1) for _ in range(streams)]
+
+    def warm_up(self) -> float:
+        """Runs until the times stop falling, or a while; returns the median time of a run, as bench warms up."""
+        end, before = time.perf_counter() + WARM_S, math.inf
+        while True:
+            now = statistics.median(self.turn(0.3, discard=1)[1])
+            if abs(now - before) <= 0.05 * before or time.perf_counter() >= end:
+                return now
+            before = now
 
     def turn(self, seconds: float, *, discard: int) -> tuple[float, list[float]]:
         """Runs for about so long; returns seconds from one completed run to the next, and the times of runs."""
