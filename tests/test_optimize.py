@@ -37,7 +37,8 @@ from resnet_onnx.optimization.plan import OptimizePlan
 from resnet_onnx.optimization.race import RaceOutcome, Standing
 from resnet_onnx.optimization.track import RealTrack
 from resnet_onnx.report import search
-from resnet_onnx.results.optimize import Answer, Gain, Optimize, RunLatency
+from resnet_onnx.results.bundle import Latency
+from resnet_onnx.results.optimize import Answer, Gain, Optimize
 from resnet_onnx.results.writing import encode
 from resnet_onnx.workflow import Model, Request
 from runtimes.errors import UsageError
@@ -396,7 +397,7 @@ def test_rows_have_the_state_that_became_of_them_and_about_what_speed() -> None:
     assert rows[1].reason == "not confirmed: drop 0.400 points (-0.100 – 0.900), the limit is 0.5 points"
     answer = Answer(
         sentence="", runtime="openvino", precision="fp32", batch=16, streams=1, threads=2, images_per_second=400.0,
-        images_per_second_ci95=(396.0, 404.0), latency_ms=RunLatency(p50=40.0, p99=44.0), top1_drop=0.0,
+        images_per_second_ci95=(396.0, 404.0), latency_ms=Latency(p50=40.0, p99=44.0), top1_drop=0.0,
         top1_drop_ci95=(0.0, 0.0), over_reference=8.0, gains=[Gain(runtime="torch", ratio=2.04)], ceiling_fraction=0.71,
     )  # fmt: skip
     speeds = [row.images_per_second for row in words.with_speeds(rows, answer)]

@@ -139,10 +139,7 @@ def command(
               "freeze": freeze or None, "sync_batch_norm": sync_batch_norm or None}  # fmt: skip
 
     def make_plan() -> tuple[TrainingPlan, list[str]]:
-        if batch is not None and batch_per_process is not None:
-            raise UsageError(
-                "--batch is the whole batch and --batch-per-process a part of it; both were given", fix="give one"
-            )
+        _check_batches(batch, batch_per_process)
         if plot is not None:
             curves.check_format(plot)
         if tensorboard:
@@ -181,6 +178,13 @@ def command(
     document = _document(result, plan, spec, plot, processes=group.world_size)
     _print(terminal, document)
     terminal.emit(document)
+
+
+def _check_batches(whole: int | None, part: int | None) -> None:
+    if whole is not None and part is not None:
+        raise UsageError(
+            "--batch is the whole batch and --batch-per-process a part of it; both were given", fix="give one"
+        )
 
 
 def _folder(entry: CatalogEntry, spec: str) -> Path:

@@ -126,12 +126,11 @@ def write_proof(
     with_files: bool,
 ) -> Proof:
     """Writes pictures, tensors, gold and budget into a folder, and returns what ``proof.json`` says."""
-    (folder / "pictures").mkdir(parents=True)
+    folder.mkdir()
     if with_files:
+        (folder / "pictures").mkdir()
         for name, content in pictures.files:
             (folder / "pictures" / name).write_bytes(content)
-    else:
-        (folder / "pictures").rmdir()
     values = byte_values(model_input, preprocessing)
     levels = np.ascontiguousarray(pictures.prepared.transpose(0, 3, 1, 2))
     np.savez_compressed(folder / "tensors.npz", levels=levels, values=values)

@@ -94,7 +94,7 @@ def write_report_page(folder: Path, manifest: Bundle, documents: Sequence[Saved[
             f"{manifest.runtime}, batch {settings.batch}, streams {settings.streams}, threads {settings.threads}",
         ),
         ("over the reference", "–" if figures.over_reference is None else f"{figures.over_reference:.2f} ×"),
-        ("p50, p99", "–" if latency is None else f"{latency.p50:.2f} ms, {latency.p99 or float('nan'):.2f} ms"),
+        ("p50, p99", "–" if latency is None else f"{latency.p50:.2f} ms, {_milliseconds(latency.p99)}"),
         ("library", ", ".join(f"{name} {version}" for name, version in manifest.packages.items())),
     ]
     write_report(
@@ -103,6 +103,10 @@ def write_report_page(folder: Path, manifest: Bundle, documents: Sequence[Saved[
         title=f"{manifest.model.name} {manifest.precision} on {manifest.runtime}: a bundle",
         sections=[Section(heading="How fast is it?", text=speed_sentence(figures), facts=facts, notes=manifest.notes)],
     )
+
+
+def _milliseconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} ms"
 
 
 def _safe(text: str) -> str:

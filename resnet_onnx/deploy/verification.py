@@ -123,7 +123,7 @@ def _read(path: Path, form: type[DocumentT]) -> DocumentT:
             raise BadData(f"{path}: not a regular file, expected the {name} of a bundle")
         if found.st_size > _LARGEST_TEXT:
             raise BadData(f"{path}: {found.st_size / 2**20:.0f} MiB, expected a {name} of at most 64 MiB")
-        content = path.read_bytes()
+        content = files.read_bounded(path, _LARGEST_TEXT)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BadData(
             f"{path.parent if name == MANIFEST else path}: not a bundle, there is no {name}",

@@ -28,12 +28,11 @@ from resnet_onnx.optimization.figures import (
 from resnet_onnx.optimization.race import RaceOutcome
 from resnet_onnx.optimization.search import Search
 from resnet_onnx.optimization.track import RealTrack
-from resnet_onnx.results.bundle import Figures, Limit, LimitVerdict
+from resnet_onnx.results.bundle import Figures, Latency, Limit, LimitVerdict
 from resnet_onnx.results.optimize import (
     Answer,
     Gain,
     Optimize,
-    RunLatency,
 )
 from runtimes import onnx_gate
 from runtimes.errors import RuntimeUnavailable, UsageError
@@ -178,7 +177,7 @@ def _answer(
         images_per_second_ci95=attempt.images_per_second_ends,
         over_reference=figures.over_reference,
         over_reference_ci95=figures.over_reference_ci95,
-        latency_ms=RunLatency(p50=1e3 * attempt.p50_s, p99=None if attempt.p99_s is None else 1e3 * attempt.p99_s),
+        latency_ms=Latency(p50=1e3 * attempt.p50_s, p99=None if attempt.p99_s is None else 1e3 * attempt.p99_s),
         top1_drop=None if drop is None or drop.value is None else 100 * drop.value,
         top1_drop_ci95=None if low is None or high is None else (100 * low, 100 * high),
         agreement=form.agreement,

@@ -25,7 +25,7 @@ from resnet_onnx.reproduction.forecast import Forecast
 from resnet_onnx.reproduction.predictions import Predictions, Predictor
 from resnet_onnx.reproduction.shortcut import measure_cost
 from resnet_onnx.reproduction.significance import error_interval, paired_difference
-from resnet_onnx.results.reproduce import Degradation, DegradationRow, DepthComparison, ShortcutCost
+from resnet_onnx.results.reproduce import Degradation, DegradationRow, DepthComparison, ShortcutCost, Shortcuts
 from resnet_onnx.training.checkpoint import LAST
 from resnet_onnx.training.plan import Progress, TrainingPlan, TrainingResult
 from resnet_onnx.training.recipes import Recipe
@@ -176,13 +176,81 @@ def run(
         CheckFailed: A training diverged.
         FileProblem: The folder can't be written.
     """
+    figure, table = plan.out / FIGURE, plan.out / NUMBERS
+    trained = train_variants(
+        plan,
+        table,
+        log=log,
+        progress=progress,
+        status=status,
+        drawn=lambda curves: draw(curves, figure, title=plan.title),
+    )
+    predictions = {
+        (variant.depth, variant.kind): found for variant, found in zip(plan.variants, trained.predictions, strict=True)
+    }
+    comparisons = _compare(plan.depths, predictions)
+    costs = _measure_cost(plan, status) if plan.runtimes else []
+    reproduced, verdict = conclude(comparisons)
+    result = Degradation(
+        data=plan.spec,
+        rows=trained.rows(plan),
+        verdict=verdict,
+        reproduced=reproduced,
+        comparisons=comparisons,
+        shortcut_cost=costs,
+        plot=str(figure),
+        csv=str(table),
+        recipe=trained.recipe.to_json(),
+        seed=plan.seed,
+        training_seconds=trained.seconds,
+    )
+    write_record(plan.out / RESULT, result)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedVariants:
+    """The networks of an experiment, in the order of its plan.
+
+    Attributes:
+        recipe: As the last one was trained.
+        predictions: Of each, on its training pictures and on the test pictures.
+    """
+
+    recipe: Recipe
+    curves: Sequence[Curve]
+    predictions: Sequence[tuple[Predictions, Predictions]]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all trainings."""
+        return sum(map(training_seconds, self.curves))
+
+    def rows(self, plan: DegradationPlan) -> list[DegradationRow]:
+        """Returns them as a document's rows."""
+        return [
+            variant_result(variant, curve, found, plan.out)
+            for variant, curve, found in zip(plan.variants, self.curves, self.predictions, strict=True)
+        ]
+
+
+def train_variants(
+    plan: DegradationPlan,
+    numbers: Path,
+    *,
+    log: Log,
+    progress: Callable[[str, Progress], None],
+    status: Log,
+    drawn: Callable[[Sequence[Curve]], None] = lambda _: None,
+) -> TrainedVariants:
+    """Trains the networks that are not trained yet, and lets each predict; errors are those of ``run``.
+
+    `numbers`, the CSV file of all epochs, is written again after every network, and `drawn` is called.
+    """
     from resnet_onnx.training.device import limited_threads
 
-    figure, table = plan.out / FIGURE, plan.out / NUMBERS
     forecast = Forecast(entries=[variant.entry for variant in plan.variants], epochs=plan.epochs)
-    recipe = plan.recipe
-    curves: list[Curve] = []
-    predictions: dict[tuple[int, str], tuple[Predictions, Predictions]] = {}
+    recipe, curves, predictions = plan.recipe, list[Curve](), list[tuple[Predictions, Predictions]]()
     sets, preprocessing = {"train": plan.data.train, "test": plan.test}, plan.variants[0].entry.preprocessing
     predictor = Predictor(sets, preprocessing, device=plan.device, workers=plan.workers)
     with contextlib.closing(predictor), limited_threads(plan.threads):
@@ -192,32 +260,17 @@ def run(
             trained = train_variant(plan, variant, predictor, forecast, log, progress)
             recipe = trained.recipe
             curves.append(Curve(model=name, kind=variant.kind, depth=variant.depth, epochs=trained.epochs))
-            write_csv(curves, table)
-            draw(curves, figure, title=plan.title)
+            write_csv(curves, numbers)
+            drawn(curves)
             status(f"evaluating {name} on its training pictures, without augmentation")
-            predictions[variant.depth, variant.kind] = predictor.of_checkpoint(trained.last)
-    comparisons = _compare(plan.depths, predictions)
-    costs = _measure_cost(plan, status) if plan.runtimes else []
-    reproduced, verdict = conclude(comparisons)
-    result = Degradation(
-        data=plan.spec,
-        rows=[
-            variant_result(variant, curve, predictions[variant.depth, variant.kind], plan.out)
-            for variant, curve in zip(plan.variants, curves, strict=True)
-        ],
-        verdict=verdict,
-        reproduced=reproduced,
-        comparisons=comparisons,
-        shortcut_cost=costs,
-        plot=str(figure),
-        csv=str(table),
-        recipe=recipe.to_json(),
-        seed=plan.seed,
-        training_seconds=sum(map(training_seconds, curves)),
-    )
+            predictions.append(predictor.of_checkpoint(trained.last))
+    return TrainedVariants(recipe=recipe, curves=curves, predictions=predictions)
+
+
+def write_record(path: Path, result: Degradation | Shortcuts) -> None:
+    """Writes what an experiment found beside its checkpoints; its name and data are those of the folder."""
     values = dataclasses.asdict(result)
-    files.write_json(plan.out / RESULT, {name: values[name] for name in values if name not in ("experiment", "data")})
-    return result
+    files.write_json(path, {name: values[name] for name in values if name not in ("experiment", "data")})
 
 
 def sentence(found: DepthComparison) -> str:

@@ -7,8 +7,6 @@ that they take to show that projections are not essential. Here the networks are
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,22 +14,17 @@ from dataclasses import replace
 from resnet_onnx import workflow
 from resnet_onnx.models.catalog import with_shortcut
 from resnet_onnx.models.configs import SHORTCUT_OPTIONS
-from resnet_onnx.reproduction.curves import Curve, write_csv
 from resnet_onnx.reproduction.degradation import (
     DegradationPlan,
     Log,
     Variant,
-    train_variant,
-    training_seconds,
-    variant_result,
+    train_variants,
+    write_record,
 )
-from resnet_onnx.reproduction.forecast import Forecast
-from resnet_onnx.reproduction.predictions import Predictions, Predictor
+from resnet_onnx.reproduction.predictions import Predictions
 from resnet_onnx.reproduction.significance import paired_difference
 from resnet_onnx.results.reproduce import ShortcutComparison, Shortcuts
-from resnet_onnx.training.checkpoint import LAST
 from resnet_onnx.training.plan import Progress
-from runtimes import files
 from runtimes.errors import UsageError
 
 NUMBERS, RESULT = "shortcuts.csv", "shortcuts.json"
@@ -70,39 +63,20 @@ def run(
 
     Arguments and errors are those of ``degradation.run``.
     """
-    from resnet_onnx.training.device import limited_threads
-
-    forecast = Forecast(entries=[variant.entry for variant in plan.variants], epochs=plan.epochs)
-    recipe, curves = plan.recipe, []
-    predictions: dict[str, tuple[Predictions, Predictions]] = {}
-    sets, preprocessing = {"train": plan.data.train, "test": plan.test}, plan.variants[0].entry.preprocessing
-    predictor = Predictor(sets, preprocessing, device=plan.device, workers=plan.workers)
-    with contextlib.closing(predictor), limited_threads(plan.threads):
-        for number, variant in enumerate(plan.variants, 1):
-            name = variant.entry.name
-            log(f"{number} of {len(plan.variants)}: {name}")
-            trained = train_variant(plan, variant, predictor, forecast, log, progress)
-            recipe = trained.recipe
-            curves.append(Curve(model=name, kind=variant.kind, depth=variant.depth, epochs=trained.epochs))
-            write_csv(curves, plan.out / NUMBERS)
-            status(f"evaluating {name} on its training pictures, without augmentation")
-            predictions[variant.kind] = predictor.of_checkpoint(plan.out / name / LAST)
+    trained = train_variants(plan, plan.out / NUMBERS, log=log, progress=progress, status=status)
+    predictions = {variant.kind: found for variant, found in zip(plan.variants, trained.predictions, strict=True)}
     comparisons = _compare(predictions, plan.variants[0].depth)
     result = Shortcuts(
         data=plan.spec,
-        rows=[
-            variant_result(variant, curve, predictions[variant.kind], plan.out)
-            for variant, curve in zip(plan.variants, curves, strict=True)
-        ],
+        rows=trained.rows(plan),
         comparisons=comparisons,
         verdict=conclude(comparisons),
         csv=str(plan.out / NUMBERS),
-        recipe=recipe.to_json(),
+        recipe=trained.recipe.to_json(),
         seed=plan.seed,
-        training_seconds=sum(map(training_seconds, curves)),
+        training_seconds=trained.seconds,
     )
-    values = dataclasses.asdict(result)
-    files.write_json(plan.out / RESULT, {name: values[name] for name in values if name not in ("experiment", "data")})
+    write_record(plan.out / RESULT, result)
     return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from resnet_onnx.results.bundle import Limit
+from resnet_onnx.results.bundle import Latency, Limit
 from resnet_onnx.results.document import Amount, Count, Document, Fraction, Positive, Whole, check_ends
 
 State = Literal["refused", "unavailable", "eliminated", "tied", "confirmed", "failed"]
@@ -15,14 +15,6 @@ Timed = Literal["pictures", "device", "end-to-end"]
 """What a run covers: picture files to scores, or what ``bench`` calls so."""
 
 Ends = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLatency:
-    """Milliseconds of one run of the batch, queueing not included; p99 is None below the runs that it needs."""
-
-    p50: Positive
-    p99: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +81,7 @@ class Answer:
     images_per_second_ci95: Ends | None
     over_reference: Positive | None = None
     over_reference_ci95: Ends | None = None
-    latency_ms: RunLatency
+    latency_ms: Latency
     top1_drop: float | None
     top1_drop_ci95: Ends | None
     agreement: Fraction | None = None
