@@ -68,9 +68,9 @@ def demonstrate(out: Path, *, seed: int = 0, tell: Tell = lambda _: None) -> Dem
     speeds = sorted(bench.results, key=lambda row: (row.batch, -row.speed))
     for row in speeds:
         tell(_speed(row))
-    doubts = dict.fromkeys(row.unstable_reason for row in speeds if row.unstable_reason and not row.stable)
-    if doubts:
-        tell(f"     ~ not stable: {'; '.join(doubts)}")
+    for row in speeds:
+        if row.unstable_reason and not row.stable:
+            tell(f"     ~ {row.runtime}, batch {row.batch}: {row.unstable_reason}")
 
     tell("5/6  predicting held-out digits")
     predicted = _predict(model, out / "predictions.png")
